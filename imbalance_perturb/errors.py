@@ -1,0 +1,69 @@
+"""Every error a user can cause: one base class, each leaf also the built-in exception it naturally is.
+
+A message is one line that names the thing (file, argument, option), what was expected, what was found and
+what to do about it. Only the command line prints or exits; the library raises.
+"""
+
+
+class ImbperturbError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class CountsError(ImbperturbError, ValueError):
+    """The class counts cannot be used: malformed, not positive integers, fewer than two classes."""
+
+
+class NothingToCorrectError(CountsError):
+    """The classes are balanced (or the target uniform), so the method has no direction to push in."""
+
+
+class TargetError(ImbperturbError, ValueError):
+    """The target distribution p* cannot be formed or does not fit the classes."""
+
+
+class SettingsError(ImbperturbError, ValueError):
+    """An option or a recipe entry is out of range or contradicts another: a wrong use of the command."""
+
+
+class ModelFileError(ImbperturbError, ValueError):
+    """The model file is missing, truncated, of an unknown format, or does not fit the network."""
+
+
+class UntrustedModelError(ModelFileError):
+    """Loading the model file would run code that it brings along."""
+
+
+class ArchitectureError(ModelFileError):
+    """The network is not known, cannot be recognised, or its tensors do not match the file's."""
+
+
+class ModelOutputError(ImbperturbError, ValueError):
+    """What the model returns cannot be read as one row of logits for each image."""
+
+
+class ModelGradientError(ImbperturbError, RuntimeError):
+    """No usable gradient reaches the model's input, so the input cannot be perturbed."""
+
+
+class ImageError(ImbperturbError, ValueError):
+    """One image file cannot be used; the message is the reason that goes into its row."""
+
+
+class ImageFolderError(ImbperturbError, ValueError):
+    """The images as a whole cannot be used: no such folder, no image in it, a bad list."""
+
+
+class LabelsError(ImbperturbError, ValueError):
+    """The labels are malformed or do not fit the images or the classes."""
+
+
+class OutputFileError(ImbperturbError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class TooManyFailuresError(ImbperturbError, RuntimeError):
+    """More images failed than the caller allowed."""
+
+
+class DeviceError(ImbperturbError, RuntimeError):
+    """The device asked for is not there, or ran out of memory."""

@@ -1,0 +1,35 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from imbalance_perturb import ClassCounts
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with the Skin7 images and checkpoints, which are not part of the project."""
+    folder = Path(os.environ.get("IMBPERTURB_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data" / "skin7" / "labels.csv").is_file():
+        pytest.skip(f"the Skin7 images and checkpoints are not at {folder} (set IMBPERTURB_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def skin7_counts() -> ClassCounts:
+    """The counts of the folds that the Skin7 checkpoints were trained on."""
+    return ClassCounts(
+        ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df"), (4023, 668, 659, 308, 195, 86, 69)
+    )
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
