@@ -92,9 +92,7 @@ class PerturbedClassifier(nn.Module):
     def predict_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Base and corrected logits, each (N, C), of the same images: the first come for free."""
         base, moved = self.perturb_input(x)
-        if not self.active:
-            return base, adjust_logits(base, self.counts, self.tau)
-        return base, self.predict_perturbed(moved)
+        return base, self.predict_perturbed(moved) if self.active else self.adjust(base)
 
     def perturb_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Base logits (N, C) and perturbed input x̃ (N, ...): one gradient pass a step, a plain pass for eps = 0."""
@@ -111,7 +109,11 @@ class PerturbedClassifier(nn.Module):
 
     def predict_perturbed(self, moved: Tensor) -> Tensor:
         """Corrected logits (N, C) of an input that is already perturbed: the final pass and tau."""
-        return adjust_logits(self._plain(moved), self.counts, self.tau)
+        return self.adjust(self._plain(moved))
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """The logits (N, C) with the module's tau applied (see :func:`adjust_logits`)."""
+        return adjust_logits(logits, self.counts, self.tau)
 
     def _plain(self, x: Tensor) -> Tensor:
         # no_grad, not inference_mode: the latter would hand out tensors that a caller cannot use in autograd.

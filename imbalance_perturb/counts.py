@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from imbalance_perturb.errors import CountsError
+from imbalance_perturb.errors import CountsError, ImbperturbError
 
 _FORMS = '{"name": count, ...}, {"classes": [...], "counts": [...]} or a bare list of counts'
 
@@ -107,31 +107,38 @@ def load_class_counts(path: str | Path) -> ClassCounts:
     """
     path = Path(path)
     try:
-        return parse_class_counts(parse_json_file(path))
+        return parse_class_counts(read_json(path, _FORMS, CountsError))
     except CountsError as error:
         raise type(error)(f"{path}: {error}") from None
 
 
-def parse_json_file(path: Path) -> Any:
-    """The content of a JSON file, strictly: UTF-8, no duplicate keys, no NaN or Infinity.
+def read_json(path: Path, expected: str, error_type: type[ImbperturbError]) -> Any:
+    """The content of a JSON file a user wrote, strictly: UTF-8, no duplicate keys, no NaN or Infinity.
 
     Raises:
-        CountsError: with the cause; the caller adds the file's name.
+        ``error_type``: with the cause and what was ``expected``; the caller adds the file's name.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise CountsError(f"cannot be read ({error.strerror}); give a JSON file with the class counts") from None
+        raise error_type(f"cannot be read ({error.strerror}); expected a JSON file with {expected}") from None
     except UnicodeDecodeError:
-        raise CountsError("is not UTF-8 text; expected a JSON file") from None
+        raise error_type(f"is not UTF-8 text; expected a JSON file with {expected}") from None
     if not text.strip():
-        raise CountsError(f"is empty; expected {_FORMS}")
+        raise error_type(f"is empty; expected {expected}")
     try:
         return json.loads(text, object_pairs_hook=_distinct_keys, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise CountsError(f"is not JSON (line {error.lineno}, column {error.colno}: {error.msg}); expected {_FORMS}") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise error_type(f"is not JSON ({where}: {error.msg}); expected {expected}") from None
     except RecursionError:
-        raise CountsError(f"is nested too deeply to be class counts; expected {_FORMS}") from None
+        raise error_type(f"is nested too deeply; expected {expected}") from None
+    except _JsonRefusedError as error:
+        raise error_type(f"{error}; expected {expected}") from None
+
+
+class _JsonRefusedError(Exception):
+    """JSON that Python would read and that loses or hides a value."""
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -139,10 +146,10 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for key, value in pairs:
         if key in data:
-            raise CountsError(f"class name {key!r} stands more than once; names must be distinct")
+            raise _JsonRefusedError(f"{key!r} stands more than once, so one of the two would be lost")
         data[key] = value
     return data
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise CountsError(f"{text} is not a number of images; expected whole numbers")
+    raise _JsonRefusedError(f"{text} is not a number that can be used")

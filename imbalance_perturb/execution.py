@@ -59,9 +59,13 @@ def select_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise DeviceError(f"device {name}: no CUDA GPU is available to this installation of torch; use --device cpu")
+            raise DeviceError(
+                f"device {name}: no CUDA GPU is available to this installation of torch; use --device cpu"
+            )
         if (device.index or 0) >= torch.cuda.device_count():
-            raise DeviceError(f"device {name}: this machine has {torch.cuda.device_count()} GPU(s), counted from cuda:0")
+            raise DeviceError(
+                f"device {name}: this machine has {torch.cuda.device_count()} GPU(s), counted from cuda:0"
+            )
     return device
 
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 #: Suffixes (lower case) of the files in a folder that are taken for images; content decides how they are read.
-IMAGE_SUFFIXES = frozenset(
-    ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
+_SUFFIXES = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -80,7 +79,9 @@ def _iter_files(folder: str | Path, prefix: str, ancestors: tuple[tuple[int, int
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise ImageFolderError(f"{folder}: cannot be searched ({error.strerror}); make it readable or remove it") from None
+        raise ImageFolderError(
+            f"{folder}: cannot be searched ({error.strerror}); make it readable or remove it"
+        ) from None
     for entry in entries:
         # A link back to a folder above would be searched for ever.
         if entry.is_dir():
@@ -104,14 +105,20 @@ def _read_image_column(path: Path) -> list[str]:
                 raise ImageFolderError(f"{path}: has no column 'image' (found: {found}); name it in the first line")
             names = [row["image"] or "" for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImageFolderError(f"{path}: cannot be read as CSV ({error}); expected UTF-8 with a column 'image'") from None
+        raise ImageFolderError(
+            f"{path}: cannot be read as CSV ({error}); expected UTF-8 with a column 'image'"
+        ) from None
     if not names:
         raise ImageFolderError(f"{path}: lists no image; give one path a line in the column 'image'")
     if "" in names:
-        raise ImageFolderError(f"{path}: the image in row {names.index('') + 1} is empty; give a path relative to the CSV")
+        raise ImageFolderError(
+            f"{path}: the image in row {names.index('') + 1} is empty; give a path relative to the CSV"
+        )
     doubles = [name for name, count in Counter(names).items() if count > 1]
     if doubles:
-        raise ImageFolderError(f"{path}: {len(doubles)} images are listed more than once (first: {doubles[0]}); list each once")
+        raise ImageFolderError(
+            f"{path}: {len(doubles)} images are listed more than once (first: {doubles[0]}); list each once"
+        )
     return names
 
 

@@ -65,9 +65,13 @@ def gradient_sign(
         except RuntimeError as error:
             raise ModelGradientError(f"no gradient reaches the model's input: {_first_line(error)}") from error
     if gradient is None:
-        raise ModelGradientError("no gradient reaches the model's input: its output does not depend on it differentiably")
+        raise ModelGradientError(
+            "no gradient reaches the model's input: its output does not depend on it differentiably"
+        )
     if not torch.isfinite(gradient).all():
-        raise ModelGradientError("the gradient at the model's input is not finite: NaN or infinity in the input or weights")
+        raise ModelGradientError(
+            "the gradient at the model's input is not finite: NaN or infinity in the input or weights"
+        )
     return GradientSign(gradient.sign().to(torch.int8), logits.detach())
 
 

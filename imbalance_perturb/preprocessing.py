@@ -108,7 +108,9 @@ def make_geometry(preprocessing: Preprocessing) -> Callable[[Image.Image], Tenso
             image = resize(image)
         if crop is not None:
             if image.height < p.crop[0] or image.width < p.crop[1]:  # type: ignore[index]
-                raise ImageError(f"{image.height} x {image.width} pixels is smaller than the crop; resize before cropping")
+                raise ImageError(
+                    f"{image.height} x {image.width} pixels is smaller than the crop; resize before cropping"
+                )
             image = crop(image)
         pixels: Tensor = to_tensor(image)
         return pixels.expand(p.channels, -1, -1) if pixels.shape[0] != p.channels else pixels
@@ -182,7 +184,9 @@ def _channel_values(
     if len(values) == 1:
         return values * channels
     source = "given" if given is not None else f"in preset {name}"
-    raise SettingsError(f"{option} has {len(values)} numbers ({source}) for {channels} channel(s); give --{option} one each")
+    raise SettingsError(
+        f"{option} has {len(values)} numbers ({source}) for {channels} channel(s); give --{option} one each"
+    )
 
 
 def _preset(name: str) -> Preprocessing:

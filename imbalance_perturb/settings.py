@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from imbalance_perturb.errors import SettingsError
@@ -31,6 +31,16 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _check_text_and_flags(settings: Any) -> None:
+    # A recipe can hold any type: texts and switches are checked here, numbers with their ranges.
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if entry.type in ("str", "str | None") and not (value is None and "None" in str(entry.type)):
+            _check(isinstance(value, str), entry.name, value, "text")
+        if entry.type == "bool":
+            _check(isinstance(value, bool), entry.name, value, "true or false")
+
+
 def _one_of(option: str, value: object, allowed: Iterable[str]) -> None:
     allowed = tuple(allowed)
     _check(value in allowed, option, value, "one of " + ", ".join(allowed))
@@ -52,6 +62,7 @@ class ModelSettings:
     trust_model_file: bool = False
 
     def __post_init__(self) -> None:
+        _check_text_and_flags(self)
         _one_of("outputs", self.outputs, OUTPUTS)
         if self.arch and self.factory:
             raise SettingsError("arch and factory are both given; each names the network, so give one")
@@ -75,6 +86,7 @@ class PreprocessSettings:
     color: str | None = None
 
     def __post_init__(self) -> None:
+        _check_text_and_flags(self)
         for option, size in (("resize", self.resize), ("crop", self.crop)):
             if size is None or size == "none":
                 continue
@@ -107,13 +119,29 @@ class DebiasSettings:
     tau: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_text_and_flags(self)
         _check(_is_number(self.eps) and self.eps >= 0, "eps", self.eps, "a number, at least 0")
-        _check(_is_number(self.temperature) and self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        _check(
+            _is_number(self.temperature) and self.temperature > 0,
+            "temperature",
+            self.temperature,
+            "a number above 0",
+        )
         _one_of("loss", self.loss, LOSSES)
         ok = self.target in TARGETS or self.target.endswith(".json")
-        _check(ok, "target", self.target, "one of " + ", ".join(TARGETS) + " or a .json file with the distribution")
+        _check(
+            ok,
+            "target",
+            self.target,
+            "one of " + ", ".join(TARGETS) + " or a .json file with the distribution",
+        )
         if self.target_m is not None:
-            _check(_is_int(self.target_m) and self.target_m > 0, "target_m", self.target_m, "a whole number above 0")
+            _check(
+                _is_int(self.target_m) and self.target_m > 0,
+                "target_m",
+                self.target_m,
+                "a whole number above 0",
+            )
         _one_of("eps_space", self.eps_space, EPS_SPACES)
         _check(_is_int(self.steps) and self.steps >= 1, "steps", self.steps, "a whole number, at least 1")
         _check(_is_number(self.tau), "tau", self.tau, "a number")
@@ -133,6 +161,7 @@ class RunSettings:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        _check_text_and_flags(self)
         kind, _, index = self.device.partition(":")
         ok = kind in ("auto", "cpu", "cuda") and (not index or (kind == "cuda" and index.isdecimal()))
         _check(ok and not self.device.endswith(":"), "device", self.device, "auto, cpu, cuda or cuda:N")

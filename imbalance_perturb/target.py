@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from imbalance_perturb.counts import ClassCounts
+from imbalance_perturb.counts import ClassCounts, read_json
 from imbalance_perturb.errors import NothingToCorrectError, TargetError
 
 #: β of the effective number of samples (Cui et al., CVPR 2019, Sec. 3); their value for the largest data sets.
@@ -48,7 +49,9 @@ def _inverse_frequency(counts: tuple[int, ...], kind: str, m: int | None) -> lis
     if m is not None and kind != "log":
         raise TargetError(f"M belongs to the log target; the {kind} target has none: leave it out")
     if m is not None and m < largest:
-        raise TargetError(f"M is {m}, below the largest class count {largest}: log(M/n) would be negative; use M >= {largest}")
+        raise TargetError(
+            f"M is {m}, below the largest class count {largest}: log(M/n) would be negative; use M >= {largest}"
+        )
     # Ratios of integers are rounded once, so counts scaled by any factor give the same bits.
     match kind:
         case "log":
@@ -92,6 +95,20 @@ def parse_target(data: object, counts: ClassCounts) -> Tensor:
     if len(set(data)) == 1:
         raise NothingToCorrectError("the target is uniform: it pushes towards no class; give one that differs from 1/C")
     return _normalised([float(value) for value in data])
+
+
+def load_target(path: str | Path, counts: ClassCounts) -> Tensor:
+    """Load a target distribution from a JSON file (the forms of :func:`parse_target`).
+
+    Raises:
+        TargetError, NothingToCorrectError: naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    expected = f"a list of {len(counts)} numbers or {{name: number}} that sum to 1"
+    try:
+        return parse_target(read_json(path, expected, TargetError), counts)
+    except (TargetError, NothingToCorrectError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def _normalised(values: list[float]) -> Tensor:

@@ -25,9 +25,7 @@ def shared_dir() -> Path:
 @pytest.fixture
 def skin7_counts() -> ClassCounts:
     """The counts of the folds that the Skin7 checkpoints were trained on."""
-    return ClassCounts(
-        ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df"), (4023, 668, 659, 308, 195, 86, 69)
-    )
+    return ClassCounts(("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df"), (4023, 668, 659, 308, 195, 86, 69))
 
 
 @pytest.fixture(autouse=True)

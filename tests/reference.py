@@ -77,7 +77,12 @@ class AnalyticModel:
         return (((dz @ self.w2) * (1 - h**2)) @ self.w1).reshape(x.shape)
 
     def perturb(
-        self, x: np.ndarray, target: np.ndarray, eps: float, temperature: float = 1000.0, kind: str = "cross-entropy"
+        self,
+        x: np.ndarray,
+        target: np.ndarray,
+        eps: float,
+        temperature: float = 1000.0,
+        kind: str = "cross-entropy",
     ) -> np.ndarray:
         """Eq. (3)."""
         return x - eps * np.sign(self.gradient(x, target, temperature, kind))

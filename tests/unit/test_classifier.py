@@ -169,4 +169,6 @@ def test_balanced_counts_are_refused() -> None:
 
 def test_its_text_names_the_settings() -> None:
     """print(module) shows eps, T, the loss and tau."""
-    assert "eps=0.001, temperature=1000, loss='cross-entropy', tau=0" in repr(PerturbedClassifier(nn.Linear(4, 4), COUNTS))
+    assert "eps=0.001, temperature=1000, loss='cross-entropy', tau=0" in repr(
+        PerturbedClassifier(nn.Linear(4, 4), COUNTS)
+    )

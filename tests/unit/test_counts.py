@@ -44,8 +44,8 @@ def test_every_form_keeps_class_index_order(
         ('{"a": 3, "b": 4.5}', "the count of class 'b' is 4.5"),
         ('{"a": 3, "b": "4"}', "the count of class 'b' is '4'"),
         ('{"a": 3, "b": true}', "the count of class 'b' is True"),
-        ('{"a": 3, "b": NaN}', "NaN is not a number of images"),
-        ('{"a": 3, "a": 4}', "class name 'a' stands more than once"),
+        ('{"a": 3, "b": NaN}', "NaN is not a number that can be used"),
+        ('{"a": 3, "a": 4}', "'a' stands more than once"),
         ('{"classes": ["a", "a"], "counts": [1, 2]}', "class name 'a' stands more than once"),
         ('{"classes": ["a"], "counts": [1, 2]}', "1 class names but 2 counts"),
         ('{"classes": "ab", "counts": [1, 2]}', "must both be lists"),
@@ -70,7 +70,11 @@ def test_a_missing_file_and_binary_data_are_named(tmp_path: Path) -> None:
     """A file that is not there, a folder, or a file that is not text is an error naming it."""
     binary = tmp_path / "counts.bin"
     binary.write_bytes(b"\xff\xfe\x00\x80")
-    for path, cause in ((tmp_path / "no.json", "No such file"), (tmp_path, "directory"), (binary, "not UTF-8")):
+    for path, cause in (
+        (tmp_path / "no.json", "No such file"),
+        (tmp_path, "directory"),
+        (binary, "not UTF-8"),
+    ):
         with pytest.raises(CountsError, match=cause):
             load_class_counts(path)
 

@@ -103,7 +103,9 @@ def test_target_and_temperature_pull_towards_the_minority() -> None:
     target = target_distribution(parse_class_counts(counts))
     moved = perturb(as_module(model), torch.from_numpy(x), target, eps=1e-4).numpy()
     for kind in LOSSES:
-        before, after = (reference.loss(reference.softmax(model.logits(v), 1000), target.numpy(), kind) for v in (x, moved))
+        before, after = (
+            reference.loss(reference.softmax(model.logits(v), 1000), target.numpy(), kind) for v in (x, moved)
+        )
         assert (after < before).all()
 
 
@@ -196,7 +198,11 @@ def test_a_model_without_gradient_is_an_error(model: nn.Module) -> None:
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
     """NaN in the input ends in an error, not in a sign of NaN."""
     with pytest.raises(ModelGradientError, match="not finite"):
-        gradient_sign(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.full((1, 4), float("nan")), torch.tensor([0.0, 0.4, 0.6]))
+        gradient_sign(
+            nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)),
+            torch.full((1, 4), float("nan")),
+            torch.tensor([0.0, 0.4, 0.6]),
+        )
 
 
 def test_outputs_and_settings_are_checked() -> None:

@@ -1,0 +1,227 @@
+"""The commands: each parses, calls one function of the library and renders what it returns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from typer import Argument, Option
+
+from imbalance_perturb.cli.options import (
+    CommonOptions,
+    DebiasOptions,
+    ModelOptions,
+    PreprocessOptions,
+    RunOptions,
+    resolve_settings,
+    with_options,
+)
+from imbalance_perturb.errors import ImbperturbError, SettingsError
+
+#: Exit codes besides 0: a failure, a wrong use, and done but with images that have an error.
+FAILED, WRONG_USAGE, SOME_FAILED = 1, 2, 3
+
+app = typer.Typer(
+    name="imbperturb",
+    help="Correct a classifier trained on imbalanced data, after training, by perturbing its input.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit; a user's mistake ends in one line on stderr."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Taken out here so that it may stand anywhere; the callback only documents it.
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="imbperturb")
+    except ImbperturbError as error:
+        if debug:
+            raise
+        _fail(str(error), WRONG_USAGE if isinstance(error, SettingsError) else FAILED)
+    except Exception as error:
+        # The last resort: one line instead of a traceback.
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        _fail(f"{what} (this is a fault of imbperturb, not of yours; --debug shows where)", FAILED)
+    raise SystemExit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"imbperturb: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import imbalance_perturb
+
+        print(imbalance_perturb.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    pass
+
+
+ModelArgument = Annotated[str | None, Argument(metavar="MODEL", show_default=False, help="Trained classifier file.")]
+CountsArgument = Annotated[
+    str | None, Argument(metavar="COUNTS", show_default=False, help="JSON of training images per class.")
+]
+
+
+@app.command()
+@with_options
+def predict(
+    model: ModelArgument = None,
+    counts: CountsArgument = None,
+    images: Annotated[
+        str | None,
+        Argument(
+            metavar="IMAGES", show_default=False, help="Folder (searched recursively), image, or CSV with 'image'."
+        ),
+    ] = None,
+    *,
+    out: Annotated[str, Option("--out", "-o", help=".csv or .jsonl file, or - for CSV on stdout.")] = "predictions.csv",
+    probs: Annotated[bool, Option("--probs", help="Also write the probabilities of all classes.")] = False,
+    model_options: ModelOptions,
+    preprocess: PreprocessOptions,
+    debias: DebiasOptions,
+    run: RunOptions,
+    common: CommonOptions,
+) -> None:
+    """Predict every image twice, plain and corrected, into one table.
+
+    MODEL and COUNTS may be left out where the recipe names them. Exit code 3: done, but some images have an error.
+    """
+    from imbalance_perturb.cli import render
+    from imbalance_perturb.images import find_images
+    from imbalance_perturb.outputs import STDOUT, check_format
+
+    if counts is None and images is None:
+        model, images = None, model
+    if images is None:
+        raise SettingsError("no images are given: imbperturb predict MODEL COUNTS IMAGES (or IMAGES with a recipe)")
+    settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
+    if out != STDOUT:
+        check_format(Path(out))
+    say = render.Narrator(common.quiet)
+    say.recipe(recipe)
+    found = find_images(images)
+    say.images(found)
+
+    from imbalance_perturb.assembly import assemble
+    from imbalance_perturb.runs import predict_folder
+
+    assembly = assemble(settings, found)
+    say.assembly(assembly)
+    with say.progress(len(found)) as progress:
+        summary = predict_folder(assembly, found, out, probabilities=probs, progress=progress)
+    say.summary(summary)
+    if common.as_json and out != STDOUT:
+        render.print_json(summary)
+    raise typer.Exit(SOME_FAILED if summary.failed else 0)
+
+
+@app.command()
+@with_options
+def inspect(
+    model: ModelArgument = None,
+    counts: CountsArgument = None,
+    *,
+    model_options: ModelOptions,
+    preprocess: PreprocessOptions,
+    debias: DebiasOptions,
+    run: RunOptions,
+    common: CommonOptions,
+) -> None:
+    """Say what a model file holds, try it out, and show the table class -> index -> count -> p*."""
+    from imbalance_perturb.cli import render
+
+    settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
+    say = render.Narrator(common.quiet)
+    say.recipe(recipe)
+
+    from imbalance_perturb.inspection import inspect_model
+
+    inspection = inspect_model(settings)
+    if common.as_json:
+        render.print_json(inspection)
+    else:
+        render.print_inspection(inspection)
+
+
+@app.command()
+@with_options
+def init(
+    model: Annotated[str, Argument(help="Trained classifier file.")],
+    counts: Annotated[str, Argument(help="JSON of training images per class.")],
+    *,
+    out: Annotated[Path, Option("--out", "-o", help="Where to write the recipe.")] = Path("imbperturb.toml"),
+    force: Annotated[bool, Option("--force", help="Replace a recipe that is there.")] = False,
+    model_options: ModelOptions,
+    preprocess: PreprocessOptions,
+    debias: DebiasOptions,
+    run: RunOptions,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
+) -> None:
+    """Check a model with its counts and write both, with all settings, into a recipe."""
+    from imbalance_perturb.cli import render
+    from imbalance_perturb.errors import OutputFileError
+
+    if out.exists() and not force:
+        raise OutputFileError(f"{out}: there is a recipe already; --force replaces it, -o writes elsewhere")
+    settings, _ = resolve_settings(None, model_options, preprocess, debias, run, model=model, counts=counts)
+
+    from imbalance_perturb.inspection import inspect_model, write_complete_recipe
+
+    inspection = inspect_model(settings)
+    write_complete_recipe(out, settings, inspection)
+    say = render.Narrator(quiet)
+    say.inspection(inspection)
+    say.line(f"recipe: {out} (commands run from its folder read it by themselves)")
+
+
+@app.command()
+def counts(
+    train: Annotated[str, Argument(metavar="TRAIN", help="Folder of class folders, or CSV with image,label.")],
+    out: Annotated[
+        Path | None, Option("--out", "-o", help="JSON file to write (default: JSON on stdout).", show_default=False)
+    ] = None,
+    classes: Annotated[
+        str | None,
+        Option(metavar="A,B,...", help="Class names in class-index order (default: sorted, as ImageFolder has them)."),
+    ] = None,
+) -> None:
+    """Count the training images of each class, in class-index order."""
+    from imbalance_perturb.cli import render
+    from imbalance_perturb.labels import count_labels
+
+    found = count_labels(train, None if classes is None else classes.split(","))
+    render.write_counts(found, out, chosen_order=classes is not None)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="New or empty folder to work in.")] = Path(
+        "imbperturb-demo"
+    ),
+) -> None:
+    """Run the whole job on real images that come with a dependency: handwritten digits, made long-tailed."""
+    from imbalance_perturb.demonstration import run_demo
+
+    run_demo(folder)

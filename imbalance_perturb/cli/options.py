@@ -1,0 +1,300 @@
+"""The options that commands share, each declared once, and how command line and recipe become settings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from typer import Option
+
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.settings import (
+    COLORS,
+    EPS_SPACES,
+    INTERPOLATIONS,
+    LOSSES,
+    OUTPUTS,
+    PRECISIONS,
+    TARGETS,
+    Settings,
+)
+
+_MODEL, _PREPROCESS, _DEBIAS, _RUN = "Model file", "Preprocessing", "Correction", "Running"
+
+
+def _help(text: str, *, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
+    # Defaults stand in the text: the option's own default is 'not given', so that a recipe can fill it.
+    listed = f" {' | '.join(choices)}." if choices else ""
+    return f"{text}{listed}" + (f" (default: {default})" if default is not None else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How the model file is read; ``None`` is 'not given'."""
+
+    arch: Annotated[
+        str | None,
+        Option(
+            help=_help(
+                "Architecture of a state_dict: a torchvision name or timm:NAME.", default="recognised from the tensors"
+            ),
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    factory: Annotated[
+        str | None,
+        Option(
+            help="package.module:function that builds the network, called with num_classes=.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    outputs: Annotated[
+        str | None,
+        Option(help=_help("What the model returns:", default="auto", choices=OUTPUTS), rich_help_panel=_MODEL),
+    ] = None
+    trust_model_file: Annotated[
+        bool | None,
+        Option(
+            "--trust-model-file",
+            help="Load a model file that runs code of its own. Only for files you made.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessOptions:
+    """What happens to an image before the model sees it."""
+
+    preset: Annotated[
+        str | None,
+        Option(
+            help=_help(
+                "imagenet (resize 256, crop 224, ImageNet mean and std), none ([0, 1] pixels as they are) or a"
+                " torchvision weights name; the options below override it.",
+                default="imagenet",
+            ),
+            rich_help_panel=_PREPROCESS,
+        ),
+    ] = None
+    resize: Annotated[
+        str | None,
+        Option(metavar="S|H,W|none", help="Shorter side S, or height and width.", rich_help_panel=_PREPROCESS),
+    ] = None
+    crop: Annotated[
+        str | None,
+        Option(metavar="S|H,W|none", help="Centred crop, S square or height and width.", rich_help_panel=_PREPROCESS),
+    ] = None
+    mean: Annotated[
+        str | None,
+        Option(metavar="R,G,B", help="Mean to subtract, in [0, 1] pixels.", rich_help_panel=_PREPROCESS),
+    ] = None
+    std: Annotated[
+        str | None,
+        Option(metavar="R,G,B", help="Standard deviation to divide by.", rich_help_panel=_PREPROCESS),
+    ] = None
+    interpolation: Annotated[
+        str | None,
+        Option(help=_help("Of the resize:", default="bilinear", choices=INTERPOLATIONS), rich_help_panel=_PREPROCESS),
+    ] = None
+    color: Annotated[
+        str | None,
+        Option(
+            help=_help("What the model takes:", default="from its first layer, else rgb", choices=COLORS),
+            rich_help_panel=_PREPROCESS,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebiasOptions:
+    """The method's own parameters."""
+
+    eps: Annotated[
+        float | None,
+        Option(help=_help("Size of the step; 0 switches it off.", default="0.001"), rich_help_panel=_DEBIAS),
+    ] = None
+    temperature: Annotated[
+        float | None, Option(help=_help("T of the softened output.", default="1000"), rich_help_panel=_DEBIAS)
+    ] = None
+    loss: Annotated[
+        str | None,
+        Option(
+            help=_help("Between softened output and target:", default="cross-entropy", choices=LOSSES),
+            rich_help_panel=_DEBIAS,
+        ),
+    ] = None
+    target: Annotated[
+        str | None,
+        Option(
+            help=_help(
+                "Target distribution p* as a function of the counts:",
+                default="log",
+                choices=(*TARGETS, "FILE.json with p* itself"),
+            ),
+            rich_help_panel=_DEBIAS,
+        ),
+    ] = None
+    target_m: Annotated[
+        int | None,
+        Option(
+            help=_help("M of the log target, log(M/n).", default="the largest count"),
+            rich_help_panel=_DEBIAS,
+        ),
+    ] = None
+    eps_space: Annotated[
+        str | None,
+        Option(
+            help=_help("Units of eps, the model's input or [0, 1] pixels:", default="input", choices=EPS_SPACES),
+            rich_help_panel=_DEBIAS,
+        ),
+    ] = None
+    clip: Annotated[
+        bool | None,
+        Option(
+            "--clip/--no-clip",
+            help=_help("Keep perturbed pixels within [0, 1].", default="no-clip"),
+            rich_help_panel=_DEBIAS,
+        ),
+    ] = None
+    steps: Annotated[
+        int | None, Option(help=_help("Number of steps of size eps.", default="1"), rich_help_panel=_DEBIAS)
+    ] = None
+    tau: Annotated[
+        float | None,
+        Option(help=_help("Strength of post-hoc logit adjustment added on top.", default="0"), rich_help_panel=_DEBIAS),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how fast it runs."""
+
+    device: Annotated[
+        str | None, Option(help=_help("auto | cpu | cuda[:N].", default="auto"), rich_help_panel=_RUN)
+    ] = None
+    batch_size: Annotated[
+        int | None, Option(help=_help("Images a batch.", default="32 on a CPU, 128 on CUDA"), rich_help_panel=_RUN)
+    ] = None
+    workers: Annotated[
+        int | None,
+        Option(
+            help=_help("Decoding processes; 0 decodes in the main one.", default="from the cores"), rich_help_panel=_RUN
+        ),
+    ] = None
+    precision: Annotated[
+        str | None,
+        Option(help=_help("Number format of the passes:", default="auto", choices=PRECISIONS), rich_help_panel=_RUN),
+    ] = None
+    deterministic: Annotated[
+        bool | None,
+        Option(
+            "--deterministic/--no-deterministic",
+            help=_help("Only algorithms that repeat bit for bit.", default="no"),
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options of every command that reads settings."""
+
+    recipe: Annotated[
+        Path | None, Option(metavar="FILE", help="Recipe to read. (default: ./imbperturb.toml where there is one)")
+    ] = None
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False
+    as_json: Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")] = False
+
+
+_GROUPS: dict[type, str] = {
+    ModelOptions: "model",
+    PreprocessOptions: "preprocess",
+    DebiasOptions: "debias",
+    RunOptions: "run",
+}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take whole groups of options: a parameter annotated with one becomes the group's options.
+
+    Typer reads a command's signature, so the wrapper shows one in which each group's parameter is replaced by
+    the group's fields, and hands the command the group built from what was given.
+    """
+    own = inspect.signature(command).parameters
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hints[name] for name in own if hints[name] in (*_GROUPS, CommonOptions)}
+    parameters = [p.replace(annotation=hints[p.name]) for p in own.values() if p.name not in groups]
+    for group in groups.values():
+        types = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=types[entry.name]
+            )
+            for entry in fields(group)
+        ]
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> None:
+        built = {
+            name: group(**{entry.name: given.pop(entry.name) for entry in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **built)
+
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    del wrapper.__wrapped__  # type: ignore[attr-defined]  # or the original signature would be found behind it
+    return wrapper
+
+
+def resolve_settings(
+    common: CommonOptions | None, *groups: object, model: str | None = None, counts: str | None = None
+) -> tuple[Settings, Path | None]:
+    """Settings from the recipe and, over it, the command line; and the recipe that was read, if any.
+
+    Without ``common`` no recipe is read.
+
+    Raises:
+        SettingsError: if the recipe is missing or wrong, or a value cannot be used.
+    """
+    from imbalance_perturb.recipe import DEFAULT_NAME, load_recipe, merge_settings
+
+    recipe = None
+    if common is not None:
+        recipe = common.recipe or (Path(DEFAULT_NAME) if Path(DEFAULT_NAME).is_file() else None)
+    given: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        entries = {entry.name: getattr(group, entry.name) for entry in fields(group)}  # type: ignore[arg-type]
+        given[_GROUPS[type(group)]] = {key: value for key, value in entries.items() if value is not None}
+    for key, value in (("model", model), ("counts", counts)):
+        if value is not None:
+            given.setdefault("model", {})[key] = value
+    _parse_preprocess(given.get("preprocess", {}))
+    layers = [] if recipe is None else [load_recipe(recipe)]
+    if recipe is not None and given.get("model", {}).keys() & {"arch", "factory"}:
+        # Naming the network anew replaces whichever way the recipe named it.
+        for key in ("arch", "factory"):
+            layers[0].get("model", {}).pop(key, None)
+    return merge_settings(*layers, given), recipe
+
+
+def _parse_preprocess(values: dict[str, Any]) -> None:
+    for option in ("resize", "crop"):
+        if option in values and values[option] != "none":
+            numbers = _numbers(option, values[option], int)
+            values[option] = numbers[0] if len(numbers) == 1 else numbers
+    for option in ("mean", "std"):
+        if option in values:
+            values[option] = _numbers(option, values[option], float)
+
+
+def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None

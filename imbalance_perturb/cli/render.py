@@ -1,0 +1,217 @@
+"""What people read: lines and progress on stderr, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imbalance_perturb.assembly import Assembly
+    from imbalance_perturb.counts import ClassCounts
+    from imbalance_perturb.images import ImageList
+    from imbalance_perturb.inspection import Inspection
+    from imbalance_perturb.models import ModelInfo, ProbeResult
+    from imbalance_perturb.runs import RunSummary
+
+#: Without a terminal, a plain line of progress is printed this often.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def print_json(result: Any) -> None:
+    """A dataclass of plain values as JSON on stdout."""
+    data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+class Narrator:
+    """Tells people on stderr what goes on; silent where ``quiet``."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def line(self, text: str) -> None:
+        """One line."""
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def recipe(self, path: Path | None) -> None:
+        """Which recipe is read, so that none takes effect unseen."""
+        if path is not None:
+            self.line(f"recipe: {path}")
+
+    def images(self, images: ImageList) -> None:
+        """How many images there are, and what else was left aside."""
+        ignored = ""
+        if images.ignored:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in images.ignored.most_common(5))
+            ignored = f" ({images.ignored.total()} other files left aside: {kinds})"
+        self.line(f"images: {len(images):,} in {images.root}{ignored}")
+
+    def assembly(self, assembly: Assembly) -> None:
+        """What will be done to an image before it starts."""
+        d, e = assembly.settings.debias, assembly.execution
+        self.model(assembly.model.info, assembly.probe)
+        self.line(f"each image: {assembly.preprocessing.describe()}")
+        if assembly.debiased.active:
+            space = "model input" if d.eps_space == "input" else "[0, 1] pixels"
+            steps = f", {d.steps} steps" if d.steps > 1 else ""
+            clip = ", clipped to [0, 1] pixels" if d.clip else ""
+            self.line(
+                f"correction: eps {d.eps:g} in units of the {space}{steps}{clip}, T {d.temperature:g}, {d.loss},"
+                f" target {d.target}" + (f", tau {d.tau:g}" if d.tau else "")
+            )
+        else:
+            self.line("correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else ""))
+        self.line(
+            f"running on {e.device_name} ({e.device}), {e.precision}, batches of {e.batch_size}, {e.workers} workers"
+        )
+
+    def model(self, info: ModelInfo, probe: ProbeResult) -> None:
+        """What the model file holds, and every assumption made about it."""
+        self.line(
+            f"model: {info.path}: {info.format}{f' {info.arch}' if info.arch else ''}, {info.num_classes} classes,"
+            f" {info.parameters / 1e6:.1f} M parameters (tried in {probe.seconds:.1f} s)"
+        )
+        for note in info.notes:
+            self.line(f"  note: {note}")
+
+    def inspection(self, inspection: Inspection) -> None:
+        """The model and what will be done to an image."""
+        self.model(inspection.model, inspection.probe)
+        self.line(f"each image: {inspection.preprocessing.describe()}")
+
+    def summary(self, summary: RunSummary) -> None:
+        """What came out, with the first errors in full."""
+        share = f" ({summary.changed / summary.done:.1%})" if summary.done else ""
+        where = f" -> {summary.predictions}, {summary.run}" if summary.predictions else ""
+        self.line(
+            f"{summary.done:,} predicted, {summary.changed:,} changed by the correction{share},"
+            f" {summary.failed:,} failed; {summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s{where}"
+        )
+        for image, error in summary.first_errors:
+            self.line(f"  failed: {image}: {error}")
+        if summary.failed > len(summary.first_errors):
+            self.line(f"  and {summary.failed - len(summary.first_errors)} more: see the column 'error'")
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator[Callable[[int], None]]:
+        """A function to call with the number of images just done."""
+        if self._quiet:
+            yield lambda advanced: None
+        elif sys.stderr.isatty():
+            with _bar(total) as advance:
+                yield advance
+        else:
+            yield _Lines(self, total)
+
+
+class _Lines:
+    def __init__(self, narrator: Narrator, total: int) -> None:
+        self._narrator, self._total, self._done = narrator, total, 0
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, advanced: int) -> None:
+        self._done += advanced
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES and self._done < self._total:
+            self._last = now
+            rate = self._done / (now - self._start)
+            left = (self._total - self._done) / rate
+            self._narrator.line(f"{self._done:,} of {self._total:,} images, {rate:.1f} images/s, {left:.0f} s left")
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>6.1f} images/s"),
+        TimeRemainingColumn(),
+    )
+    start = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total, rate=0.0)
+
+        def advance(advanced: int) -> None:
+            done = progress.tasks[0].completed + advanced
+            progress.update(task, advance=advanced, rate=done / max(time.monotonic() - start, 1e-9))
+
+        yield advance
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """The inspection as tables on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for label, text in _facts(inspection):
+        facts.add_row(label, text)
+    console.print(facts)
+    table = Table(title="classes", title_justify="left")
+    for header in ("class", "index", "count", "p*"):
+        table.add_column(header, justify="left" if header == "class" else "right", overflow="fold")
+    for row in inspection.classes:
+        count = "" if row.count is None else f"{row.count:,}"
+        table.add_row(row.name, str(row.index), count, "" if row.target is None else f"{row.target:.4f}")
+    console.print(table)
+
+
+def _facts(inspection: Inspection) -> list[tuple[str, str]]:
+    info, probe = inspection.model, inspection.probe
+    facts = [
+        ("model", f"{info.path} ({info.format})"),
+        ("architecture", info.arch or "as the file has it"),
+        ("parameters", f"{info.parameters:,}"),
+        ("classes", str(info.num_classes)),
+        ("outputs", info.outputs),
+        ("each image", inspection.preprocessing.describe()),
+        ("tried on", f"{inspection.device}, 2 random images of {' x '.join(map(str, probe.input_shape))}"),
+        ("gradient", f"finite, non-zero at {probe.nonzero_share:.1%} of the input"),
+        ("repeatable", f"same batch twice: largest difference {probe.repeat_difference:.2g}"),
+        ("batch", f"image alone against in a batch: largest difference {probe.batch_difference:.2g}"),
+        ("seconds", f"{probe.seconds:.2f}"),
+    ]
+    if info.fixed_batch is not None:
+        facts.append(("fixed batch", f"{info.fixed_batch} (other batch sizes are split and padded)"))
+    if info.fixed_size is not None:
+        facts.append(("fixed size", f"{info.fixed_size[0]} x {info.fixed_size[1]}"))
+    facts += [("note", note) for note in info.notes]
+    if inspection.imbalance is not None:
+        facts.append(("imbalance", f"largest class over smallest: {inspection.imbalance:.1f}"))
+    return facts
+
+
+def write_counts(counts: ClassCounts, out: Path | None, *, chosen_order: bool) -> None:
+    """The counts as JSON, to a file or to stdout, with a word on the order and on balanced classes."""
+    from imbalance_perturb.outputs import write_json
+
+    if out is None:
+        print_json(counts.to_dict())
+    else:
+        write_json(out, counts.to_dict())
+    note = (
+        "as given"
+        if chosen_order
+        else "sorted by name, as torchvision's ImageFolder has it: check that your model's is"
+    )
+    where = "" if out is None else f" -> {out}"
+    print(
+        f"{counts.total:,} images in {len(counts)} classes, imbalance {counts.imbalance:.1f}; class-index order {note}"
+        f"{where}",
+        file=sys.stderr,
+    )
+    if counts.balanced:
+        print("note: all classes have the same count, so there is nothing to correct", file=sys.stderr)

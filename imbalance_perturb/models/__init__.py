@@ -1,0 +1,7 @@
+"""Trained classifiers from files: told by content, loaded without running code, checked before use."""
+
+from imbalance_perturb.models.loading import load_classifier
+from imbalance_perturb.models.probe import ProbeResult, probe_classifier
+from imbalance_perturb.models.wrapping import LoadedClassifier, ModelInfo
+
+__all__ = ["LoadedClassifier", "ModelInfo", "ProbeResult", "load_classifier", "probe_classifier"]

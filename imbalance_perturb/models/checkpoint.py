@@ -1,0 +1,135 @@
+"""Find the tensors of a network in what people save: wrapped, prefixed, with a loss's buffers beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imbalance_perturb.errors import ModelFileError
+
+#: Where training scripts put the tensors, in the order of preference.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
+#: Averages of the parameters saved beside them: another network, which the user would have to ask for.
+_AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema")
+_PREFIXES = ("module", "model", "_orig_mod", "net", "network", "backbone")
+#: A loss that was part of the trained module, for instance with class weights.
+_LOSS = re.compile(r"(criterion|loss|loss_fn|loss_func|\w+_loss|\w+_criterion)\.")
+
+
+@dataclass
+class Checkpoint:
+    """The tensors of a network by name, as the network itself would name them.
+
+    ``arch``: the architecture's name where the file records one (as timm and many training scripts do).
+    """
+
+    tensors: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
+    arch: str | None = None
+
+
+def parse_checkpoint(content: object, path: Path) -> Checkpoint | nn.Module:
+    """The network's tensors in a loaded object, or the whole module where that was saved.
+
+    Raises:
+        ModelFileError: if there are none, or more than one candidate.
+    """
+    if isinstance(content, nn.Module):
+        return content
+    notes: list[str] = []
+    arch = _recorded_arch(content)
+    found = _unwrap(content, path, notes)
+    if isinstance(found, nn.Module):
+        return found
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    left = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+    if left:
+        notes.append(f"entries that are no tensors were left out: {', '.join(left[:5])}{' …' if len(left) > 5 else ''}")
+    tensors = _without_loss(tensors, notes)
+    tensors = _without_prefixes(tensors, notes)
+    return Checkpoint(_in_float32(tensors, path, notes), notes, arch)
+
+
+def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any] | nn.Module:
+    if not isinstance(content, Mapping) or not content:
+        raise ModelFileError(
+            f"{path}: the file holds {_what(content)}; expected a state_dict: save it with torch.save(model.state_dict(), ...)"
+        )
+    for _ in range(3):  # a Lightning or timm checkpoint is one level deep, a wrapped one two
+        if _is_state_dict(content):
+            return content
+        key = next(
+            (key for key in _WRAPPERS if isinstance(content.get(key), nn.Module | Mapping) and content[key]), None
+        )
+        if key is None:
+            inner = [k for k, value in content.items() if isinstance(value, nn.Module) or _is_state_dict(value)]
+            if len(inner) != 1:
+                break
+            key = inner[0]
+        averages = [name for name in _AVERAGES if name in content and name != key]
+        if averages:
+            notes.append(f"the averaged parameters under {averages[0]!r} were not used, but those under {key!r}")
+        notes.append(f"the tensors were taken from {key!r} of the file")
+        if isinstance(content[key], nn.Module):
+            module: nn.Module = content[key]
+            return module
+        content = content[key]
+    keys = ", ".join(repr(str(key)) for key in list(content)[:8])
+    raise ModelFileError(
+        f"{path}: no state_dict found in the file (its keys: {keys}); save one with torch.save(model.state_dict(), ...)"
+    )
+
+
+def _is_state_dict(content: object) -> bool:
+    if not isinstance(content, Mapping) or not content:
+        return False
+    tensors = [value for value in content.values() if isinstance(value, Tensor)]
+    # Some savers add a version or an epoch to the tensors; a checkpoint with a stray tensor is not one.
+    return len(tensors) * 2 > len(content) and any(tensor.ndim >= 2 for tensor in tensors)
+
+
+def _recorded_arch(content: object) -> str | None:
+    arch = content.get("arch") if isinstance(content, Mapping) else None
+    return arch if isinstance(arch, str) and arch else None
+
+
+def _without_loss(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    dropped = [name for name in tensors if _LOSS.match(name)]
+    if not dropped or len(dropped) == len(tensors):
+        return tensors
+    notes.append(f"the loss's tensors were left out: {', '.join(dropped[:3])}")
+    return {name: tensor for name, tensor in tensors.items() if name not in dropped}
+
+
+def _without_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    removed = []
+    while len(first := {name.partition(".")[0] for name in tensors}) == 1:
+        (prefix,) = first
+        if prefix not in _PREFIXES or prefix in tensors:
+            break
+        removed.append(prefix + ".")
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    if removed:
+        notes.append(f"the prefix {''.join(removed)!r} was removed from the tensors' names")
+    return tensors
+
+
+def _in_float32(tensors: dict[str, Tensor], path: Path, notes: list[str]) -> dict[str, Tensor]:
+    if any(tensor.is_quantized or tensor.layout != torch.strided for tensor in tensors.values()):
+        raise ModelFileError(f"{path}: the tensors are quantised or sparse; give the float32 state_dict of before")
+    others = {t.dtype for t in tensors.values() if t.is_floating_point() and t.dtype != torch.float32}
+    if others:
+        notes.append(f"tensors stored as {', '.join(sorted(map(str, others)))} were converted to float32")
+    return {name: t.detach().float() if t.is_floating_point() else t.detach() for name, t in tensors.items()}
+
+
+def _what(content: object) -> str:
+    if isinstance(content, Tensor):
+        return f"a single tensor of shape {tuple(content.shape)}"
+    return f"an empty {type(content).__name__}" if isinstance(content, Mapping) else f"a {type(content).__name__}"

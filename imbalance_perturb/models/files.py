@@ -1,0 +1,256 @@
+"""Tell a model file's format by its content, and read it without running code that it may hold."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imbalance_perturb.errors import ModelFileError, UntrustedModelError
+from imbalance_perturb.models.archive import check_export, check_torchscript, tensors_only
+
+TRUST_REMEDY = "if you trust where it comes from, pass --trust-model-file (trust_model_file=True)"
+SAVE_REMEDY = "save it with torch.save(model.state_dict(), 'model.pth')"
+
+#: What other programs' files begin with, and what they are.
+_FOREIGN = (
+    (b"\x89HDF", 0, "an HDF5 file (Keras?)"),
+    (b"TFL3", 4, "a TensorFlow Lite file"),
+    (b"\x93NUMPY", 0, "a NumPy array"),
+    (b"\x1f\x8b", 0, "a gzip-compressed file; unpack it first"),
+    (b"\x89PNG", 0, "a PNG image"),
+    (b"\xff\xd8\xff", 0, "a JPEG image"),
+)
+_MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
+_LOAD_ERRORS = (
+    RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError, EOFError, OSError, AssertionError,
+    IndexError, pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def sniff(path: Path) -> str:
+    """The format of a model file: ``checkpoint``, ``safetensors``, ``torchscript`` or ``export``.
+
+    Raises:
+        ModelFileError: for anything else, saying what it is.
+    """
+    size, head = _head(path)
+    if head.startswith(b"PK"):
+        return _sniff_zip(path)
+    if len(head) >= 9 and head[8:9] == b"{":
+        length = int.from_bytes(head[:8], "little")
+        if length <= _MAX_HEADER:
+            if 8 + length > size:
+                raise ModelFileError(f"{path}: this safetensors file is cut off; copy or download it again")
+            return "safetensors"
+    if head.startswith(b"\x80") and len(head) > 1 and head[1] <= pickle.HIGHEST_PROTOCOL:
+        return "checkpoint"
+    for magic, offset, what in _FOREIGN:
+        if head[offset : offset + len(magic)] == magic:
+            raise _not_a_model(path, what)
+    if head.startswith(b"\x08") and (path.suffix == ".onnx" or b"pytorch" in head or b"onnx" in head):
+        raise _not_a_model(path, "an ONNX file, whose runtimes give no gradient")
+    raise _not_a_model(path, "no PyTorch model file")
+
+
+def read_checkpoint(path: Path, *, trust: bool) -> tuple[Any, str | None]:
+    """What ``torch.save`` wrote, and a note where code had to be trusted to read it.
+
+    Raises:
+        UntrustedModelError: if it needs code and ``trust`` is not given.
+        ModelFileError: if it is damaged or cannot be read.
+    """
+    try:
+        with tensors_only(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
+            return torch.load(path, map_location="cpu", weights_only=True), None
+    except pickle.UnpicklingError as error:
+        needed = _needed_globals(path, error)
+        if not needed:
+            raise ModelFileError(
+                f"{path}: this pickle was not written by torch.save, or it is damaged; {SAVE_REMEDY}"
+            ) from error
+        if not trust:
+            raise UntrustedModelError(
+                f"{path}: this pickle needs code to load ({_some(needed)}), which could do anything;"
+                f" {SAVE_REMEDY}, or, {TRUST_REMEDY}"
+            ) from error
+    except _LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: this file is damaged or cut off ({first_line(error)}); copy or download it again"
+        ) from error
+    try:
+        with importable_from_here(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about classes whose source has changed since they were saved
+            content = torch.load(path, map_location="cpu", weights_only=False)
+    except _LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: the code that this pickle needs cannot be found or fails ({first_line(error)});"
+            " run from the folder that holds the model's own modules, or install the package they came from"
+        ) from error
+    return content, f"loaded with code of its own, as trusted: {_some(needed)}"
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a ``.safetensors`` file.
+
+    Raises:
+        ModelFileError: if it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, *_LOAD_ERRORS) as error:
+        raise ModelFileError(
+            f"{path}: this safetensors file is damaged or cut off ({first_line(error)}); copy or download it again"
+        ) from error
+
+
+def read_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
+    """The TorchScript module, on the CPU.
+
+    Raises:
+        UntrustedModelError: if it uses more than tensor operators and ``trust`` is not given.
+        ModelFileError: if it cannot be read.
+    """
+    if not trust:
+        check_torchscript(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, but people's files are in it
+            return torch.jit.load(str(path), map_location="cpu")
+    except _LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: this TorchScript file cannot be read by torch {torch.__version__} ({first_line(error)});"
+            " trace or script the model again, or give its state_dict"
+        ) from error
+
+
+def read_export(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
+    """The exported program of a ``torch.export`` archive.
+
+    Raises:
+        UntrustedModelError: if it holds more than tensors and a graph, and ``trust`` is not given.
+        ModelFileError: if it cannot be read.
+    """
+    try:
+        if trust:
+            with importable_from_here():
+                return _load_export(path)
+        check_export(path)
+        with tensors_only():
+            return _load_export(path)
+    except pickle.UnpicklingError as error:
+        raise UntrustedModelError(
+            f"{path}: a part of this torch.export file is a pickle that needs code to load"
+            f" ({_some(_named_globals(error))}); {TRUST_REMEDY}"
+        ) from error
+    except UntrustedModelError:
+        raise
+    except _LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: this torch.export file cannot be read by torch {torch.__version__} ({first_line(error)});"
+            " export it again with this version, or give the model's state_dict"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The line of an exception's message that says what happened."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # TorchScript puts a traceback first and the reason last.
+    return lines[-1] if lines[0].startswith("The following operation failed") else lines[0]
+
+
+@contextmanager
+def importable_from_here() -> Iterator[None]:
+    """Inside: modules in the current directory can be imported, as they can in a script that lies there."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
+def _load_export(path: Path) -> torch.export.ExportedProgram:
+    import logging
+
+    # torch logs the whole traceback of what it then also raises, or of a fallback that is fine.
+    logger = logging.getLogger("torch.export")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with path.open("rb") as file:  # an open file: torch complains about names that do not end in .pt2
+            return torch.export.load(file)
+    finally:
+        logger.disabled = before
+
+
+def _head(path: Path) -> tuple[int, bytes]:
+    try:
+        if path.is_dir():
+            raise ModelFileError(f"{path}: this is a folder; give the model file in it")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: there is no such model file; check the path") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: the model file cannot be read ({error.strerror or error})") from error
+    if not size:
+        raise ModelFileError(f"{path}: the model file is empty; copy or download it again")
+    return size, head
+
+
+def _sniff_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise ModelFileError(f"{path}: this zip archive is damaged or cut off; copy or download it again") from error
+    parts = {name.split("/", 1)[-1] for name in names}
+    if parts & {"archive_format", "models/model.json", "serialized_exported_program.json"}:
+        return "export"
+    if "data.pkl" in parts:
+        return "torchscript" if "constants.pkl" in parts else "checkpoint"
+    if any(name.endswith(".weights.h5") for name in names):
+        raise _not_a_model(path, "a Keras file")
+    if any(name.endswith(".npy") for name in names):
+        raise _not_a_model(path, "a NumPy archive")
+    raise _not_a_model(path, "a zip archive without a PyTorch model in it")
+
+
+def _not_a_model(path: Path, what: str) -> ModelFileError:
+    return ModelFileError(
+        f"{path}: this is {what}; expected a PyTorch state_dict (.pth, .pt, .safetensors), TorchScript or"
+        " torch.export (.pt2) file"
+    )
+
+
+def _needed_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or _named_globals(error)
+    except (ValueError, *_LOAD_ERRORS):
+        return _named_globals(error)  # the layout before torch 1.6, or a pickle too odd to be taken apart
+
+
+def _named_globals(error: BaseException) -> list[str]:
+    # torch wraps its unpickler's message and shortens it; the original is in the chain.
+    text = f"{error} {error.__cause__} {error.__context__}"
+    return sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*\.\w+)", text)))
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "not named"

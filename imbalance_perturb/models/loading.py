@@ -1,0 +1,209 @@
+"""Load a classifier from whatever file it was saved in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from imbalance_perturb.errors import ModelOutputError, SettingsError
+from imbalance_perturb.models.checkpoint import parse_checkpoint
+from imbalance_perturb.models.files import (
+    read_checkpoint,
+    read_export,
+    read_safetensors,
+    read_torchscript,
+    sniff,
+)
+from imbalance_perturb.models.networks import Built, build_network, parameter_count
+from imbalance_perturb.models.wrapping import LoadedClassifier, ModelInfo, look_at_output
+
+#: Images in the batch on which the output of a network of unknown make is looked at.
+_BATCH = 2
+
+
+class _Opaque(NamedTuple):
+    """A network that came ready-made, and what its file tells of the inputs it takes."""
+
+    network: nn.Module
+    kind: str
+    batch_range: tuple[int, int | None] = (1, None)
+    shape: tuple[int | None, ...] = ()  # of one input; None where any will do
+    notes: tuple[str, ...] = ()
+
+
+def load_classifier(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    factory: str | None = None,
+    outputs: str = "auto",
+    trust_model_file: bool = False,
+    input_shape: tuple[int, ...] = (3, 224, 224),
+) -> LoadedClassifier:
+    """A trained classifier as a frozen module that returns (N, C) logits, on the CPU and in float32.
+
+    Args:
+        path: a state_dict (``torch.save`` or safetensors), TorchScript or ``torch.export`` file; told by content.
+        arch: torchvision's name of the network, with builder arguments as in ``vit_b_16,image_size=384``, or
+            ``timm:NAME``; by default it is recognised from the tensors.
+        factory: ``package.module:function`` that builds the network, called with ``num_classes=``.
+        outputs: what the network returns: ``logits``, ``probabilities``, or ``auto`` to find out.
+        trust_model_file: accept a file that needs code to load.
+        input_shape: (channels, height, width) of an input, to try a network of unknown make on.
+
+    Raises:
+        ModelFileError: if the file is missing, damaged or of another format.
+        UntrustedModelError: if loading would run code and ``trust_model_file`` is not given.
+        ArchitectureError: if the network is not known or the tensors do not fit it.
+        ModelOutputError: if the network fails on ``input_shape`` or returns no logits.
+        SettingsError: for an argument out of range.
+    """
+    if outputs not in ("auto", "logits", "probabilities"):
+        raise SettingsError(f"outputs is {outputs!r}; expected one of auto, logits, probabilities")
+    if arch and factory:
+        raise SettingsError("arch and factory are both given; each names the network, so give one")
+    path = Path(path)
+    kind = sniff(path)
+    if kind == "torchscript":
+        found: _Opaque | Built = _torchscript(path, trust=trust_model_file)
+    elif kind == "export":
+        found = _export(path, trust=trust_model_file)
+    else:
+        found = _tensors(path, kind, arch=arch, factory=factory, trust=trust_model_file)
+    if isinstance(found, Built):
+        return _wrap_built(found, path, outputs, input_shape)
+    if arch or factory:
+        given = "arch" if arch else "factory"
+        found = found._replace(notes=(*found.notes, f"--{given} is of no use here: the file brings its own network"))
+    return _wrap_opaque(found, path, outputs, input_shape)
+
+
+def _tensors(path: Path, kind: str, *, arch: str | None, factory: str | None, trust: bool) -> _Opaque | Built:
+    note = None
+    if kind == "safetensors":
+        parsed = parse_checkpoint(read_safetensors(path), path)
+    else:
+        content, note = read_checkpoint(path, trust=trust)
+        parsed = parse_checkpoint(content, path)
+    notes = (note,) if note else ()
+    if isinstance(parsed, nn.DataParallel):
+        parsed = parsed.module  # one device at a time is the caller's business
+    if isinstance(parsed, nn.Module):
+        return _in_float32(_Opaque(parsed, "pickled module", notes=notes))
+    parsed.notes[:0] = notes
+    name = "safetensors" if kind == "safetensors" else "torchvision state_dict"
+    return build_network(parsed, path, arch=arch, factory=factory, kind=name)
+
+
+def _torchscript(path: Path, *, trust: bool) -> _Opaque:
+    module = read_torchscript(path, trust=trust)
+    return _in_float32(_Opaque(module, "torchscript", shape=(_first_channels(module), None, None)))
+
+
+def _export(path: Path, *, trust: bool) -> _Opaque:
+    program = read_export(path, trust=trust)
+    names = program.graph_signature.user_inputs
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [values.get(name) for name in names if isinstance(name, str)]
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim < 2:
+        raise ModelOutputError(
+            f"{path}: this exported program takes {len(names)} inputs; expected one tensor, a batch of images:"
+            " export a module that wraps it so"
+        )
+    batch, *rest = inputs[0].shape
+    # The guards in the file are source code that torch would execute; shapes are checked without them, too.
+    program._guards_code = []
+    try:
+        module = program.module(check_guards=False)
+    except TypeError:  # torch before 2.9
+        module = program.module()
+    shape = tuple(size if isinstance(size, int) else None for size in rest)
+    return _Opaque(module, "torch.export", _batch_range(program, batch), shape)
+
+
+def _batch_range(program: torch.export.ExportedProgram, batch: int | torch.SymInt) -> tuple[int, int | None]:
+    if isinstance(batch, int):
+        return batch, batch
+    limits = program.range_constraints.get(batch.node.expr)
+    if limits is None:
+        return 1, None
+    # 2^31 and more is how "no limit" is written, next to infinity.
+    largest = int(limits.upper) if limits.upper.is_Integer and limits.upper < 2**31 else None
+    return max(1, int(limits.lower)), largest
+
+
+def _first_channels(module: nn.Module) -> int | None:
+    # Only the first convolution of a network without groups tells; a depthwise one takes 1 channel of many.
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 4 and name.endswith("weight"):
+            return parameter.shape[1] if parameter.shape[1] in (1, 3, 4) and parameter.shape[2] > 1 else None
+    return None
+
+
+def _in_float32(found: _Opaque) -> _Opaque:
+    halves = {p.dtype for p in found.network.parameters() if p.dtype in (torch.float16, torch.bfloat16, torch.float64)}
+    if not halves:
+        return found
+    note = f"parameters stored as {', '.join(sorted(map(str, halves)))} were converted to float32"
+    return found._replace(network=found.network.float(), notes=(*found.notes, note))
+
+
+def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+    notes = found.notes
+    if found.kind == "factory" or outputs == "probabilities":
+        x = _example(_input_for(input_shape, (found.in_channels, *(found.fixed_size or (None, None)))), _BATCH)
+        outputs, classes, more = look_at_output(found.network, x, outputs, str(path))
+        notes = (*notes, *more)
+    else:
+        outputs, classes = "logits", found.num_classes
+    info = ModelInfo(
+        path=str(path),
+        format=found.kind,
+        arch=found.arch,
+        num_classes=classes,
+        in_channels=found.in_channels,
+        outputs=outputs,
+        fixed_batch=None,
+        fixed_size=found.fixed_size,
+        parameters=parameter_count(found.network),
+        notes=notes,
+    )
+    return LoadedClassifier(found.network, info)
+
+
+def _wrap_opaque(found: _Opaque, path: Path, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+    for module in found.network.modules():
+        if getattr(module, "training", False):
+            module.training = False
+    smallest, largest = found.batch_range
+    images = max(smallest, _BATCH if largest is None else min(_BATCH, largest))
+    x = _example(_input_for(input_shape, found.shape), images)
+    outputs, classes, notes = look_at_output(found.network, x, outputs, str(path))
+    height, width = found.shape[1:] if len(found.shape) == 3 else (None, None)
+    info = ModelInfo(
+        path=str(path),
+        format=found.kind,
+        arch=None,
+        num_classes=classes,
+        in_channels=found.shape[0] if len(found.shape) == 3 else None,
+        outputs=outputs,
+        fixed_batch=smallest if smallest == largest else None,
+        fixed_size=(height, width) if height and width else None,
+        parameters=parameter_count(found.network),
+        notes=(*found.notes, *notes),
+    )
+    return LoadedClassifier(found.network, info, batch_range=found.batch_range)
+
+
+def _input_for(wanted: tuple[int, ...], known: tuple[int | None, ...]) -> tuple[int, ...]:
+    """The shape to try: what the model itself says, and elsewhere what the caller does."""
+    if len(known) != len(wanted):
+        return wanted if None in known else tuple(size for size in known if size) or wanted
+    return tuple(own or size for own, size in zip(known, wanted, strict=True))
+
+
+def _example(shape: tuple[int, ...], images: int) -> Tensor:
+    return torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from imbalance_perturb import ClassCounts, PerturbedClassifier
+from imbalance_perturb.execution import Execution
+from imbalance_perturb.images import ImageList, find_images
+from imbalance_perturb.prediction import Stopwatch, iter_inputs, iter_predictions
+from imbalance_perturb.preprocessing import Preprocessing, select_preprocessing
+from imbalance_perturb.results import PredictionRow
+from imbalance_perturb.settings import PreprocessSettings
+
+COUNTS = ClassCounts(("dark", "middle", "bright"), (900, 30, 3))
+
+
+class Brightness(nn.Module):
+    """Three classes by mean brightness: what an image's prediction must be is known from the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[-3.0], [0.1], [3.0]]))
+        self.bias = nn.Parameter(torch.tensor([0.8, 0.6, -1.8]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(1, 2, 3))[:, None] @ self.weight.T + self.bias
+
+
+class NanOnBlack(Brightness):
+    """Fails on exactly black images as a network fails on what it has not learned: with NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        return super().forward(x * (mean / mean))
+
+
+def execution(batch_size: int = 4, workers: int = 0) -> Execution:
+    return Execution(torch.device("cpu"), batch_size, workers, "fp32", False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images whose brightness is in the name, broken files at several places, and two sizes."""
+    rng = np.random.default_rng(0)
+    for index in range(23):
+        level = int(rng.integers(1, 256))
+        size = (8, 8) if index % 3 else (5, 9)
+        Image.new("RGB", size, (level, level, level)).save(tmp_path / f"{index:02d}_{level:03d}.png")
+    for name in ("00_0.png", "07_x.png", "22_~.png"):
+        (tmp_path / name).write_text("broken")
+    return tmp_path
+
+
+def preset_none() -> Preprocessing:
+    return select_preprocessing(PreprocessSettings(preset="none"))
+
+
+def predict(
+    images: ImageList, *, model: nn.Module | None = None, eps: float = 0.05, batch_size: int = 4, workers: int = 0
+) -> list[PredictionRow]:
+    debiased = PerturbedClassifier(model or Brightness(), COUNTS, eps=eps)
+    batches = iter_predictions(debiased, images, preset_none(), execution(batch_size, workers))
+    return [row for rows in batches for row in rows]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_every_image_has_its_own_prediction(folder: Path, batch_size: int, workers: int) -> None:
+    """One row for each file in sorted order, each with the prediction of that image's own pixels."""
+    images = find_images(folder)
+    rows = predict(images, batch_size=batch_size, workers=workers)
+    assert [row.image for row in rows] == list(images.names) == sorted(path.name for path in folder.iterdir())
+    model = Brightness()
+    for row in rows:
+        if not row.image[3].isdigit() or row.image == "00_0.png":
+            assert row.error == "not an image in a known format"
+            assert (row.pred, row.base_pred, row.confidence, row.changed) == (None, None, None, False)
+            continue
+        pixel = int(row.image[3:6]) / 255
+        # p* is 0 for the largest class and grows to the smallest, so every pixel moves up by eps.
+        base, moved = (model(torch.full((1, 3, 1, 1), v)).softmax(1)[0] for v in (pixel, pixel + 0.05))
+        assert row.base_pred == COUNTS.names[int(base.argmax())]
+        assert row.pred == COUNTS.names[int(moved.argmax())]
+        assert row.confidence == pytest.approx(moved.max().item(), abs=1e-5)
+        assert row.base_confidence == pytest.approx(base.max().item(), abs=1e-5)
+    assert 0 < sum(row.changed for row in rows) < len(rows)
+
+
+def test_eps_zero_changes_nothing(folder: Path) -> None:
+    """With eps 0 every row's prediction and confidence is the base one, bit for bit."""
+    rows = predict(find_images(folder), eps=0.0)
+    assert all(row.pred == row.base_pred and row.confidence == row.base_confidence for row in rows)
+
+
+def test_an_image_that_makes_nan_fails_alone(tmp_path: Path) -> None:
+    """An image on which the model gives NaN has its own error; its batch mates are predicted as alone."""
+    for index, level in enumerate([200, 0, 90, 0, 30]):
+        Image.new("RGB", (4, 4), (level,) * 3).save(tmp_path / f"{index}.png")
+    images = find_images(tmp_path)
+    rows = predict(images, model=NanOnBlack(), batch_size=8)
+    assert [row.error is None for row in rows] == [True, False, True, False, True]
+    assert "not finite" in str(rows[1].error)
+    plain = predict(images, batch_size=8)
+    assert [row.pred for row in rows if row.error is None] == [plain[index].pred for index in (0, 2, 4)]
+    # Without a gradient pass the output itself is looked at.
+    assert "output is not finite" in str(predict(images, model=NanOnBlack(), eps=0.0)[1].error)
+
+
+def test_probabilities_are_those_of_all_classes(folder: Path) -> None:
+    """With probabilities=True rows carry C of each kind that sum to 1 and agree with the confidences."""
+    debiased = PerturbedClassifier(Brightness(), COUNTS, eps=0.05)
+    images = find_images(folder)
+    rows = [
+        row
+        for rows in iter_predictions(debiased, images, preset_none(), execution(), probabilities=True)
+        for row in rows
+    ]
+    for row in rows:
+        if row.error is None:
+            assert sum(row.probs) == pytest.approx(1)
+            assert max(row.probs) == row.confidence
+            assert row.base_probs[COUNTS.names.index(str(row.base_pred))] == row.base_confidence
+        else:
+            assert row.probs == row.base_probs == ()
+
+
+def test_inputs_hold_every_position_once(folder: Path) -> None:
+    """Each batch's positions are in exactly one group or have an error, and stages are timed."""
+    stopwatch = Stopwatch()
+    images = find_images(folder)
+    seen = 0
+    for batch in iter_inputs(images, preset_none(), execution(batch_size=5), stopwatch):
+        grouped = sorted(position for group in batch.groups for position in group.positions)
+        assert grouped == [position for position, error in enumerate(batch.errors) if error is None]
+        for positions, x in batch.groups:
+            assert x.shape[0] == len(positions)
+            assert x.dtype == torch.float32
+        seen += len(batch.names)
+    assert seen == len(images)
+    assert stopwatch.seconds.keys() >= {"decode", "wait for images", "normalise"}

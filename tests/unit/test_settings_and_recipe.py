@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imbalance_perturb.errors import OutputFileError, SettingsError
+from imbalance_perturb.recipe import load_recipe, merge_settings, update_recipe, write_recipe
+from imbalance_perturb.settings import (
+    DebiasSettings,
+    ModelSettings,
+    PreprocessSettings,
+    RunSettings,
+    Settings,
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (lambda: DebiasSettings(eps=-0.1), "eps is -0.1"),
+        (lambda: DebiasSettings(eps=float("nan")), "eps is nan"),
+        (lambda: DebiasSettings(temperature=0), "temperature is 0"),
+        (lambda: DebiasSettings(loss="hinge"), "loss is 'hinge'; expected one of cross-entropy, mse, focal"),
+        (lambda: DebiasSettings(target="linear"), "target is 'linear'"),
+        (lambda: DebiasSettings(target_m=0), "target_m is 0"),
+        (lambda: DebiasSettings(eps_space="sphere"), "eps_space is 'sphere'"),
+        (lambda: DebiasSettings(steps=0), "steps is 0"),
+        (lambda: DebiasSettings(steps=True), "steps is True"),
+        (lambda: DebiasSettings(tau=float("inf")), "tau is inf"),
+        (lambda: PreprocessSettings(resize=0), "resize is 0"),
+        (lambda: PreprocessSettings(crop=(1, 2, 3)), "crop is"),
+        (lambda: PreprocessSettings(std=(0.1, 0.0, 0.1)), "std is"),
+        (lambda: PreprocessSettings(mean=()), "mean is"),
+        (lambda: PreprocessSettings(interpolation="cubic"), "interpolation is 'cubic'"),
+        (lambda: PreprocessSettings(color="bgr"), "color is 'bgr'"),
+        (lambda: ModelSettings(outputs="scores"), "outputs is 'scores'"),
+        (lambda: ModelSettings(arch="resnet18", factory="a:b"), "arch and factory are both given"),
+        (lambda: ModelSettings(factory="module.function"), "factory is 'module.function'; expected package.module"),
+        (lambda: RunSettings(device="tpu"), "device is 'tpu'"),
+        (lambda: RunSettings(device="cpu:0"), "device is 'cpu:0'"),
+        (lambda: RunSettings(batch_size=0), "batch_size is 0"),
+        (lambda: RunSettings(workers=-1), "workers is -1"),
+        (lambda: RunSettings(precision="fp8"), "precision is 'fp8'"),
+    ],
+)
+def test_values_out_of_range_name_the_option(make: type, cause: str) -> None:
+    """Each setting out of range is an error that names it, the value and what is expected."""
+    with pytest.raises(SettingsError, match=cause):
+        make()
+
+
+def test_a_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    """Settings survive the way through a recipe file; entries without a value take their defaults."""
+    settings = Settings(
+        model=ModelSettings(model="m.pt", counts="c.json", arch="resnet18", outputs="logits"),
+        preprocess=PreprocessSettings(preset="none", resize=(64, 80), crop="none", mean=(0.5,), std=(0.1, 0.2, 0.3)),
+        debias=DebiasSettings(eps=0.005, target="sqrt", clip=True, tau=0.25),
+        run=RunSettings(device="cpu", batch_size=7),
+    )
+    path = tmp_path / "imbperturb.toml"
+    write_recipe(path, settings)
+    tables = load_recipe(path)
+    assert tables["model"]["model"] == str(tmp_path / "m.pt")
+    tables["model"] |= {"model": "m.pt", "counts": "c.json"}
+    assert merge_settings(tables) == settings
+
+
+def test_the_command_line_wins_over_the_recipe() -> None:
+    """A later layer's entry wins, and what no layer names takes its default."""
+    recipe = {"debias": {"eps": 0.5, "tau": 1.0}, "run": {"workers": 3}}
+    settings = merge_settings(recipe, {"debias": {"eps": 0.25}})
+    assert (settings.debias.eps, settings.debias.tau, settings.run.workers) == (0.25, 1.0, 3)
+    assert settings.debias.temperature == 1000
+
+
+def test_a_preset_on_the_command_line_drops_the_recipes_preprocessing() -> None:
+    """A preset named later is not hidden behind single values of the recipe."""
+    recipe = {"preprocess": {"preset": "imagenet", "resize": 64, "crop": 64}}
+    assert merge_settings(recipe, {"preprocess": {"preset": "none"}}).preprocess == PreprocessSettings(preset="none")
+    assert merge_settings(recipe, {"preprocess": {"crop": 32}}).preprocess == PreprocessSettings(resize=64, crop=32)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("eps = 3", r"\[eps\] is not a table of a recipe"),
+        ("[debiasing]\neps = 3", r"\[debiasing\] is not a table"),
+        ("[debias]\nepsilon = 3", r"\[debias\] has no entry 'epsilon'; did you mean eps"),
+        ("[debias\neps = 3", "the recipe is not TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_named_with_its_entry(text: str, cause: str, tmp_path: Path) -> None:
+    """A recipe with an unknown table or entry, or that is no TOML, is an error naming file and entry."""
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=cause) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_recipe(tmp_path / "missing.toml")
+
+
+def test_a_value_of_the_wrong_type_is_a_settings_error() -> None:
+    """A string where a number belongs is refused with the entry's name."""
+    with pytest.raises(SettingsError, match=r"eps is '0\.1'"):
+        merge_settings({"debias": {"eps": "0.1"}})
+    with pytest.raises(SettingsError, match="device is 3; expected text"):
+        merge_settings({"run": {"device": 3}})
+    with pytest.raises(SettingsError, match="clip is 1; expected true or false"):
+        merge_settings({"debias": {"clip": 1}})
+    with pytest.raises(SettingsError, match="arch is 5; expected text"):
+        merge_settings({"model": {"arch": 5}})
+
+
+def test_updating_keeps_comments_and_the_rest(tmp_path: Path) -> None:
+    """Changing one entry leaves comments, order and other entries of the file alone."""
+    path = tmp_path / "r.toml"
+    path.write_text("# mine\n[debias]\neps = 0.001 # the paper's\ntau = 0.5\n")
+    update_recipe(path, "debias", {"eps": 0.005, "loss": "mse"})
+    update_recipe(path, "run", {"workers": 2})
+    assert path.read_text().startswith('# mine\n[debias]\neps = 0.005 # the paper\'s\ntau = 0.5\nloss = "mse"\n')
+    assert load_recipe(path) == {"debias": {"eps": 0.005, "tau": 0.5, "loss": "mse"}, "run": {"workers": 2}}
+    with pytest.raises(OutputFileError, match="cannot be written"):
+        write_recipe(tmp_path / "no" / "r.toml", Settings())
