@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.counts import ClassCounts, load_class_counts
-from imbalance_perturb.errors import ImageError, SettingsError
+from imbalance_perturb.errors import ImageError, ImbperturbError, SettingsError
 from imbalance_perturb.execution import Execution, select_execution
 from imbalance_perturb.images import ImageList, decode_image
 from imbalance_perturb.models import LoadedClassifier, ProbeResult, load_classifier, probe_classifier
@@ -34,6 +37,15 @@ class Assembly:
     debiased: PerturbedClassifier
 
 
+class Probed(NamedTuple):
+    """A model on its device, the preprocessing that feeds it, and what a trial on ``input_shape`` (C, H, W) showed."""
+
+    model: LoadedClassifier
+    preprocessing: Preprocessing
+    probe: ProbeResult
+    input_shape: tuple[int, int, int]
+
+
 def assemble(settings: Settings, images: ImageList) -> Assembly:
     """Load, check and connect model, counts and preprocessing for these images.
 
@@ -41,18 +53,18 @@ def assemble(settings: Settings, images: ImageList) -> Assembly:
         ImbperturbError: the first thing that is wrong, with its remedy.
     """
     counts = load_counts(settings.model)
-    target = select_target(settings.debias, counts)
+    target = select_target(settings, counts)
     execution = select_execution(settings.run, len(images))
-    model, preprocessing, probe = load_probed(settings, counts, images, execution)
+    probed = load_probed(settings, counts, images, execution)
     return Assembly(
         settings=settings,
         counts=counts,
         target=target,
-        model=model,
-        probe=probe,
-        preprocessing=preprocessing,
+        model=probed.model,
+        probe=probed.probe,
+        preprocessing=probed.preprocessing,
         execution=execution,
-        debiased=make_debiased(settings.debias, model, counts, target, preprocessing),
+        debiased=make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing),
     )
 
 
@@ -63,19 +75,32 @@ def load_counts(settings: ModelSettings) -> ClassCounts:
     return load_class_counts(settings.counts)
 
 
-def select_target(settings: DebiasSettings, counts: ClassCounts) -> Tensor:
+def select_target(settings: Settings, counts: ClassCounts) -> Tensor:
     """p* as the settings ask for it, (C,) float64."""
-    if settings.target.endswith(".json"):
-        if settings.target_m is not None:
+    kind, m = settings.debias.target, settings.debias.target_m
+    if kind.endswith(".json"):
+        if m is not None:
             raise SettingsError("target_m belongs to the log target; a target from a file has none: leave it out")
-        return load_target(settings.target, counts)
-    return target_distribution(counts, settings.target, m=settings.target_m)
+        return load_target(kind, counts)
+    with _naming(settings.model.counts):
+        return target_distribution(counts, kind, m=m)
+
+
+@contextmanager
+def _naming(path: str | None) -> Iterator[None]:
+    """Put the file a fault lies in before the message of an error that cannot know it."""
+    try:
+        yield
+    except ImbperturbError as error:
+        if path is None or path in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 def load_probed(
     settings: Settings, counts: ClassCounts | None, images: ImageList | None, execution: Execution
-) -> tuple[LoadedClassifier, Preprocessing, ProbeResult]:
-    """The model on the execution's device, the preprocessing that feeds it, and what a trial showed."""
+) -> Probed:
+    """Load the model, settle its preprocessing, and try one with the other on the execution's device."""
     if settings.model.model is None:
         raise SettingsError("no model is given; name the model file first")
     # Before the file is opened nothing is known of its channels; the preset's colour serves until then.
@@ -92,8 +117,9 @@ def load_probed(
     preprocessing = select_preprocessing(settings.preprocess, model.info.in_channels)
     model.to(execution.device)
     shape = (preprocessing.channels, *size)
-    probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
-    return model, preprocessing, probe
+    with _naming(settings.model.model):
+        probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
+    return Probed(model, preprocessing, probe, shape)
 
 
 def make_debiased(

@@ -98,7 +98,7 @@ class PerturbedClassifier(nn.Module):
         """Base logits (N, C) and perturbed input x̃ (N, ...): one gradient pass a step, a plain pass for eps = 0."""
         self._warn_if_lost(x)
         if not self.active:
-            return self._plain(x), x
+            return self.predict_plain(x), x
         base, moved = None, x
         for _ in range(self.steps):
             found = gradient_sign(self.model, moved, self.target, temperature=self.temperature, loss=self.loss)
@@ -109,13 +109,14 @@ class PerturbedClassifier(nn.Module):
 
     def predict_perturbed(self, moved: Tensor) -> Tensor:
         """Corrected logits (N, C) of an input that is already perturbed: the final pass and tau."""
-        return self.adjust(self._plain(moved))
+        return self.adjust(self.predict_plain(moved))
 
     def adjust(self, logits: Tensor) -> Tensor:
         """The logits (N, C) with the module's tau applied (see :func:`adjust_logits`)."""
         return adjust_logits(logits, self.counts, self.tau)
 
-    def _plain(self, x: Tensor) -> Tensor:
+    def predict_plain(self, x: Tensor) -> Tensor:
+        """The wrapped model's logits (N, C) of an input as it is, in full precision."""
         # no_grad, not inference_mode: the latter would hand out tensors that a caller cannot use in autograd.
         with torch.no_grad(), frozen_eval(self.model), full_precision(x.device):
             logits: Tensor = self.model(x)

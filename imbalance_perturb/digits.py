@@ -78,8 +78,7 @@ def load_digit_splits() -> DigitSplits:
         for part, chosen in zip(parts, (rest[:train_count], val, test), strict=True):
             part.append(chosen)
     shuffled = [random.permutation(np.concatenate(part)).astype(np.int64) for part in parts]
-    train, val, test = (DigitSet(images[chosen], labels[chosen], chosen) for chosen in shuffled)
-    return DigitSplits(train, val, test)
+    return DigitSplits(*(DigitSet(images[chosen], labels[chosen], chosen) for chosen in shuffled))
 
 
 def write_digit_images(folder: str | Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from imbalance_perturb.assembly import load_counts, load_probed, select_target
 from imbalance_perturb.execution import select_execution
@@ -32,15 +31,10 @@ class Inspection:
     model: ModelInfo
     probe: ProbeResult
     preprocessing: Preprocessing
+    input_shape: tuple[int, int, int]
     device: str
     classes: tuple[ClassRow, ...]
     imbalance: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The inspection as JSON has it."""
-        from dataclasses import asdict
-
-        return asdict(self)
 
 
 def inspect_model(settings: Settings) -> Inspection:
@@ -50,9 +44,9 @@ def inspect_model(settings: Settings) -> Inspection:
         ImbperturbError: whatever is wrong with the model file, the counts, or the two together.
     """
     counts = None if settings.model.counts is None else load_counts(settings.model)
-    target = None if counts is None else select_target(settings.debias, counts)
+    target = None if counts is None else select_target(settings, counts)
     execution = select_execution(settings.run, 0)
-    model, preprocessing, probe = load_probed(settings, counts, None, execution)
+    model, preprocessing, probe, input_shape = load_probed(settings, counts, None, execution)
     if counts is None or target is None:
         rows = tuple(ClassRow(index, str(index), None, None) for index in range(model.info.num_classes))
     else:
@@ -64,6 +58,7 @@ def inspect_model(settings: Settings) -> Inspection:
         model=model.info,
         probe=probe,
         preprocessing=preprocessing,
+        input_shape=input_shape,
         device=str(execution.device),
         classes=rows,
         imbalance=None if counts is None else counts.imbalance,

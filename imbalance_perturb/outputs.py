@@ -85,12 +85,8 @@ def open_rows(target: str, classes: Sequence[str], probabilities: bool) -> Itera
     path = Path(target)
     check_format(path)
     with open_whole(path) as stream:
-        if path.suffix.lower() == ".jsonl":
-            yield (
-                lambda row: stream.write(json.dumps(_jsonl_record(row, classes), ensure_ascii=False) + "\n") and None
-            )
-        else:
-            yield _csv_writer(stream, classes, probabilities)
+        make_writer = _jsonl_writer if path.suffix.lower() == ".jsonl" else _csv_writer
+        yield make_writer(stream, classes, probabilities)
 
 
 def check_format(path: Path) -> None:

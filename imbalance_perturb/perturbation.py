@@ -6,7 +6,7 @@ the cheap half, :func:`step`, is arithmetic. Everything else in the package that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,13 @@ class GradientSign(NamedTuple):
     logits: Tensor
 
 
+class Measure(NamedTuple):
+    """ℓ and T of Eq. (1): how the softened output is compared with the target."""
+
+    loss: str = "cross-entropy"
+    temperature: float = 1000.0
+
+
 def gradient_sign(
     model: nn.Module, x: Tensor, target: Tensor, *, temperature: float = 1000.0, loss: str = "cross-entropy"
 ) -> GradientSign:
@@ -48,31 +55,52 @@ def gradient_sign(
         ModelOutputError: if the model does not return (N, C) logits.
         SettingsError: for a temperature or loss that is not known.
     """
-    direction = logit_gradient(loss)
-    if not temperature > 0:
-        raise SettingsError(f"the temperature is {temperature}; it must be above 0 (the paper uses 1000)")
+    (sign,), logits = gradient_signs(model, x, target, [Measure(loss, temperature)])
+    return GradientSign(sign, logits)
+
+
+def gradient_signs(
+    model: nn.Module, x: Tensor, target: Tensor, measures: Sequence[Measure]
+) -> tuple[list[Tensor], Tensor]:
+    """The signs of :func:`gradient_sign` for several measures from one forward pass, and the logits (N, C).
+
+    One backward pass for each measure; arguments and errors as for :func:`gradient_sign`.
+    """
+    for _, temperature in measures:
+        if not temperature > 0:
+            raise SettingsError(f"the temperature is {temperature}; it must be above 0 (the paper uses 1000)")
+    directions = [(logit_gradient(loss), temperature) for loss, temperature in measures]
     with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model):
         # clone: an input made in inference mode cannot be recorded, and a model whose first layer works in
         # place may write neither to a leaf nor to the caller's tensor.
         leaf = x.detach().clone().requires_grad_(True)
         logits = _forward(model, leaf.clone(), target)
-        # Only the sign is kept, so any positive factor per sample may go: the 1/T of the true gradient
-        # (about 1e-6 an element at T = 1000) would underflow in half precision.
-        v = direction(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)), target, temperature)
-        v = v / v.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
-        try:
-            (gradient,) = torch.autograd.grad(logits, leaf, v.to(logits.dtype), allow_unused=True)
-        except RuntimeError as error:
-            raise ModelGradientError(f"no gradient reaches the model's input: {_first_line(error)}") from error
+        z = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        signs = [
+            _sign(logits, leaf, direction(z, target, temperature), last=index == len(directions) - 1)
+            for index, (direction, temperature) in enumerate(directions)
+        ]
+    return signs, logits.detach()
+
+
+def _sign(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
+    """Sign of the vector-Jacobian product vᵀ ∂z/∂x: the gradient of the loss up to a positive factor per sample."""
+    # Only the sign is kept, so any positive factor per sample may go: the 1/T of the true gradient (about
+    # 1e-6 an element at T = 1000) would underflow in half precision.
+    v = v / v.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    try:
+        (gradient,) = torch.autograd.grad(logits, leaf, v.to(logits.dtype), retain_graph=not last, allow_unused=True)
+    except RuntimeError as error:
+        raise ModelGradientError(f"no gradient reaches the model's input: {_first_line(error)}") from error
     if gradient is None:
         raise ModelGradientError(
             "no gradient reaches the model's input: its output does not depend on it differentiably"
         )
     if not torch.isfinite(gradient).all():
         raise ModelGradientError(
-            "the gradient at the model's input is not finite: NaN or infinity in the input or weights"
+            "the gradient at the model's input is not finite: NaN or infinity in the input or the parameters"
         )
-    return GradientSign(gradient.sign().to(torch.int8), logits.detach())
+    return gradient.sign().to(torch.int8)
 
 
 def step(

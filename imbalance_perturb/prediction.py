@@ -123,7 +123,7 @@ def iter_inputs(
     """
     stopwatch = stopwatch or Stopwatch()
     loader: DataLoader[Any] = DataLoader(
-        _Decoder(images.root, preprocessing),  # type: ignore[arg-type] - keys are names, which a sampler may yield
+        _Decoder(images.root, preprocessing),  # type: ignore[arg-type]  # keyed by name: the sampler yields names
         batch_sampler=_Batches(images.names, execution.batch_size),
         num_workers=execution.workers,
         collate_fn=_collate,

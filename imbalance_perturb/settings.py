@@ -91,7 +91,7 @@ class PreprocessSettings:
             if size is None or size == "none":
                 continue
             sides = size if isinstance(size, tuple) else (size,)
-            ok = len(sides) <= 2 and all(_is_int(side) and side > 0 for side in sides)
+            ok = len(sides) <= 2 and all(isinstance(side, int) and side > 0 for side in sides)
             _check(ok, option, size, "a number of pixels, H,W or none")
         if self.mean is not None:
             _check(_each(self.mean, _is_number), "mean", self.mean, "one number for each channel")

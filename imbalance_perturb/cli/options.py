@@ -248,7 +248,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    del wrapper.__wrapped__  # type: ignore[attr-defined]  # or the original signature would be found behind it
+    del wrapper.__wrapped__  # or the original signature would be found behind it
     return wrapper
 
 

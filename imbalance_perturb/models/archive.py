@@ -39,11 +39,12 @@ _OPERATOR = re.compile(
 #: Operators of torch itself that read or write files.
 _FILE_OPERATORS = frozenset({"save", "from_file", "load_tensor"})
 _TREE_TYPES = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
-_SYMPY_CALLS = frozenset(
-    "Symbol Integer Float Rational Add Mul Pow Max Min Abs Eq Ne Equality Unequality Lt Le Gt Ge StrictLessThan LessThan"
-    " StrictGreaterThan GreaterThan And Or Not Piecewise ExprCondPair Tuple FloorDiv ModularIndexing Where PythonMod Mod"
-    " CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv"
-    " IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity".split()
+#: What symbolic shapes are written with: sympy's own classes and those of ``torch.utils._sympy.functions``.
+_SYMPY_CALLS = re.compile(
+    r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Abs|Eq|Ne|Equality|Unequality|Lt|Le|Gt|Ge|StrictLessThan"
+    r"|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|Piecewise|ExprCondPair|Tuple|FloorDiv|ModularIndexing|Where"
+    r"|PythonMod|Mod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural|FloatPow|FloatTrueDiv"
+    r"|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|ToFloat|Identity"
 )
 _SYMPY_NODES = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Load, ast.keyword,
@@ -206,7 +207,9 @@ def _is_arithmetic(text: str) -> bool:
     symbols = {id(n.args[0]) for n in nodes if isinstance(n, ast.Call) and n.args and _is_literal_call(n.func)}
     for node in nodes:
         match node:
-            case ast.Call(func=ast.Name(id=name)) if name in _SYMPY_CALLS:
+            case ast.keyword(arg=None):
+                return False
+            case ast.Call(func=ast.Name(id=name)) if _SYMPY_CALLS.fullmatch(name):
                 pass
             case ast.Name(id=name) if id(node) in called or _SYMPY_NAMES.fullmatch(name):
                 pass

@@ -59,28 +59,28 @@ def parse_checkpoint(content: object, path: Path) -> Checkpoint | nn.Module:
 def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any] | nn.Module:
     if not isinstance(content, Mapping) or not content:
         raise ModelFileError(
-            f"{path}: the file holds {_what(content)}; expected a state_dict: save it with torch.save(model.state_dict(), ...)"
+            f"{path}: the file holds {_what(content)}; expected a state_dict:"
+            " save it with torch.save(model.state_dict(), ...)"
         )
+    found: Mapping[Any, Any] = content
     for _ in range(3):  # a Lightning or timm checkpoint is one level deep, a wrapped one two
-        if _is_state_dict(content):
-            return content
-        key = next(
-            (key for key in _WRAPPERS if isinstance(content.get(key), nn.Module | Mapping) and content[key]), None
-        )
+        if _is_state_dict(found):
+            return found
+        key = next((key for key in _WRAPPERS if isinstance(found.get(key), nn.Module | Mapping) and found[key]), None)
         if key is None:
-            inner = [k for k, value in content.items() if isinstance(value, nn.Module) or _is_state_dict(value)]
+            inner = [k for k, value in found.items() if isinstance(value, nn.Module) or _is_state_dict(value)]
             if len(inner) != 1:
                 break
             key = inner[0]
-        averages = [name for name in _AVERAGES if name in content and name != key]
+        averages = [name for name in _AVERAGES if name in found and name != key]
         if averages:
             notes.append(f"the averaged parameters under {averages[0]!r} were not used, but those under {key!r}")
         notes.append(f"the tensors were taken from {key!r} of the file")
-        if isinstance(content[key], nn.Module):
-            module: nn.Module = content[key]
-            return module
-        content = content[key]
-    keys = ", ".join(repr(str(key)) for key in list(content)[:8])
+        inside = found[key]
+        if isinstance(inside, nn.Module):
+            return inside
+        found = inside
+    keys = ", ".join(repr(str(key)) for key in list(found)[:8])
     raise ModelFileError(
         f"{path}: no state_dict found in the file (its keys: {keys}); save one with torch.save(model.state_dict(), ...)"
     )

@@ -128,7 +128,8 @@ def read_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, but people's files are in it
-            return torch.jit.load(str(path), map_location="cpu")
+            module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            return module
     except _LOAD_ERRORS as error:
         raise ModelFileError(
             f"{path}: this TorchScript file cannot be read by torch {torch.__version__} ({first_line(error)});"

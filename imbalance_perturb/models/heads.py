@@ -24,7 +24,7 @@ class Head(NamedTuple):
 class _Leaf(NamedTuple):
     name: str
     module: nn.Module
-    index: int | None  # position in its Sequential, where names are numbers
+    position: int | None  # place in its Sequential, where names are numbers
 
 
 def rebuild_head(shapes: Shapes, own: nn.Module, in_features: int, prefix: str) -> Head | str:
@@ -106,7 +106,7 @@ def _leaves(shapes: Shapes, path: str = "") -> list[_Leaf] | str:
             inner = _leaves(groups[name], f"{path}{name}.")
             if isinstance(inner, str):
                 return inner
-            leaves += [leaf._replace(name=f"{name}.{leaf.name}", index=None) for leaf in inner]
+            leaves += [leaf._replace(name=f"{name}.{leaf.name}", position=None) for leaf in inner]
             continue
         module = _layer(groups[name])
         if module is None:
@@ -140,7 +140,7 @@ def _with_activations(
             active = not isinstance(module, nn.Linear)
         index = int(name) if name.isdecimal() else None
     for leaf in leaves:
-        adjacent = leaf.index is not None and index is not None and leaf.index == index + 1
+        adjacent = leaf.position is not None and index is not None and leaf.position == index + 1
         if not active and not adjacent:
             parent, _, name = leaf.name.rpartition(".")
             modules.append((f"{parent}.assumed_relu_{name}".lstrip("."), nn.ReLU()))
@@ -150,7 +150,7 @@ def _with_activations(
             active = False
         elif isinstance(leaf.module, nn.PReLU):
             active = True
-        index = leaf.index
+        index = leaf.position
     return modules, assumed
 
 

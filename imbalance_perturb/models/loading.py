@@ -20,9 +20,6 @@ from imbalance_perturb.models.files import (
 from imbalance_perturb.models.networks import Built, build_network, parameter_count
 from imbalance_perturb.models.wrapping import LoadedClassifier, ModelInfo, look_at_output
 
-#: Images in the batch on which the output of a network of unknown make is looked at.
-_BATCH = 2
-
 
 class _Opaque(NamedTuple):
     """A network that came ready-made, and what its file tells of the inputs it takes."""
@@ -154,8 +151,8 @@ def _in_float32(found: _Opaque) -> _Opaque:
 def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
     notes = found.notes
     if found.kind == "factory" or outputs == "probabilities":
-        x = _example(_input_for(input_shape, (found.in_channels, *(found.fixed_size or (None, None)))), _BATCH)
-        outputs, classes, more = look_at_output(found.network, x, outputs, str(path))
+        shape = _input_for(input_shape, (found.in_channels, *(found.fixed_size or (None, None))))
+        outputs, classes, more = look_at_output(found.network, shape, outputs, (1, None), str(path))
         notes = (*notes, *more)
     else:
         outputs, classes = "logits", found.num_classes
@@ -179,9 +176,8 @@ def _wrap_opaque(found: _Opaque, path: Path, outputs: str, input_shape: tuple[in
         if getattr(module, "training", False):
             module.training = False
     smallest, largest = found.batch_range
-    images = max(smallest, _BATCH if largest is None else min(_BATCH, largest))
-    x = _example(_input_for(input_shape, found.shape), images)
-    outputs, classes, notes = look_at_output(found.network, x, outputs, str(path))
+    shape = _input_for(input_shape, found.shape)
+    outputs, classes, notes = look_at_output(found.network, shape, outputs, found.batch_range, str(path))
     height, width = found.shape[1:] if len(found.shape) == 3 else (None, None)
     info = ModelInfo(
         path=str(path),
@@ -203,7 +199,3 @@ def _input_for(wanted: tuple[int, ...], known: tuple[int | None, ...]) -> tuple[
     if len(known) != len(wanted):
         return wanted if None in known else tuple(size for size in known if size) or wanted
     return tuple(own or size for own, size in zip(known, wanted, strict=True))
-
-
-def _example(shape: tuple[int, ...], images: int) -> Tensor:
-    return torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))

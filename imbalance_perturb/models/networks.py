@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from imbalance_perturb.models.skeleton import classification_names, is_counter
 _OTHER_WAYS = (
     "name it with --arch (torchvision's name, or timm:NAME), or build it with --factory package.module:function"
 )
+#: What a function of the user's or of another package may raise when it is called with wrong arguments.
 _CALL_ERRORS = (
     RuntimeError,
     ValueError,
@@ -136,7 +138,7 @@ def _by_recognition(checkpoint: Checkpoint, path: Path, kind: str) -> Built:
 
 def _fill(match: Match, checkpoint: Checkpoint, names: dict[str, str], kind: str) -> Built:
     tensors = {name: checkpoint.tensors[in_file] for in_file, name in names.items()}
-    match.network.load_state_dict(tensors, strict=False, assign=True)  # strict but for counters: see the match
+    _put(match.network, tensors, assign=True)
     left = [name for name, t in (*match.network.named_parameters(), *match.network.named_buffers()) if t.is_meta]
     if left:
         raise ArchitectureError(f"the tensors {', '.join(left[:3])} of {match.arch} are not in the file; {_OTHER_WAYS}")
@@ -144,6 +146,7 @@ def _fill(match: Match, checkpoint: Checkpoint, names: dict[str, str], kind: str
     notes = list(match.notes)
     if dropped:
         notes.append("the auxiliary heads, which serve training only, were left out")
+    notes = [*checkpoint.notes, *notes]
     return Built(
         match.network,
         kind,
@@ -151,7 +154,7 @@ def _fill(match: Match, checkpoint: Checkpoint, names: dict[str, str], kind: str
         match.num_classes,
         match.in_channels,
         match.fixed_size,
-        (*checkpoint.notes, *notes),
+        tuple(notes),
     )
 
 
@@ -168,14 +171,14 @@ def _by_factory(checkpoint: Checkpoint, path: Path, factory: str) -> Built:
                 f"--factory {factory}: module {error.name!r} is not found; it is looked for in the current directory"
                 " and among the installed packages"
             ) from error
-        except (SyntaxError, NameError, *_CALL_ERRORS) as error:
+        except Exception as error:
             raise ArchitectureError(f"--factory {factory}: importing {module_name} failed: {_named(error)}") from error
         function = getattr(module, function_name, None)
         if not callable(function):
             raise ArchitectureError(f"--factory {factory}: {module_name} has no function {function_name!r}")
         try:
             network = function(num_classes=num_classes)
-        except (NameError, *_CALL_ERRORS) as error:
+        except Exception as error:
             raise ArchitectureError(
                 f"--factory {factory}: {function_name}(num_classes={num_classes}) failed: {_named(error)}"
             ) from error
@@ -261,9 +264,17 @@ def _load_strictly(network: nn.Module, tensors: dict[str, Tensor], path: Path, w
     if len(difference):
         raise _mismatch(path, what, difference)
     try:
-        network.load_state_dict(tensors, strict=False)
+        _put(network, tensors, assign=False)
     except RuntimeError as error:
         raise ArchitectureError(f"{path}: {what}: {first_line(error)}") from error
+
+
+def _put(network: nn.Module, tensors: dict[str, Tensor], *, assign: bool) -> None:
+    """Load tensors whose names have been compared: all are there but counters, which eval mode does not read."""
+    state: OrderedDict[str, Tensor] = OrderedDict(tensors)
+    # Some networks ask which version of themselves the names are of; it is the current one.
+    state._metadata = getattr(network.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    network.load_state_dict(state, strict=False, assign=assign)
 
 
 def _shapes(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, tuple[int, ...]]:

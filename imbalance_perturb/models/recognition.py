@@ -13,11 +13,19 @@ import torch
 from torch import nn
 
 from imbalance_perturb.models.heads import Head, rebuild_head
-from imbalance_perturb.models.skeleton import Skeleton, build_skeleton, classification_names, is_counter, skeleton
+from imbalance_perturb.models.skeleton import (
+    EmptyOnMeta,
+    Skeleton,
+    build_skeleton,
+    classification_names,
+    is_counter,
+    skeleton,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-#: A tensor that only some families have, to try those first; the others follow, so nothing hangs on this.
+#: For each family of architectures a tensor that all of it have, so that only some need to be built. Networks that
+#: a newer torchvision adds belong to no family and are always tried.
 _FAMILIES = (
     ("layer1.0.conv1.weight", r"resne|wide_resnet"),
     ("features.denseblock1.denselayer1.norm1.weight", r"densenet"),
@@ -35,7 +43,7 @@ _FAMILIES = (
     ("inception3a.branch1.conv.weight", r"googlenet"),
     ("Mixed_5b.branch1x1.conv.weight", r"inception"),
     ("features.3.squeeze.weight", r"squeezenet"),
-    ("features.0.weight", r"vgg|alexnet|squeezenet"),
+    ("features.0.weight", r"vgg|alexnet"),
 )
 _AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
 #: Names that torchvision's own downloads had before the architecture's names changed.
@@ -102,10 +110,12 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
 def recognise(shapes: Shapes) -> Match | tuple[str, Difference]:
     """The architecture that the tensors are of, or else the closest one and how it differs."""
     closest: tuple[float, str, Difference] | None = None
-    for name in _likely_first(shapes):
+    for name in _candidates(shapes):
         found = match_architecture(name, shapes)
         if isinstance(found, Match):
             return found
+        if found.reason:  # all below the head fits, so no other will
+            return name, found
         same = sum(1 for key, shape in skeleton(name).shapes.items() if shapes.get(key) == shape)
         likeness = same / (len(set(skeleton(name).shapes) | set(shapes)) or 1)
         if closest is None or likeness > closest[0]:
@@ -187,10 +197,15 @@ def _assemble(name: str, base: Skeleton, head: Head, shapes: Shapes, options: di
     return Match(network, name, head.num_classes, channels, _fixed_size(name, network), notes)
 
 
-def _likely_first(shapes: Shapes) -> list[str]:
-    names = classification_names()
-    family = next((pattern for key, pattern in _FAMILIES if key in shapes), "$^")
-    return sorted(names, key=lambda name: not re.match(family, name))
+def _candidates(shapes: Shapes) -> list[str]:
+    """The architectures that may fit, and some for comparison where none can."""
+    families = {name: _family(name) for name in classification_names()}
+    possible = [name for name, family in families.items() if family is None or family in shapes]
+    return possible or list({family: name for name, family in families.items()}.values())
+
+
+def _family(name: str) -> str | None:
+    return next((key for key, pattern in _FAMILIES if re.match(pattern, name)), None)
 
 
 def _fit_head(base: Skeleton, shapes: Shapes) -> Head | Difference:
@@ -204,7 +219,7 @@ def _fit_head(base: Skeleton, shapes: Shapes) -> Head | Difference:
         return Head(base.module, rows, "")
     module = base.module.get_submodule(base.container)
     width = next((m.in_features for m in module.modules() if isinstance(m, nn.Linear)), 0)
-    with torch.device("meta"):
+    with EmptyOnMeta():
         head = rebuild_head(
             {key.removeprefix(prefix): shape for key, shape in given.items()}, module, width, base.container
         )
@@ -223,12 +238,11 @@ def _image_size(network: nn.Module, positions: int) -> int | None:
 def _set_channels(network: nn.Module, stem: str, channels: int) -> None:
     old = network.get_submodule(stem)
     assert isinstance(old, nn.Conv2d)
-    with torch.device("meta"):
-        new = nn.Conv2d(
-            channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,
-            bias=old.bias is not None, padding_mode=old.padding_mode,
-        )  # type: ignore[arg-type]  # fmt: skip
-    network.set_submodule(stem, new.eval())
+    new = copy.copy(old)
+    new.in_channels = channels
+    shape = (old.out_channels, channels, *old.kernel_size)
+    new._parameters = {**old._parameters, "weight": nn.Parameter(torch.empty(shape, device="meta"))}
+    network.set_submodule(stem, new)
 
 
 def _fixed_size(name: str, network: nn.Module) -> tuple[int, int] | None:

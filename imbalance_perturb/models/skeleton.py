@@ -1,4 +1,4 @@
-"""Build a torchvision network without memory or initialisation: its tensors' names and shapes, and where its head is."""
+"""Build a torchvision network without memory or initialisation: its tensors' names and shapes, its head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 _MARK = 1013
 
 
-class _EmptyOnMeta(TorchFunctionMode):
+class EmptyOnMeta(TorchFunctionMode):
     """Inside: ``torch.empty``, which layers make their parameters with, allocates nothing and is not filled.
 
     All else is real, unlike under ``torch.device("meta")``: some builders compute with tensors, and buffers that
@@ -33,10 +33,11 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-_FILLERS = frozenset(
-    "normal_ uniform_ trunc_normal_ kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_ zero_ zeros_ ones_"
-    " constant_ fill_ mul_ add_ clamp_ erfinv_".split()
-)
+#: In-place functions that initialise parameters.
+_FILLERS = frozenset({
+    "normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_",
+    "zero_", "zeros_", "ones_", "constant_", "fill_", "mul_", "add_", "clamp_", "erfinv_",
+})  # fmt: skip
 
 
 class Skeleton(NamedTuple):
@@ -73,7 +74,7 @@ def build_skeleton(name: str, **kwargs: Any) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         # The auxiliary heads serve training only.
         kwargs = {"aux_logits": False, "init_weights": False, **kwargs}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _EmptyOnMeta():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), EmptyOnMeta():
         warnings.simplefilter("ignore")
         network: nn.Module = torchvision.models.get_model(name, weights=None, **kwargs)
     return network.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class LoadedClassifier(nn.Module):
         return logits
 
 
-def in_batches(network: nn.Module, x: Tensor, batch_range: tuple[int, int | None]) -> Tensor:
+def in_batches(network: Callable[[Tensor], Any], x: Tensor, batch_range: tuple[int, int | None]) -> Tensor:
     """The network's rows for a batch of any size, where it takes between ``batch_range`` images at a time.
 
     The last batch is filled up with copies of its last image, whose rows are dropped.
@@ -94,7 +94,7 @@ def in_batches(network: nn.Module, x: Tensor, batch_range: tuple[int, int | None
     if len(x) >= smallest and (largest is None or len(x) <= largest):
         return one_row_each(network(x), len(x))
     rows = []
-    for chunk in x.split(largest or len(x)):
+    for chunk in torch.split(x, largest or len(x)):
         short = max(0, smallest - len(chunk))
         filled = torch.cat([chunk, chunk[-1:].expand(short, *chunk.shape[1:])]) if short else chunk
         rows.append(one_row_each(network(filled), len(filled))[: len(chunk)])
@@ -113,7 +113,7 @@ def one_row_each(output: Any, images: int) -> Tensor:
     if tensor.shape[:1] == (images,) and (tensor.ndim == 1 or tensor.shape[1:] == (1,)):
         raise ModelOutputError(
             f"the model returned {tuple(tensor.shape)} for {images} images: one number for each, as a binary classifier"
-            " with a single logit does; give a model with one logit for each class (the two logits 0 and z mean the same)"
+            " with a single logit z does; give a model with a logit for each class (0 and z for its two classes)"
         )
     if tensor.ndim != 2 or tensor.shape[0] != images:
         raise ModelOutputError(
@@ -149,38 +149,51 @@ def select_output(output: Any) -> tuple[Tensor, str | None]:
     raise ModelOutputError(f"the model returned {found}; expected a tensor of (N, C) logits: wrap it so that it does")
 
 
-def look_at_output(network: nn.Module, x: Tensor, outputs: str, name: str) -> tuple[str, int, tuple[str, ...]]:
-    """Run the network once: what it returns (``logits`` or ``probabilities``), C, and notes about it.
+def look_at_output(
+    network: nn.Module, shape: tuple[int, ...], outputs: str, batch_range: tuple[int, int | None], name: str
+) -> tuple[str, int, tuple[str, ...]]:
+    """Run the network on a few random images: what it returns (``logits`` or ``probabilities``), C, and notes about it.
 
     Args:
+        shape: of one input.
         outputs: what the user says, or ``auto``.
         name: of the model, for messages.
 
     Raises:
         ModelOutputError: if it fails on the input, or returns something else.
     """
+    # Bright and dark images far out of range, too: small logits of a network may lie in [0, 1] by chance.
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    x[2], x[3] = 30 * (x[2] + 1), 30 * (x[3] - 1)
+    returned: list[Any] = []
+
+    def remember(batch: Tensor) -> Any:
+        returned.append(network(batch))
+        return returned[-1]
+
     try:
         with torch.no_grad():
-            raw = network(x)
+            rows = in_batches(remember, x, batch_range)
+    except ModelOutputError as error:
+        raise ModelOutputError(f"{name}: {error}") from error
     except torch.OutOfMemoryError:
         raise
     except FORWARD_ERRORS as error:
         raise failing_forward(name, x, error) from error
-    rows = one_row_each(raw, len(x))
-    notes = [note for note in (select_output(raw)[1],) if note]
+    notes = [note for note in (select_output(returned[0])[1],) if note]
     within = bool(((rows >= 0) & (rows <= 1 + SUM_TOLERANCE)).all())
     sums = bool(((rows.float().sum(1) - 1).abs() <= SUM_TOLERANCE).all())
     if outputs == "probabilities" and not (within and sums):
         raise ModelOutputError(
-            f"{name}: --outputs probabilities, but on a test input its rows run from {rows.min():.3g} to {rows.max():.3g}"
-            " and do not sum to 1: use --outputs logits"
+            f"{name}: --outputs probabilities, but on a test input its values run from {rows.min():.3g} to"
+            f" {rows.max():.3g} and its rows do not all sum to 1: use --outputs logits"
         )
     if outputs != "auto":
         return outputs, rows.shape[1], tuple(notes)
     if within and sums:
         notes.append("its output is probabilities (rows in [0, 1] that sum to 1); their logarithms serve as logits")
         return "probabilities", rows.shape[1], tuple(notes)
-    if within:
+    if within and rows.any():  # a head of zeros, as some networks start with, gives no scores
         raise ModelOutputError(
             f"{name}: its rows are in [0, 1] but do not sum to 1, like sigmoid scores of independent labels, which"
             " this method does not cover; if they are logits after all, say --outputs logits"
@@ -191,6 +204,6 @@ def look_at_output(network: nn.Module, x: Tensor, outputs: str, name: str) -> tu
 def failing_forward(name: str, x: Tensor, error: BaseException) -> ModelOutputError:
     """The error for a network that fails on an input of this shape."""
     return ModelOutputError(
-        f"{name}: the model fails on an input of shape {tuple(x.shape)}: {first_line(error)}; give it the image size"
+        f"{name}: the model fails on images of shape {tuple(x.shape[1:])}: {first_line(error)}; give it the image size"
         " and channels it was trained with (--resize, --crop, --color)"
     )

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from imbalance_perturb.counts import parse_class_counts
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError, SettingsError
-from imbalance_perturb.perturbation import LOSSES, gradient_sign, logit_gradient, perturb, step
+from imbalance_perturb.perturbation import (
+    LOSSES,
+    Measure,
+    gradient_sign,
+    gradient_signs,
+    logit_gradient,
+    perturb,
+    step,
+)
 from imbalance_perturb.target import target_distribution
 from tests import reference
 from tests.analytic import as_module
@@ -93,6 +101,23 @@ def test_half_precision_does_not_underflow() -> None:
     low = gradient_sign(model.to(torch.bfloat16), x.to(torch.bfloat16), target).sign
     assert (low == 0).float().mean() <= (full == 0).float().mean() + 0.01
     assert (low == full).float().mean() > 0.9
+
+
+def test_several_measures_share_one_forward_pass() -> None:
+    """gradient_signs gives each measure's own sign, from one forward pass for all of them."""
+    net = as_module(AnalyticModel.random(2, 12, 9, 4))
+    calls: list[int] = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(20, 12, dtype=torch.float64)
+    target = target_distribution(parse_class_counts([90, 40, 20, 5]))
+    measures = [Measure(loss, temperature) for loss in sorted(LOSSES) for temperature in (1.0, 1000.0)]
+    signs, logits = gradient_signs(net, x, target, measures)
+    assert len(calls) == 1
+    for measure, sign in zip(measures, signs, strict=True):
+        alone = gradient_sign(net, x, target, loss=measure.loss, temperature=measure.temperature)
+        assert torch.equal(sign, alone.sign)
+        assert torch.equal(logits, alone.logits)
+    assert len({tuple(sign.flatten().tolist()) for sign in signs}) > 1
 
 
 def test_target_and_temperature_pull_towards_the_minority() -> None:

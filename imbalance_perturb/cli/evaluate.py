@@ -1,0 +1,102 @@
+"""The command ``evaluate``: does it help, what does it cost, and is it more than noise."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from imbalance_perturb.cli.options import CommonOptions, resolve_settings, with_options
+
+if TYPE_CHECKING:
+    from imbalance_perturb.scores import Evaluation
+
+#: Exit code of a command that is done though some images have an error.
+_SOME_FAILED = 3
+
+
+@with_options
+def evaluate(
+    predictions: Annotated[Path, Argument(metavar="PREDICTIONS", help="File that predict wrote.")] = Path(
+        "predictions.csv"
+    ),
+    *,
+    labels: Annotated[
+        Path, Option("--labels", metavar="PATH", help="CSV with image,label, or a folder of class folders.")
+    ],
+    counts: Annotated[
+        Path | None,
+        Option(
+            "--counts",
+            metavar="FILE",
+            help="JSON of training images per class. (default: those of the run file beside PREDICTIONS)",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, Option("--report", metavar="FILE", help="HTML page to write, with plots and all tables.")
+    ] = None,
+    plot: Annotated[Path | None, Option("--plot", metavar="FILE", help="PNG to write, with all plots.")] = None,
+    confidence_level: Annotated[float, Option("--confidence-level", help="Of all intervals.")] = 0.95,
+    seed: Annotated[int, Option("--seed", help="Of the resampling.")] = 0,
+    common: CommonOptions,
+) -> None:
+    """Compare base and perturbed predictions with labels: gains, costs, intervals and tests.
+
+    Exit code 3: done, but some images have an error instead of a prediction.
+    """
+    from imbalance_perturb.evaluation import IntervalOptions, evaluate_files
+    from imbalance_perturb.outputs import run_path
+
+    options = IntervalOptions(level=confidence_level, seed=seed)
+    for path, suffixes in ((report, (".html", ".htm")), (plot, (".png",))):
+        _check_output(path, suffixes)
+    if counts is None and not run_path(predictions).is_file():
+        # Only where nothing nearer tells: a recipe may be of another run than the predictions.
+        recipe_counts = resolve_settings(common)[0].model.counts
+        counts = None if recipe_counts is None else Path(recipe_counts)
+    evaluation = evaluate_files(predictions, labels, counts=counts, options=options)
+    written = _write_files(evaluation, report, plot)
+    if common.as_json:
+        from imbalance_perturb.cli.render import print_json
+
+        print_json(evaluation.to_dict())
+    else:
+        from imbalance_perturb.cli.evaluation_tables import print_evaluation
+
+        print_evaluation(evaluation)
+    if not common.quiet:
+        for note in evaluation.notes:
+            print(f"note: {note}", file=sys.stderr)
+        for path in written:
+            print(f"written: {path}", file=sys.stderr)
+    raise typer.Exit(_SOME_FAILED if evaluation.failed else 0)
+
+
+def _check_output(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Before any work: a report that cannot be written should not cost a minute."""
+    from imbalance_perturb.errors import OutputFileError
+
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another")
+
+
+def _write_files(evaluation: Evaluation, report: Path | None, plot: Path | None) -> list[Path]:
+    from imbalance_perturb.reports.files import write_whole
+
+    if report is not None:
+        from imbalance_perturb.reports.evaluation_page import evaluation_page
+
+        # A file name that is not UTF-8 must not end the report.
+        write_whole(report, evaluation_page(evaluation).encode("utf-8", errors="backslashreplace"))
+    if plot is not None:
+        from imbalance_perturb.reports.evaluation_plots import plot_evaluation
+
+        write_whole(plot, plot_evaluation(evaluation))
+    return [path for path in (report, plot) if path is not None]

@@ -1,0 +1,87 @@
+"""The demonstration: real images in a folder, and the real commands run on them in front of the user."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from imbalance_perturb.digits import DigitSet, load_digit_splits, write_digit_images
+from imbalance_perturb.errors import ImbperturbError, OutputFileError
+
+#: How the demonstration's model was trained to see an image (``examples/train_demo_model.py``).
+_PREPROCESSING = ("--preset", "none", "--resize", "64", "--mean", "0.5", "--std", "0.5")
+
+_MODEL, _COUNTS, _IMAGES, _LABELS = "model.safetensors", "counts.json", "images", "labels.csv"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the demonstration: its arguments and the sentence that introduces it."""
+
+    arguments: tuple[str, ...]
+    why: str
+
+
+COMMANDS = (
+    Command(
+        ("init", _MODEL, _COUNTS, *_PREPROCESSING),
+        "Check the model against the counts, and keep all settings in a recipe that the next commands read.",
+    ),
+    Command(("inspect",), "What is in the model file, and what the counts make of each class."),
+    Command(("predict", _IMAGES), "Predict every image twice: plain, and corrected at the paper's eps of 0.001."),
+)
+
+
+def run_demo(folder: Path) -> None:
+    """Write images, counts and model into ``folder`` and run :data:`COMMANDS` there, showing each one.
+
+    Raises:
+        OutputFileError: if the folder is not empty or cannot be written.
+        ImbperturbError: if one of the commands fails.
+    """
+    write_demo(folder)
+    for command in COMMANDS:
+        _announce(f"\n{command.why}\n$ imbperturb {shlex.join(command.arguments)}")
+        result = subprocess.run(
+            [sys.executable, "-m", "imbalance_perturb", *command.arguments], cwd=folder, check=False
+        )
+        if result.returncode != 0:
+            raise ImbperturbError(f"'imbperturb {command.arguments[0]}' ended with exit code {result.returncode}")
+    _announce(f"\nEverything is in {folder}: change eps in imbperturb.toml, or point the commands at your own model.")
+
+
+def write_demo(folder: Path) -> None:
+    """Write the demonstration's images, labels, counts and model into a new or empty folder.
+
+    Raises:
+        OutputFileError: if the folder is not empty or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputFileError(f"{folder}: is there already and not empty; name a new folder: imbperturb demo FOLDER")
+    splits = load_digit_splits()
+    _write_images(folder / _IMAGES, folder / _LABELS, splits.test)
+    (folder / _COUNTS).write_text(json.dumps(splits.counts.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with as_file(files("imbalance_perturb") / "assets" / "demo_digits.safetensors") as model:
+        shutil.copyfile(model, folder / _MODEL)
+    counts = splits.counts
+    _announce(
+        f"{folder}: a small network trained on {counts.total} handwritten digits (scikit-learn's), long-tailed from"
+        f" {max(counts.counts)} of '{counts.names[0]}' down to {min(counts.counts)} of"
+        f" '{counts.names[counts.smallest]}', and {len(splits.test.labels)} digits it has not seen."
+    )
+
+
+def _write_images(folder: Path, labels: Path, digits: DigitSet) -> None:
+    written = write_digit_images(folder, digits.images, digits.labels)
+    written.replace(labels)
+
+
+def _announce(text: str) -> None:
+    # Flushed, or it would come after what the commands print.
+    print(text, flush=True)

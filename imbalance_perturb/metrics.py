@@ -1,0 +1,181 @@
+"""Counting hits and misses: integer counts that merge by addition, and the figures read off them.
+
+The figures are those of scikit-learn: mean class recall is ``balanced_accuracy_score`` (classes without labelled
+images are left out of the mean), F1 and precision have ``zero_division=0``, and the macro F1 is over the classes
+that have labelled images or were predicted. No torch here: reports on finished predictions need none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from imbalance_perturb.errors import LabelsError
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class JointCounts:
+    """How often each (label, base prediction, perturbed prediction) occurred: all a comparison needs.
+
+    ``cells`` is (K, 3) int64, distinct rows in lexical order; ``counts`` is (K,) int64, all above 0. Shards of
+    the same ``num_classes`` merge with ``+``.
+    """
+
+    cells: Counts
+    counts: Counts
+    num_classes: int
+
+    @property
+    def total(self) -> int:
+        """Number of images."""
+        return int(self.counts.sum())
+
+    @property
+    def base(self) -> Counts:
+        """(C, C) confusion matrix of the base predictions: true classes are rows."""
+        return self._matrix(1)
+
+    @property
+    def perturbed(self) -> Counts:
+        """(C, C) confusion matrix of the perturbed predictions: true classes are rows."""
+        return self._matrix(2)
+
+    @property
+    def correctness(self) -> Counts:
+        """(C, 2, 2): images of a class by whether base (first) and perturbed (second) were right."""
+        label, base, perturbed = self.cells.T
+        table = np.zeros((self.num_classes, 2, 2), dtype=np.int64)
+        np.add.at(table, (label, (base == label).astype(int), (perturbed == label).astype(int)), self.counts)
+        return table
+
+    def __add__(self, other: JointCounts) -> JointCounts:
+        if self.num_classes != other.num_classes:
+            raise LabelsError(
+                f"counts over {self.num_classes} and over {other.num_classes} classes do not add up;"
+                " merge parts of one evaluation"
+            )
+        return _merge(
+            np.concatenate([self.cells, other.cells]),
+            np.concatenate([self.counts, other.counts]),
+            self.num_classes,
+        )
+
+    def _matrix(self, kind: int) -> Counts:
+        matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        np.add.at(matrix, (self.cells[:, 0], self.cells[:, kind]), self.counts)
+        return matrix
+
+
+def count_jointly(labels: ArrayLike, base_preds: ArrayLike, preds: ArrayLike, num_classes: int) -> JointCounts:
+    """Count the predictions of N images, all given as (N,) class indices.
+
+    Raises:
+        LabelsError: if the lengths differ or an index is outside 0 to ``num_classes`` - 1.
+    """
+    columns = [
+        _check_indices(name, values, num_classes)
+        for name, values in (("labels", labels), ("base_preds", base_preds), ("preds", preds))
+    ]
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(str(len(column)) for column in columns)
+        raise LabelsError(f"labels, base_preds and preds have {lengths} entries; give one of each for every image")
+    cells = np.stack(columns, axis=1)
+    return _merge(cells, np.ones(len(cells), dtype=np.int64), num_classes)
+
+
+def confusion_matrix(labels: ArrayLike, preds: ArrayLike, num_classes: int) -> Counts:
+    """(C, C) int64 counts, true classes as rows and predicted ones as columns; matrices of parts add up.
+
+    Raises:
+        LabelsError: if the lengths differ or an index is outside 0 to ``num_classes`` - 1.
+    """
+    return count_jointly(labels, preds, preds, num_classes).perturbed
+
+
+def recalls(matrix: Counts) -> Floats:
+    """(C,) share of each class's images that got their class; NaN for a class without images."""
+    return _ratio(np.diag(matrix), matrix.sum(axis=1), empty=np.nan)
+
+
+def precisions(matrix: Counts) -> Floats:
+    """(C,) share of the images given a class that are of it; 0 for a class never predicted."""
+    return _ratio(np.diag(matrix), matrix.sum(axis=0), empty=0.0)
+
+
+def f1_scores(matrix: Counts) -> Floats:
+    """(C,) harmonic means of precision and recall; 0 for a class neither labelled nor predicted."""
+    return _ratio(2 * np.diag(matrix), matrix.sum(axis=0) + matrix.sum(axis=1), empty=0.0)
+
+
+def mean_class_recall(matrix: Counts) -> float:
+    """MCR: mean recall over the classes that have images; NaN without any image."""
+    found = recalls(matrix)[labelled(matrix)]
+    return float(found.mean()) if len(found) else float("nan")
+
+
+def accuracy(matrix: Counts) -> float:
+    """Share of images that got their class; NaN without any image."""
+    total = int(matrix.sum())
+    return int(np.trace(matrix)) / total if total else float("nan")
+
+
+def macro_f1(matrix: Counts) -> float:
+    """Mean F1 over the classes that have images or were predicted; NaN without any image."""
+    seen = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
+    return float(f1_scores(matrix)[seen].mean()) if seen.any() else float("nan")
+
+
+def labelled(matrix: Counts) -> NDArray[np.bool_]:
+    """(C,) which classes have images."""
+    return np.asarray(matrix.sum(axis=1) > 0)
+
+
+def macro_auc(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
+    """Mean area under the ROC curve, each class against the rest, over the classes that have images.
+
+    Args:
+        labels: (N,) class indices.
+        probabilities: (N, C), in class-index order.
+
+    Returns:
+        A number in [0, 1], or ``None`` with fewer than two classes among the labels.
+    """
+    # Some 0.7 s, which a report without probabilities need not wait for.
+    from sklearn.metrics import roc_auc_score
+
+    truth, scores = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    present = np.unique(truth)
+    if len(present) < 2:
+        return None
+    return float(np.mean([roc_auc_score(truth == index, scores[:, index]) for index in present]))
+
+
+def _merge(cells: Counts, counts: Counts, num_classes: int) -> JointCounts:
+    distinct, position = np.unique(cells, axis=0, return_inverse=True)
+    merged = np.zeros(len(distinct), dtype=np.int64)
+    np.add.at(merged, position.reshape(-1), counts)
+    return JointCounts(distinct.reshape(-1, 3), merged, num_classes)
+
+
+def _check_indices(name: str, values: ArrayLike, num_classes: int) -> Counts:
+    found = np.asarray(values)
+    if found.ndim != 1:
+        raise LabelsError(f"{name} has shape {found.shape}; expected one class index for each image")
+    if found.size and not np.issubdtype(found.dtype, np.integer):
+        raise LabelsError(f"{name} holds {found.dtype}; expected class indices, which are whole numbers")
+    # Out of range, an index could land silently in another cell (-1 is the last class to numpy).
+    wrong = found[(found < 0) | (found >= num_classes)]
+    if wrong.size:
+        raise LabelsError(f"{name} holds class index {wrong[0]}; there are {num_classes} classes, from index 0")
+    return found.astype(np.int64)
+
+
+def _ratio(numerator: Counts, denominator: Counts, *, empty: float) -> Floats:
+    quotient = np.full(len(numerator), empty)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient

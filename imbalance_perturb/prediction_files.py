@@ -1,0 +1,222 @@
+"""Reading predictions back: the rows of a predictions file, and the counts of the run that made it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imbalance_perturb.counts import ClassCounts, read_json
+from imbalance_perturb.errors import CountsError, ImbperturbError
+from imbalance_perturb.tables import first_few, iter_table
+
+
+class PredictionsError(ImbperturbError, ValueError):
+    """The predictions file or the run file beside it cannot be used, or does not fit what else is given."""
+
+
+_COLUMNS = ("image", "base_pred", "pred", "error")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The rows of a predictions file that hold a prediction, and the images of those that do not.
+
+    ``base_preds`` and ``preds`` are class indices; ``base_probs`` and ``probs`` hold C probabilities for each
+    image, or are empty where the file has none.
+    """
+
+    images: tuple[str, ...]
+    base_preds: tuple[int, ...]
+    preds: tuple[int, ...]
+    failed: tuple[str, ...]
+    base_probs: tuple[tuple[float, ...], ...] = ()
+    probs: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What a run file says: the classes with their training counts, and all the rest as JSON has it."""
+
+    path: Path
+    counts: ClassCounts
+    data: Mapping[str, Any]
+
+
+def load_run_file(path: str | Path) -> RunFile:
+    """Load the run file that ``predict`` writes beside its predictions.
+
+    Raises:
+        PredictionsError: if it cannot be read or names no classes with counts.
+    """
+    path = Path(path)
+    try:
+        data = read_json(path, "the run that made the predictions", PredictionsError)
+    except PredictionsError as error:
+        raise PredictionsError(f"{path}: {error}") from None
+    try:
+        classes = [(entry["name"], entry["count"]) for entry in data["classes"]]
+        counts = ClassCounts([name for name, _ in classes], [count for _, count in classes])
+    except (KeyError, TypeError, IndexError):
+        raise PredictionsError(
+            f"{path}: has no list 'classes' with a name and a count each; expected the file that predict writes"
+        ) from None
+    except CountsError as error:
+        raise PredictionsError(f"{path}: {error}") from None
+    return RunFile(path, counts, data)
+
+
+def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:
+    """Load a predictions file (``.csv`` or ``.jsonl``).
+
+    Args:
+        path: the file.
+        names: C class names in class-index order.
+
+    Raises:
+        PredictionsError: if the file cannot be read, lacks columns, is empty, has an image twice, names a class
+            that is none, or has probabilities of some classes only.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PredictionsError(f"{path}: no such file; imbperturb predict makes it")
+    rows = _iter_json_lines(path) if path.suffix.lower() == ".jsonl" else iter_table(path, _COLUMNS, PredictionsError)
+    reader = _Reader(path, names)
+    for line, row in rows:
+        reader.add(line, row)
+    return reader.finish()
+
+
+class _Reader:
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self._path, self._names = path, names
+        self._index = {name: position for position, name in enumerate(names)}
+        self._columns = {kind: [f"{kind}{name}" for name in names] for kind in ("base_p_", "p_")}
+        self._with_probs: bool | None = None
+        self._rows: list[tuple[str, int, int]] = []
+        self._probs: dict[str, list[tuple[float, ...]]] = {"base_p_": [], "p_": []}
+        self._failed: list[str] = []
+        self._unknown: Counter[str] = Counter()
+
+    def add(self, line: int, row: Mapping[str, str]) -> None:
+        image = row["image"]
+        if not image:
+            raise PredictionsError(f"{self._path}, line {line}: the image is empty; every row is of one image")
+        if row["error"]:
+            self._failed.append(image)
+            return
+        found = [row["base_pred"], row["pred"]]
+        if "" in found:
+            raise PredictionsError(
+                f"{self._path}, line {line}: {image} has neither a prediction nor an error; predict it again"
+            )
+        self._unknown.update(name for name in found if name not in self._index)
+        if self._unknown:
+            return
+        self._rows.append((image, self._index[found[0]], self._index[found[1]]))
+        if self._with_probs is None:
+            self._with_probs = self._find_probabilities(row)
+        if self._with_probs:
+            for kind, columns in self._columns.items():
+                self._probs[kind].append(tuple(self._probability(line, row, column) for column in columns))
+
+    def finish(self) -> Predictions:
+        if self._unknown:
+            raise PredictionsError(
+                f"{self._path}: predicts classes that are none of the counts: {first_few(sorted(self._unknown), 10)};"
+                f" the classes are {first_few(self._names, 20)}"
+            )
+        images = [image for image, _, _ in self._rows]
+        if not images and not self._failed:
+            raise PredictionsError(f"{self._path}: holds no prediction; imbperturb predict makes one row an image")
+        doubles = [image for image, count in Counter([*images, *self._failed]).items() if count > 1]
+        if doubles:
+            raise PredictionsError(
+                f"{self._path}: {len(doubles):,} images stand more than once (first: {first_few(doubles)});"
+                " every image has one row"
+            )
+        return Predictions(
+            images=tuple(images),
+            base_preds=tuple(base for _, base, _ in self._rows),
+            preds=tuple(pred for _, _, pred in self._rows),
+            failed=tuple(self._failed),
+            base_probs=tuple(self._probs["base_p_"]),
+            probs=tuple(self._probs["p_"]),
+        )
+
+    def _find_probabilities(self, row: Mapping[str, str]) -> bool:
+        wanted = [column for columns in self._columns.values() for column in columns]
+        missing = [column for column in wanted if column not in row]
+        if missing and len(missing) < len(wanted):
+            raise PredictionsError(
+                f"{self._path}: has probabilities of some classes only (not there: {first_few(missing)});"
+                " expected p_<class> and base_p_<class> of all classes, or none"
+            )
+        return not missing
+
+    def _probability(self, line: int, row: Mapping[str, str], column: str) -> float:
+        try:
+            value = float(row[column])
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= 1:
+            raise PredictionsError(
+                f"{self._path}, line {line}: {column} is {row[column]!r}; expected a probability from 0 to 1"
+            )
+        return value
+
+
+def _iter_json_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line, text in enumerate(stream, start=1):
+                if not text.strip():
+                    continue
+                record = json.loads(text)
+                missing = [name for name in _COLUMNS if not isinstance(record, dict) or name not in record]
+                if missing:
+                    raise PredictionsError(
+                        f"{path}, line {line}: has no {first_few(missing)}; expected a row of predict"
+                    )
+                yield line, {key: "" if value is None else str(value) for key, value in record.items()}
+    except json.JSONDecodeError as error:
+        raise PredictionsError(f"{path}, line {line}: is not JSON ({error.msg}); expected one object a line") from None
+    except UnicodeDecodeError:
+        raise PredictionsError(f"{path}: is not UTF-8 text; expected one JSON object a line") from None
+    except OSError as error:
+        raise PredictionsError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def check_same_counts(run: RunFile, given: ClassCounts, given_path: str | Path) -> None:
+    """Refuse counts that are not those of the run: SCR, target and class order would be of another problem.
+
+    Raises:
+        PredictionsError: naming the first difference.
+    """
+    made = run.counts
+    if made == given:
+        return
+    start = "the predictions were made with other counts than given:"
+    end = "give the counts of the run, or leave --counts out"
+    if set(made.names) != set(given.names):
+        gone = [name for name in made.names if name not in given.names]
+        new = [name for name in given.names if name not in made.names]
+        raise PredictionsError(
+            f"{start} only {run.path} has the classes {first_few(gone, 10) or 'none'}, only {given_path} has"
+            f" {first_few(new, 10) or 'none'}; {end}"
+        )
+    for position, (name, count) in enumerate(made.to_dict().items()):
+        if given.to_dict()[name] != count:
+            raise PredictionsError(
+                f"{start} class {name!r} has {count} images in {run.path}, {given.to_dict()[name]} in"
+                f" {given_path}; {end}"
+            )
+        if given.names[position] != name:
+            raise PredictionsError(
+                f"{start} class index {position} is {name!r} in {run.path}, {given.names[position]!r} in"
+                f" {given_path}; {end}"
+            )

@@ -1,0 +1,86 @@
+"""Drawing with matplotlib, imported late: one figure serves as PNG and, in the page's own colours, as inline SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Colours in a light page; in an SVG each becomes the page's variable of that name.
+INK, SOFT, RULE, BASE, PERTURBED, HEAT = "#1b1f24", "#5c6570", "#d5dae0", "#5b6b7f", "#c2410c", "#2563a8"
+_VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", BASE: "base", PERTURBED: "perturbed", HEAT: "heat"}
+
+_STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be named '$x$'
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """What ``draw`` makes of an empty figure, as an ``<svg>`` element for :func:`render_page`.
+
+    Args:
+        name: distinct within a page; letters only.
+        size: width and height in inches of 96 px.
+        draw: fills the figure.
+    """
+    stream = io.StringIO()
+    with _style({"svg.hashsalt": name}) as new_figure:
+        drawn = new_figure(size)
+        draw(drawn)
+        drawn.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Several drawings share one page, and matplotlib gives each of them a 'figure_1'.
+    svg = re.sub(r'(\sid=")', rf"\1{name}-", svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r"font: ([^;\"]*?)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg.replace("<svg ", '<svg role="img" ', 1)
+
+
+def draw_png(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+    """What ``draw`` makes of an empty figure, as a PNG file on white, 144 dots an inch."""
+    stream = io.BytesIO()
+    with _style({}) as new_figure:
+        drawn = new_figure(size)
+        draw(drawn)
+        drawn.savefig(stream, format="png", dpi=144, facecolor="white")
+    return stream.getvalue()
+
+
+@contextmanager
+def _style(more: dict[str, Any]) -> Iterator[Callable[[tuple[float, float]], Figure]]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_STYLE, **more}), warnings.catch_warnings():
+        # Class names in scripts that the font lacks: a box in the PNG; the browser has fonts of its own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield lambda size: Figure(figsize=size, layout="constrained")

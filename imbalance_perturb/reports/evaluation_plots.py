@@ -1,0 +1,158 @@
+"""The plots of an evaluation: recall before and after, gain against training count, confusion matrices."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, SOFT, draw_png
+from imbalance_perturb.scores import ClassScores, Evaluation, Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Above these numbers of classes names, and numbers in the cells of a matrix, could not be read any more.
+_MOST_NAMES, _MOST_NUMBERS = 40, 15
+
+#: Longest class name in a plot, in characters.
+_LONGEST_NAME = 18
+
+
+def by_count(evaluation: Evaluation) -> list[int]:
+    """Class indices from the largest training count to the smallest."""
+    return sorted(range(len(evaluation.counts)), key=lambda c: (-evaluation.counts[c], c))
+
+
+def recall_size(evaluation: Evaluation) -> tuple[float, float]:
+    """Width and height in inches that the recall plot needs."""
+    return min(max(7.0, 0.45 * len(evaluation.classes) + 2), 14.0), 4.0
+
+
+def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
+    """Recall of each class before and after, from the largest class to the smallest (Fig. 2 of the paper)."""
+    order = by_count(evaluation)
+    many = len(order) > _MOST_NAMES
+    for scores, colour, label, shift in (
+        (evaluation.base, BASE, "base", -0.14),
+        (evaluation.perturbed, PERTURBED, "perturbed", 0.14),
+    ):
+        points = [(x, scores.per_class[c]) for x, c in enumerate(order) if scores.per_class[c].recall is not None]
+        xs = [x + (0 if many else shift) for x, _ in points]
+        recalls = [entry.recall for _, entry in points]
+        if not many:
+            _error_bars(axes, xs, [entry for _, entry in points], colour)
+        axes.plot(xs, recalls, "o", color=colour, markersize=3 if many else 6.5, label=label)
+        axes.axhline(scores.mcr, color=colour, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(ylim=(-0.03, 1.03), xlim=(-0.6, len(order) - 0.4), ylabel="recall")
+    axes.set_title("Recall of each class, dashed: mean (MCR)")
+    axes.grid(axis="y")
+    if many:
+        axes.set_xlabel(f"{len(order)} classes, from the largest training count to the smallest")
+        axes.set_xticks([])
+    else:
+        names = [f"{_short(evaluation.classes[c])}\n{evaluation.counts[c]:,}" for c in order]
+        crowded = len(order) > 10 or max(map(len, names)) > 16
+        rotation: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        axes.set_xticks(range(len(order)), [n.replace("\n", "  ") for n in names] if crowded else names, **rotation)
+        axes.set_xlabel("class and its training images")
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 1.15), ncols=2, borderaxespad=0)
+
+
+def draw_gains(axes: Axes, evaluation: Evaluation) -> None:
+    """Gain in recall against the training count of the class."""
+    many = len(evaluation.classes) > _MOST_NAMES
+    axes.axhline(0, color=SOFT, linewidth=1)
+    for c, gain in enumerate(evaluation.gains):
+        if gain is None:
+            continue
+        count = evaluation.counts[c]
+        if gain.interval is not None and not many:
+            axes.plot([count, count], [gain.interval.low, gain.interval.high], color=PERTURBED, alpha=0.45)
+        axes.plot([count], [gain.value], "o", color=PERTURBED, markersize=3 if many else 6.5)
+        if not many:
+            axes.annotate(
+                _short(evaluation.classes[c]), (count, gain.value), xytext=(6, 4), textcoords="offset points", color=INK
+            )
+    axes.set_xscale("log")
+    axes.set(xlabel="training images of the class", ylabel="recall: perturbed - base")
+    _plain_ticks(axes, evaluation.counts)
+    axes.set_title("Gain against training count")
+    axes.grid(axis="y")
+    axes.margins(x=0.12)
+
+
+def draw_matrix(axes: Axes, scores: Scores, classes: tuple[str, ...], title: str) -> None:
+    """A confusion matrix: colour is the share of the row, the number is images."""
+    matrix = np.array(scores.confusion_matrix)
+    totals = matrix.sum(axis=1, keepdims=True)
+    share = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    # Colour by opacity, so that it reads on a light page and on a dark one.
+    red, green, blue = (int(HEAT[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    picture = np.empty((*matrix.shape, 4))
+    picture[:] = (red, green, blue, 0)
+    picture[..., 3] = 0.65 * share
+    size = len(classes)
+    axes.imshow(picture, interpolation="nearest", aspect="equal")
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if size <= _MOST_NAMES:
+        names = [_short(name) for name in classes]
+        axes.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(size), names)
+        axes.tick_params(length=0, labelsize=9 if size <= _MOST_NUMBERS else 7)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if size <= _MOST_NUMBERS:
+        for row, column in np.ndindex(matrix.shape):
+            _write_cell(axes, row, column, int(matrix[row, column]), float(share[row, column]), size)
+
+
+def plot_evaluation(evaluation: Evaluation) -> bytes:
+    """All plots of an evaluation on one PNG."""
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplot_mosaic([["recall", "gain"], ["base", "perturbed"]], width_ratios=[1.15, 1])
+        draw_recalls(grid["recall"], evaluation)
+        draw_gains(grid["gain"], evaluation)
+        draw_matrix(grid["base"], evaluation.base, evaluation.classes, "Base: images")
+        draw_matrix(grid["perturbed"], evaluation.perturbed, evaluation.classes, "Perturbed: images")
+
+    return draw_png((13.0, 9.5), draw)
+
+
+def _write_cell(axes: Axes, row: int, column: int, count: int, share: float, size: int) -> None:
+    big = size <= 10
+    colour = INK if count else SOFT
+    axes.text(
+        column, row - (0.12 if big and count else 0), f"{count:,}", ha="center", va="center", color=colour,
+        fontsize=9 if big else 7,
+    )  # fmt: skip
+    if big and count:
+        axes.text(column, row + 0.24, f"{share:.0%}", ha="center", va="center", color=INK, fontsize=7)
+
+
+def _error_bars(axes: Axes, xs: list[float], entries: list[ClassScores], colour: str) -> None:
+    for x, entry in zip(xs, entries, strict=True):
+        if entry.recall_interval is not None:
+            ends = [entry.recall_interval.low, entry.recall_interval.high]
+            axes.plot([x, x], ends, color=colour, alpha=0.5, linewidth=1.5)
+
+
+def _plain_ticks(axes: Axes, counts: tuple[int, ...]) -> None:
+    """Ticks at 1, 2 or 5 times a power of ten, written out: a log axis over one decade has almost none."""
+    from matplotlib.ticker import NullFormatter
+
+    low, high = math.log10(min(counts)), math.log10(max(counts))
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    ticks = [step * 10**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
+    inside = [tick for tick in ticks if min(counts) / 1.5 <= tick <= max(counts) * 1.5]
+    axes.set_xticks(inside, [f"{tick:,}" for tick in inside])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -1,0 +1,179 @@
+"""What an evaluation comes to, as plain values: written to JSON, shown in tables, drawn in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: The figures that sum up one kind of prediction, in the order in which people read them; name -> spelled out.
+METRICS = {
+    "mcr": "MCR (mean class recall)",
+    "scr": "SCR (recall of the smallest class)",
+    "worst_class_recall": "worst class recall",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "auc": "AUC (one against the rest)",
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval, both ends included."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One class under one kind of prediction.
+
+    ``count`` is its number of training images, ``support`` its labelled images here. ``recall`` is ``None``
+    without labelled images; ``precision`` and ``f1`` are 0 where the class was never predicted, as scikit-learn
+    has it with ``zero_division=0``, and ``None`` where it neither has labelled images nor was predicted.
+    """
+
+    name: str
+    count: int
+    support: int
+    predicted: int
+    recall: float | None
+    recall_interval: Interval | None
+    precision: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One kind of prediction (base or perturbed) over all images; figures in [0, 1].
+
+    ``scr`` is ``None`` where the class with the fewest training images has no labelled image, ``auc`` where
+    there are no probabilities. ``confusion_matrix`` has true classes as rows and predicted ones as columns.
+    """
+
+    mcr: float
+    scr: float | None
+    worst_class_recall: float
+    worst_class: str
+    accuracy: float
+    macro_f1: float
+    auc: float | None
+    per_class: tuple[ClassScores, ...]
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    intervals: Mapping[str, Interval]
+
+    def to_dict(self, interval_key: str) -> dict[str, Any]:
+        """The scores as JSON has them; ``interval_key`` names the entry with the intervals."""
+        data: dict[str, Any] = {name: getattr(self, name) for name in METRICS}
+        data["worst_class"] = self.worst_class
+        data[interval_key] = {name: _pair(interval) for name, interval in self.intervals.items()}
+        data["per_class"] = {
+            entry.name: {
+                "recall": entry.recall,
+                "precision": entry.precision,
+                "f1": entry.f1,
+                "support": entry.support,
+                "predicted": entry.predicted,
+                f"recall_{interval_key}": _pair(entry.recall_interval),
+            }
+            for entry in self.per_class
+        }
+        data["confusion_matrix"] = [list(row) for row in self.confusion_matrix]
+        return data
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Perturbed minus base on the same images; ``test`` names where ``p_value`` comes from."""
+
+    value: float
+    interval: Interval | None
+    p_value: float | None
+    test: str | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The images whose predicted class the correction changed, by what became of them."""
+
+    gained: int
+    lost: int
+    still_wrong: int
+
+    @property
+    def total(self) -> int:
+        """All changed images."""
+        return self.gained + self.lost + self.still_wrong
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Base and perturbed predictions of the same ``n`` labelled images, compared.
+
+    ``failed`` are images with a label whose row has an error: they have no prediction and are in no figure.
+    ``gains`` are the differences in recall, one for each class. ``unused_labels`` counts labels of images that
+    were not predicted, ``notes`` says in words what a reader must know, ``run`` is what the run file says.
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    smallest_class: str
+    n: int
+    base: Scores
+    perturbed: Scores
+    differences: Mapping[str, Difference]
+    gains: tuple[Difference | None, ...]
+    changes: Changes
+    classes_without_labels: tuple[str, ...]
+    failed: tuple[str, ...]
+    unused_labels: int
+    confidence_level: float
+    seed: int
+    resamples: int
+    notes: tuple[str, ...] = ()
+    source: Mapping[str, str] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evaluation as JSON has it; ``ci95`` is named after the level, so ``ci90`` for 0.9."""
+        key = f"ci{100 * self.confidence_level:g}"
+        return {
+            "n": self.n,
+            "classes": list(self.classes),
+            "counts": list(self.counts),
+            "smallest_class": self.smallest_class,
+            "classes_without_labels": list(self.classes_without_labels),
+            "base": self.base.to_dict(key),
+            "perturbed": self.perturbed.to_dict(key),
+            "difference": {
+                name: {
+                    "value": entry.value,
+                    key: _pair(entry.interval),
+                    "p_value": entry.p_value,
+                    "test": entry.test,
+                }
+                for name, entry in self.differences.items()
+            },
+            "recall_gain": {
+                name: None if gain is None else {"value": gain.value, key: _pair(gain.interval)}
+                for name, gain in zip(self.classes, self.gains, strict=True)
+            },
+            "changed": {
+                "total": self.changes.total,
+                "gained": self.changes.gained,
+                "lost": self.changes.lost,
+                "still_wrong": self.changes.still_wrong,
+            },
+            "failed": {"total": len(self.failed), "images": list(self.failed)},
+            "unused_labels": self.unused_labels,
+            "notes": list(self.notes),
+            "confidence_level": self.confidence_level,
+            "seed": self.seed,
+            "resamples": self.resamples,
+            **self.source,
+        }
+
+
+def _pair(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from imbalance_perturb import ClassCounts, target_distribution
+from tests.functional.conftest import SMALL, Workplace
+
+
+def python(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, **more)  # type: ignore[call-overload,no-any-return]
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    """--help takes under half a second (median of five) and imports neither torch nor numpy."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        shown = python("-m", "imbalance_perturb", "--help")
+        seconds.append(time.perf_counter() - start)
+    assert "predict" in shown.stdout
+    loaded = python("-X", "importtime", "-m", "imbalance_perturb", "--help").stderr
+    assert "imbalance_perturb.cli.options" in loaded
+    assert not [line for line in loaded.splitlines() if line.split("|")[-1].strip() in ("torch", "numpy", "PIL")]
+    assert statistics.median(seconds) < 0.5
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    """import imbalance_perturb loads no torch until a name that needs it is used, and every name is there."""
+    code = (
+        "import sys, imbalance_perturb as ip; assert 'torch' not in sys.modules;"
+        "ip.ClassCounts(('a', 'b'), (2, 1)); assert 'torch' not in sys.modules;"
+        "assert all(getattr(ip, name) is not None for name in ip.__all__); assert 'torch' in sys.modules;"
+        "print(hasattr(ip, 'nonsense'), 'perturb' in dir(ip))"
+    )
+    assert python("-c", code).stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect", "init", "counts", "demo"])
+def test_every_command_has_its_help(workplace: Workplace, command: str) -> None:
+    """Each command explains itself and ends with exit code 0."""
+    finished = workplace.run(command, "--help")
+    assert finished.code == 0
+    assert f"imbperturb {command}" in finished.out
+
+
+def test_the_version_is_printed(workplace: Workplace) -> None:
+    """--version prints the package's version alone."""
+    import imbalance_perturb
+
+    assert workplace.run("--version").out.strip() == imbalance_perturb.__version__
+
+
+def test_wrong_usage_is_exit_code_2(workplace: Workplace) -> None:
+    """Unknown options, missing arguments and values out of range all end with exit code 2."""
+    assert workplace.run("predict", "--no-such-option").code == 2
+    assert workplace.run("frobnicate").code == 2
+    assert "no images are given" in workplace.fails("predict", code=2)
+    assert "no model is given" in workplace.fails("inspect", code=2)
+    script = ("predict", "model.pth", "counts.json", "images")
+    assert "eps is -1.0; expected a number, at least 0" in workplace.fails(*script, "--eps", "-1", code=2)
+    assert "loss is 'hinge'" in workplace.fails(*script, "--loss", "hinge", code=2)
+    assert "resize is 'big'" in workplace.fails(*script, "--resize", "big", code=2)
+    assert "mean is '0.5;0.5'" in workplace.fails(*script, "--mean", "0.5;0.5", code=2)
+    assert "preset 'imagnet' is not known" in workplace.fails(*script, "--preset", "imagnet", code=2)
+    assert "device is 'tpu'" in workplace.fails(*script, "--device", "tpu", code=2)
+    assert "names no format" in workplace.fails(*script, "-o", "p.xlsx")
+
+
+def test_debug_shows_the_traceback(workplace: Workplace) -> None:
+    """--debug, wherever it stands, lets the exception through."""
+    from imbalance_perturb.cli.app import main
+    from imbalance_perturb.errors import ImageFolderError
+
+    for arguments in (["--debug", "predict", "m", "c", "nowhere"], ["predict", "m", "c", "nowhere", "--debug"]):
+        with pytest.raises(ImageFolderError):
+            main(arguments)
+
+
+def test_inspect_shows_the_table(workplace: Workplace) -> None:
+    """inspect shows what the file holds, how the trial went, and class -> index -> count -> p*."""
+    finished = workplace.run("inspect", "model.pth", "counts.json", *SMALL)
+    assert finished.code == 0, finished.err
+    for text in ("shufflenet_v2_x0_5", "finite, non-zero at", "same batch twice", "p*", "900"):
+        assert text in finished.out
+    data = json.loads(workplace.run("inspect", "model.pth", "counts.json", *SMALL, "--json").out)
+    target = target_distribution(ClassCounts(("a", "b", "c", "d"), (900, 90, 30, 3))).tolist()
+    assert [row["target"] for row in data["classes"]] == target
+    assert data["model"]["num_classes"] == 4
+    alone = json.loads(workplace.run("inspect", "model.pth", *SMALL, "--json").out)
+    assert [row["count"] for row in alone["classes"]] == [None] * 4
+
+
+def test_a_recipe_serves_the_commands(workplace: Workplace) -> None:
+    """init writes every setting; predict reads it, says so, and the command line wins over it."""
+    made = workplace.run("init", "model.pth", "counts.json", *SMALL, "--eps", "0.05", "--batch-size", "4")
+    assert made.code == 0, made.err
+    recipe = tomllib.loads(Path("imbperturb.toml").read_text())
+    assert recipe["model"]["model"] == "model.pth"
+    assert recipe["preprocess"]["resize"] == 32
+    assert recipe["preprocess"]["mean"] == [0.485, 0.456, 0.406]
+    assert recipe["debias"]["eps"] == 0.05
+    finished = workplace.run("predict", "images")
+    assert finished.code == 0, finished.err
+    assert "recipe: imbperturb.toml" in finished.err
+    run = json.loads(Path("predictions.run.json").read_text())
+    assert (run["settings"]["debias"]["eps"], run["execution"]["batch_size"]) == (0.05, 4)
+    assert workplace.run("predict", "images", "--eps", "0.01").code == 0
+    assert json.loads(Path("predictions.run.json").read_text())["settings"]["debias"]["eps"] == 0.01
+    assert "there is a recipe already" in workplace.fails("init", "model.pth", "counts.json", *SMALL)
+    assert workplace.run("init", "model.pth", "counts.json", *SMALL, "--force").code == 0
+    assert tomllib.loads(Path("imbperturb.toml").read_text())["debias"]["eps"] == 0.001
+
+
+def test_a_recipe_elsewhere_keeps_its_paths(workplace: Workplace) -> None:
+    """A recipe in another folder names its files relative to itself and serves from anywhere."""
+    Path("recipes").mkdir()
+    assert workplace.run("init", "model.pth", "counts.json", *SMALL, "-o", "recipes/r.toml").code == 0
+    assert tomllib.loads(Path("recipes/r.toml").read_text())["model"]["model"] == "../model.pth"
+    assert workplace.run("predict", "images", "--recipe", "recipes/r.toml").code == 0
+    assert "cannot be read" in workplace.fails("predict", "images", "--recipe", "missing.toml", code=2)
