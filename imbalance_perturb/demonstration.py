@@ -17,7 +17,10 @@ from imbalance_perturb.errors import ImbperturbError, OutputFileError
 #: How the demonstration's model was trained to see an image (``examples/train_demo_model.py``).
 _PREPROCESSING = ("--preset", "none", "--resize", "64", "--mean", "0.5", "--std", "0.5")
 
-_MODEL, _COUNTS, _IMAGES, _LABELS = "model.safetensors", "counts.json", "images", "labels.csv"
+_MODEL, _COUNTS = "model.safetensors", "counts.json"
+
+#: Images to choose eps on, and images to score on: (folder, labels file) of each.
+_VAL, _TEST = ("val", "val.csv"), ("images", "labels.csv")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,14 @@ COMMANDS = (
         "Check the model against the counts, and keep all settings in a recipe that the next commands read.",
     ),
     Command(("inspect",), "What is in the model file, and what the counts make of each class."),
-    Command(("predict", _IMAGES), "Predict every image twice: plain, and corrected at the paper's eps of 0.001."),
+    Command(
+        ("tune-eps", "--val", _VAL[0], "--labels", _VAL[1], "--eps-grid", "0,0.001,0.002,0.005,0.01,0.02,0.05"),
+        "Choose eps on labelled images that are not scored later; the choice goes into the recipe.",
+    ),
+    Command(("predict", _TEST[0], "--eps", "0.02"), "Predict every image twice, plain and corrected."),
+    Command(
+        ("evaluate", "--labels", _TEST[1]), "What the correction gained and what it cost, on the images just predicted."
+    ),
 )
 
 
@@ -65,7 +75,8 @@ def write_demo(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputFileError(f"{folder}: is there already and not empty; name a new folder: imbperturb demo FOLDER")
     splits = load_digit_splits()
-    _write_images(folder / _IMAGES, folder / _LABELS, splits.test)
+    for (images, labels), digits in ((_VAL, splits.val), (_TEST, splits.test)):
+        _write_images(folder / images, folder / labels, digits)
     (folder / _COUNTS).write_text(json.dumps(splits.counts.to_dict(), indent=2) + "\n", encoding="utf-8")
     with as_file(files("imbalance_perturb") / "assets" / "demo_digits.safetensors") as model:
         shutil.copyfile(model, folder / _MODEL)
@@ -73,7 +84,8 @@ def write_demo(folder: Path) -> None:
     _announce(
         f"{folder}: a small network trained on {counts.total} handwritten digits (scikit-learn's), long-tailed from"
         f" {max(counts.counts)} of '{counts.names[0]}' down to {min(counts.counts)} of"
-        f" '{counts.names[counts.smallest]}', and {len(splits.test.labels)} digits it has not seen."
+        f" '{counts.names[counts.smallest]}', and {len(splits.val.labels)} + {len(splits.test.labels)} digits it has"
+        " not seen, to choose eps on and to score."
     )
 
 

@@ -232,7 +232,7 @@ def _f1_of_draws(images: Floats, cells: Floats, kind: int, present: NDArray[np.i
     return np.asarray((2 * hits[:, seen] / np.maximum(columns[:, seen], _TINY)).mean(axis=1))
 
 
-def _indicator(classes_of_cells: NDArray[np.int64], num_classes: int) -> Any:
+def _indicator(classes_of_cells: NDArray[Any], num_classes: int) -> Any:
     """(K, C) sparse: one in the column of each cell's class, to add cells up by class."""
     from scipy.sparse import csr_array
 

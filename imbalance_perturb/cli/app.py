@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer import Argument, Option
 
+from imbalance_perturb.cli.evaluate import evaluate
 from imbalance_perturb.cli.options import (
     CommonOptions,
     DebiasOptions,
@@ -135,6 +136,9 @@ def predict(
     if common.as_json and out != STDOUT:
         render.print_json(summary)
     raise typer.Exit(SOME_FAILED if summary.failed else 0)
+
+
+app.command()(evaluate)
 
 
 @app.command()

@@ -47,7 +47,8 @@ def evaluate(
 
     Exit code 3: done, but some images have an error instead of a prediction.
     """
-    from imbalance_perturb.evaluation import IntervalOptions, evaluate_files
+    from imbalance_perturb.evaluation import IntervalOptions
+    from imbalance_perturb.evaluation_files import evaluate_files
     from imbalance_perturb.outputs import run_path
 
     options = IntervalOptions(level=confidence_level, seed=seed)

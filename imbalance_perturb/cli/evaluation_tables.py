@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 #: From this width on a figure and its interval stand in one line.
 _WIDE = 110
 
-#: Widest a class name may be, in characters, before it is folded.
-_NAME_WIDTH = 14
+#: Widest a class name may be, in characters, before it is folded, and as the head of a column, cut.
+_NAME_WIDTH, _COLUMN_WIDTH = 14, 8
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -36,8 +37,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print()
     console.print(_classes(evaluation))
     for title, scores in (("base", evaluation.base), ("perturbed", evaluation.perturbed)):
-        table = _matrix(title, scores, evaluation.classes)
-        if console.measure(table).minimum > console.width:
+        table = _matrix(title, scores, evaluation.classes, console.width)
+        if table is None:
             console.print("The confusion matrices are too wide for this terminal: see --report or --json.", style="dim")
             break
         console.print(table)
@@ -123,11 +124,28 @@ def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _matrix(kind: str, scores: Scores, classes: tuple[str, ...]) -> Table:
-    table = _new_table(f"Confusion matrix, {kind} (rows: true class)", "")
-    for name in classes:
-        table.add_column(escape(name), justify="right", overflow="fold", min_width=5, max_width=_NAME_WIDTH)
-    for index, (name, row) in enumerate(zip(classes, scores.confusion_matrix, strict=True)):
-        cells = [f"[bold]{count:,}[/]" if column == index else f"{count:,}" for column, count in enumerate(row)]
-        table.add_row(escape(name), *cells)
+def _matrix(kind: str, scores: Scores, classes: tuple[str, ...], width: int) -> Table | None:
+    """The matrix, or ``None`` where it does not fit: a number that lost a digit would be a lie."""
+    title = f"Confusion matrix, {kind} (rows: true class)"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
+    cells = [[f"{count:,}" for count in row] for row in scores.confusion_matrix]
+    heads = [_cut(name, _COLUMN_WIDTH) for name in classes]
+    widths = [max(5, *(cell_len(row[c]) for row in cells), cell_len(heads[c])) for c in range(len(classes))]
+    first = max(map(cell_len, map(_name, classes)))
+    if first + sum(widths) + 2 * len(classes) + 3 > width:
+        return None
+    table.add_column("", width=first, no_wrap=True)
+    for head, column in zip(heads, widths, strict=True):
+        table.add_column(escape(head), justify="right", width=column, no_wrap=True)
+    for index, (name, row) in enumerate(zip(classes, cells, strict=True)):
+        table.add_row(escape(_name(name)), *(f"[bold]{text}[/]" if c == index else text for c, text in enumerate(row)))
     return table
+
+
+def _name(name: str) -> str:
+    return _cut(name, _NAME_WIDTH)
+
+
+def _cut(name: str, width: int) -> str:
+    return name if cell_len(name) <= width else set_cell_size(name, width - 1).rstrip() + "…"

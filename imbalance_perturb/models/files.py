@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import sys
@@ -185,17 +186,14 @@ def importable_from_here() -> Iterator[None]:
 
 
 def _load_export(path: Path) -> torch.export.ExportedProgram:
-    import logging
-
     # torch logs the whole traceback of what it then also raises, or of a fallback that is fine.
-    logger = logging.getLogger("torch.export")
-    before = logger.disabled
-    logger.disabled = True
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with path.open("rb") as file:  # an open file: torch complains about names that do not end in .pt2
             return torch.export.load(file)
     finally:
-        logger.disabled = before
+        logging.disable(before)
 
 
 def _head(path: Path) -> tuple[int, bytes]:

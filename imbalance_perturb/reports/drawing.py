@@ -80,7 +80,8 @@ def _style(more: dict[str, Any]) -> Iterator[Callable[[tuple[float, float]], Fig
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, **more}), warnings.catch_warnings():
+    settings: Any = {**_STYLE, **more}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         # Class names in scripts that the font lacks: a box in the PNG; the browser has fonts of its own.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield lambda size: Figure(figsize=size, layout="constrained")

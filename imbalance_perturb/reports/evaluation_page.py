@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imbalance_perturb.reports.drawing import draw_svg
 from imbalance_perturb.reports.evaluation_plots import by_count, draw_gains, draw_matrix, draw_recalls, recall_size
@@ -18,8 +18,11 @@ from imbalance_perturb.reports.page import (
     side_by_side,
     table,
 )
-from imbalance_perturb.scores import METRICS, Difference, Evaluation, Interval
+from imbalance_perturb.scores import METRICS, Difference, Evaluation, Interval, Scores
 from imbalance_perturb.wording import changes_sentence, interval_text, p_text, share_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def evaluation_page(evaluation: Evaluation) -> str:
@@ -111,9 +114,7 @@ def _classes(evaluation: Evaluation) -> str:
 
 
 def _recall_figure(evaluation: Evaluation, level: str) -> str:
-    svg = draw_svg(
-        "recalls", recall_size(evaluation), lambda drawn: draw_recalls(drawn.subplots(), evaluation)
-    )
+    svg = draw_svg("recalls", recall_size(evaluation), lambda drawn: draw_recalls(drawn.subplots(), evaluation))
     return figure(svg, f"Bars: {level} Wilson intervals. Classes without labelled images have no mark.")
 
 
@@ -126,11 +127,11 @@ def _matrices(evaluation: Evaluation) -> str:
     size = min(5.0 + 0.12 * max(len(evaluation.classes) - 7, 0), 8.0)
     parts = []
     for name, scores in (("Base", evaluation.base), ("Perturbed", evaluation.perturbed)):
-        svg = draw_svg(
-            name.lower(),
-            (size, size),
-            lambda drawn, scores=scores, name=name: draw_matrix(drawn.subplots(), scores, evaluation.classes, name),
-        )
+
+        def draw(drawn: Figure, scores: Scores = scores, name: str = name) -> None:
+            draw_matrix(drawn.subplots(), scores, evaluation.classes, name)
+
+        svg = draw_svg(name.lower(), (size, size), draw)
         parts.append(figure(svg, f"{name}: images, coloured and in % by share of the true class."))
     return side_by_side(*parts)
 

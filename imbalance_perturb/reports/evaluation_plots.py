@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, SOFT, draw_png
+from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, RULE, SOFT, draw_png
 from imbalance_perturb.scores import ClassScores, Evaluation, Scores
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def by_count(evaluation: Evaluation) -> list[int]:
 
 def recall_size(evaluation: Evaluation) -> tuple[float, float]:
     """Width and height in inches that the recall plot needs."""
-    return min(max(7.0, 0.45 * len(evaluation.classes) + 2), 14.0), 4.0
+    longest = max(map(len, _names(evaluation))) if _crowded(evaluation) else 0
+    return min(max(7.0, 0.45 * len(evaluation.classes) + 2), 14.0), 4.0 + 0.08 * longest
 
 
 def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
@@ -38,9 +39,9 @@ def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
         (evaluation.base, BASE, "base", -0.14),
         (evaluation.perturbed, PERTURBED, "perturbed", 0.14),
     ):
-        points = [(x, scores.per_class[c]) for x, c in enumerate(order) if scores.per_class[c].recall is not None]
+        points = [(x, entry) for x, c in enumerate(order) if (entry := scores.per_class[c]).recall is not None]
         xs = [x + (0 if many else shift) for x, _ in points]
-        recalls = [entry.recall for _, entry in points]
+        recalls = [entry.recall or 0.0 for _, entry in points]
         if not many:
             _error_bars(axes, xs, [entry for _, entry in points], colour)
         axes.plot(xs, recalls, "o", color=colour, markersize=3 if many else 6.5, label=label)
@@ -52,29 +53,36 @@ def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
         axes.set_xlabel(f"{len(order)} classes, from the largest training count to the smallest")
         axes.set_xticks([])
     else:
-        names = [f"{_short(evaluation.classes[c])}\n{evaluation.counts[c]:,}" for c in order]
-        crowded = len(order) > 10 or max(map(len, names)) > 16
-        rotation: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-        axes.set_xticks(range(len(order)), [n.replace("\n", "  ") for n in names] if crowded else names, **rotation)
+        names, rotation = _names(evaluation), dict[str, Any]()
+        if _crowded(evaluation):
+            names = [name.replace("\n", "  ") for name in names]
+            rotation = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(order)), names, **rotation)
         axes.set_xlabel("class and its training images")
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 1.15), ncols=2, borderaxespad=0)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, handletextpad=0.1)
 
 
 def draw_gains(axes: Axes, evaluation: Evaluation) -> None:
     """Gain in recall against the training count of the class."""
     many = len(evaluation.classes) > _MOST_NAMES
     axes.axhline(0, color=SOFT, linewidth=1)
-    for c, gain in enumerate(evaluation.gains):
+    spread = max(evaluation.counts) / min(evaluation.counts)
+    # The largest class is at the edge: its name goes to the left.
+    last_right = max(evaluation.counts)
+    for c in by_count(evaluation):
+        gain, count = evaluation.gains[c], evaluation.counts[c]
         if gain is None:
             continue
-        count = evaluation.counts[c]
         if gain.interval is not None and not many:
             axes.plot([count, count], [gain.interval.low, gain.interval.high], color=PERTURBED, alpha=0.45)
         axes.plot([count], [gain.value], "o", color=PERTURBED, markersize=3 if many else 6.5)
-        if not many:
-            axes.annotate(
-                _short(evaluation.classes[c]), (count, gain.value), xytext=(6, 4), textcoords="offset points", color=INK
-            )
+        if len(evaluation.classes) <= _MOST_NUMBERS:
+            # Beside a class of about the same count there is room on the other side only.
+            right = last_right / count > spread**0.08
+            last_right = count if right else last_right
+            place: dict[str, Any] = {"xytext": (6 if right else -6, 4), "ha": "left" if right else "right"}
+            name = _short(evaluation.classes[c])
+            axes.annotate(name, (count, gain.value), textcoords="offset points", color=INK, **place)
     axes.set_xscale("log")
     axes.set(xlabel="training images of the class", ylabel="recall: perturbed - base")
     _plain_ticks(axes, evaluation.counts)
@@ -97,7 +105,7 @@ def draw_matrix(axes: Axes, scores: Scores, classes: tuple[str, ...], title: str
     axes.imshow(picture, interpolation="nearest", aspect="equal")
     axes.set(xlabel="predicted", ylabel="true", title=title)
     for spine in axes.spines.values():
-        spine.set_visible(False)
+        spine.set(visible=size > _MOST_NUMBERS, color=RULE)
     if size <= _MOST_NAMES:
         names = [_short(name) for name in classes]
         axes.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
@@ -149,9 +157,22 @@ def _plain_ticks(axes: Axes, counts: tuple[int, ...]) -> None:
     low, high = math.log10(min(counts)), math.log10(max(counts))
     steps = (1,) if high - low > 3 else (1, 2, 5)
     ticks = [step * 10**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
-    inside = [tick for tick in ticks if min(counts) / 1.5 <= tick <= max(counts) * 1.5]
+    inside = [tick for tick in ticks if min(counts) / 1.1 <= tick <= max(counts) * 1.1]
+    if len(inside) < 2:
+        inside = sorted({min(counts), max(counts)})
     axes.set_xticks(inside, [f"{tick:,}" for tick in inside])
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _names(evaluation: Evaluation) -> list[str]:
+    return [f"{_short(evaluation.classes[c])}\n{evaluation.counts[c]:,}" for c in by_count(evaluation)]
+
+
+def _crowded(evaluation: Evaluation) -> bool:
+    """Whether the names would run into each other beneath the axis."""
+    if len(evaluation.classes) > _MOST_NAMES:
+        return False
+    return len(evaluation.classes) > 10 or max(map(len, _names(evaluation))) > 16
 
 
 def _short(name: str) -> str:

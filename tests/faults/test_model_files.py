@@ -406,6 +406,26 @@ def test_two_parts_of_one_name_are_refused(exported: bytes, tmp_path: Path, mark
     assert "two parts of the same name" in refused(path, mark)
 
 
+def test_the_older_layout_of_an_export_loads_quietly(
+    exported: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The layout of torch 2.5 to 2.7, a plain zip with pickled tensors, loads without torch's warnings."""
+    from torch._export.serde.schema import SCHEMA_VERSION
+    from torch._export.serde.serialize import serialize
+
+    parts = serialize(torch.export.load(io.BytesIO(exported)))
+    path = tmp_path / "m.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
+        archive.writestr("serialized_exported_program.json", parts.exported_program)
+        archive.writestr("serialized_state_dict.pt", parts.state_dict)
+        archive.writestr("serialized_constants.pt", parts.constants)
+        archive.writestr("serialized_example_inputs.pt", parts.example_inputs)
+    capfd.readouterr()
+    assert load_classifier(path).info.num_classes == 3
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_older_layout_of_an_export_is_checked_too(tmp_path: Path, mark: Path) -> None:
     """Files as torch 2.5 to 2.7 wrote them may bring no code either."""
     path = tmp_path / "m.pt2"

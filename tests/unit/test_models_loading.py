@@ -397,6 +397,15 @@ def test_sigmoid_scores_are_refused(tmp_path: Path) -> None:
     assert load_classifier(tmp_path / "m.pt", input_shape=SHAPE, outputs="logits").info.outputs == "logits"
 
 
+def test_a_head_of_zeros_is_not_taken_for_scores(tmp_path: Path) -> None:
+    """A network that begins with a head of zeros (as ViT does) returns logits, if useless ones."""
+    network = Ending("none").eval()
+    for parameter in network.head.parameters():
+        nn.init.zeros_(parameter)
+    torch.jit.script(network).save(str(tmp_path / "m.pt"))
+    assert load_classifier(tmp_path / "m.pt", input_shape=SHAPE).info.outputs == "logits"
+
+
 def test_probabilities_claimed_of_logits_are_refused(resnet: nn.Module, tmp_path: Path) -> None:
     """``--outputs probabilities`` for a network that returns logits would take logarithms of negative numbers."""
     torch.save(resnet.state_dict(), tmp_path / "m.pth")

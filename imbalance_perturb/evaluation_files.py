@@ -1,0 +1,123 @@
+"""Evaluating files: predictions, the run that made them and labels are brought together, or refused with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from imbalance_perturb.counts import ClassCounts, load_class_counts
+from imbalance_perturb.errors import LabelsError
+from imbalance_perturb.evaluation import IntervalOptions, evaluate
+from imbalance_perturb.labels import load_labels
+from imbalance_perturb.outputs import run_path
+from imbalance_perturb.prediction_files import (
+    Predictions,
+    PredictionsError,
+    RunFile,
+    check_same_counts,
+    load_predictions,
+    load_run_file,
+)
+from imbalance_perturb.scores import Evaluation
+from imbalance_perturb.tables import first_few
+
+
+def evaluate_files(
+    predictions: str | Path,
+    labels: str | Path,
+    *,
+    counts: str | Path | None = None,
+    options: IntervalOptions | None = None,
+) -> Evaluation:
+    """Evaluate a predictions file against labels.
+
+    Args:
+        predictions: ``.csv`` or ``.jsonl`` as ``predict`` writes it; the run file is looked for beside it.
+        labels: CSV with ``image,label``, or a folder whose sub-folders are class names.
+        counts: JSON of the training counts; needed only where there is no run file.
+        options: confidence level, seed and number of resamples.
+
+    Raises:
+        PredictionsError: if the predictions or their run file cannot be used, or were made with other counts.
+        LabelsError: if the labels cannot be used or some predicted image has none.
+        CountsError: if ``counts`` cannot be used.
+    """
+    predictions, labels = Path(predictions), Path(labels)
+    options = options or IntervalOptions()
+    run, class_counts = _find_counts(predictions, counts)
+    found = load_predictions(predictions, class_counts.names)
+    truth = load_labels(labels, class_counts.names)
+    _check_labels_complete(found, truth, labels)
+    evaluation = evaluate(
+        [truth[image] for image in found.images],
+        found.base_preds,
+        found.preds,
+        class_counts,
+        base_probs=found.base_probs or None,
+        probs=found.probs or None,
+        options=options,
+    )
+    unused = len(truth.keys() - {*found.images, *found.failed})
+    return replace(
+        evaluation,
+        failed=found.failed,
+        unused_labels=unused,
+        notes=(*_file_notes(found, run, unused, predictions), *evaluation.notes),
+        source={"predictions": str(predictions), "labels": str(labels)},
+        run={} if run is None else run.data,
+    )
+
+
+def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile | None, ClassCounts]:
+    if not predictions.is_file():
+        raise PredictionsError(f"{predictions}: no such file; imbperturb predict makes it, or name another")
+    beside = run_path(predictions)
+    run = load_run_file(beside) if beside.is_file() else None
+    if given is None:
+        if run is None:
+            raise PredictionsError(
+                f"{beside}: no such file, so the training counts are not known; give them with --counts counts.json"
+            )
+        return run, run.counts
+    counts = load_class_counts(given)
+    if run is not None:
+        check_same_counts(run, counts, given)
+    return run, counts
+
+
+def _check_labels_complete(found: Predictions, truth: Mapping[str, int], labels: Path) -> None:
+    missing = [image for image in found.images if image not in truth]
+    if not missing:
+        return
+    hint = "label them, or predict only what is labelled"
+    if len(missing) == len(found.images):
+        hint = f"the labels name images like {next(iter(truth))}: names must be the same, with folders and suffix"
+    raise LabelsError(
+        f"{labels}: no label for {len(missing):,} of {len(found.images):,} predicted images"
+        f" (first: {first_few(missing)}); {hint}"
+    )
+
+
+def _file_notes(found: Predictions, run: RunFile | None, unused: int, predictions: Path) -> list[str]:
+    notes = []
+    if found.failed:
+        notes.append(
+            f"{len(found.failed):,} images have an error instead of a prediction and are in no figure"
+            f" (first: {first_few(found.failed)})"
+        )
+    if unused:
+        notes.append(f"{unused:,} labels are of images that {predictions} does not have; they are not used")
+    rows = len(found.images) + len(found.failed)
+    total = None if run is None else _images_of_run(run)
+    if run is not None and total is not None and total != rows:
+        notes.append(
+            f"{predictions} has {rows:,} rows, but {run.path} tells of {total:,} images: is it of the same run?"
+        )
+    return notes
+
+
+def _images_of_run(run: RunFile) -> int | None:
+    images = run.data.get("images")
+    total = images.get("total") if isinstance(images, dict) else None
+    return total if isinstance(total, int) else None
