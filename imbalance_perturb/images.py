@@ -27,9 +27,10 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 class ImageList:
     """The images of a run: ``names`` sorted, distinct, POSIX paths relative to ``root``.
 
-    ``ignored`` counts the other files of the folder by suffix, so that nothing is left out in silence.
+    ``source`` is what the user named (folder, CSV or image); ``ignored`` counts the other files of the folder by suffix, so that nothing is left out in silence.
     """
 
+    source: Path
     root: Path
     names: Sequence[str]
     ignored: Counter[str] = field(default_factory=Counter)
@@ -52,8 +53,8 @@ def find_images(path: str | Path) -> ImageList:
     if not path.exists():
         raise ImageFolderError(f"{path}: no such file or folder; give a folder of images, one image or a CSV")
     if path.suffix.lower() == ".csv":
-        return ImageList(path.parent, sorted(_read_image_column(path)))
-    return ImageList(path.parent, [path.name])
+        return ImageList(path, path.parent, sorted(_read_image_column(path)))
+    return ImageList(path, path.parent, [path.name])
 
 
 def _find_in_folder(root: Path) -> ImageList:
@@ -72,7 +73,7 @@ def _find_in_folder(root: Path) -> ImageList:
         )
     # Sorted as whole strings: '/' sorts after '-' and '.', so sorting folder by folder would differ.
     names.sort()
-    return ImageList(root, names, ignored)
+    return ImageList(root, root, names, ignored)
 
 
 def _iter_files(folder: str | Path, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:

@@ -134,7 +134,7 @@ def describe_run(assembly: Assembly, images: ImageList, summary: RunSummary, sto
             "threads": torch.get_num_threads(),
         },
         "images": {
-            "source": str(images.root),
+            "source": str(images.source),
             "total": summary.total,
             "done": summary.done,
             "failed": summary.failed,

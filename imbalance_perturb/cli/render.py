@@ -51,7 +51,7 @@ class Narrator:
         if images.ignored:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in images.ignored.most_common(5))
             ignored = f" ({images.ignored.total()} other files left aside: {kinds})"
-        self.line(f"images: {len(images):,} in {images.root}{ignored}")
+        self.line(f"images: {len(images):,} in {images.source}{ignored}")
 
     def assembly(self, assembly: Assembly) -> None:
         """What will be done to an image before it starts."""

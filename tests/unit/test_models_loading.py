@@ -105,6 +105,24 @@ def test_averaged_parameters_are_not_used_silently(resnet: nn.Module, tmp_path: 
     assert any("state_dict_ema" in note for note in notes)
 
 
+@pytest.mark.parametrize("modern", [True, False])
+def test_a_checkpoint_saved_on_a_gpu_opens_on_a_cpu(
+    modern: bool, resnet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose tensors are marked as being on cuda:0 loads onto the CPU, with the same logits."""
+    path = tmp_path / "gpu.pth"
+    with monkeypatch.context() as saving:
+        # What torch.save writes beside each storage when it lies on a GPU.
+        saving.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(resnet.state_dict(), path, _use_new_zipfile_serialization=modern)
+    assert b"cuda:0" in path.read_bytes()
+    loaded = load_classifier(path)
+    assert all(parameter.device.type == "cpu" for parameter in loaded.parameters())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), resnet(x))
+
+
 def test_safetensors_load(resnet: nn.Module, tmp_path: Path) -> None:
     """A safetensors file gives the same logits, whatever it is called."""
     save_file(resnet.state_dict(), tmp_path / "model.pth")
