@@ -25,10 +25,11 @@ from imbalance_perturb.intervals import (
     wilson_interval,
     worst_recall_interval,
 )
-from imbalance_perturb.metrics import count_jointly, f1_scores
+from imbalance_perturb.metrics import JointCounts, count_jointly, f1_scores
 from imbalance_perturb.scores import Interval
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 #: Images a class of the Skin7 fold that the project scores on.
 SKIN7 = (1341, 223, 220, 103, 66, 28, 23)
@@ -72,14 +73,40 @@ SCENARIOS = (
         (0.002, 0.01, 0.01, 0.01, 0.01, 0.01, 0.005),
         (0.002, 0.01, 0.01, 0.01, 0.02, 0.01, 0.02),
     ),
-    Scenario("four classes, 5 images in the rarest", (200, 40, 10, 5), (0.95, 0.6, 0.4, 0.3), (0.02, 0.03, 0.05, 0.05), (0.0, 0.05, 0.1, 0.2)),
+    Scenario(
+        "four classes, 5 images in the rarest",
+        (200, 40, 10, 5),
+        (0.95, 0.6, 0.4, 0.3),
+        (0.02, 0.03, 0.05, 0.05),
+        (0.0, 0.05, 0.1, 0.2),
+    ),
     Scenario("two classes, rare recall 0.1", (500, 23), (0.98, 0.1), (0.02, 0.0), (0.0, 0.2)),
     Scenario("only the rare class changes", (1000, 300, 23), (0.95, 0.7, 0.5), (0.0, 0.0, 0.02), (0.0, 0.0, 0.1)),
-    Scenario("three classes, all nearly right", (500, 100, 23), (0.995, 0.99, 0.97), (0.005, 0.005, 0.01), (0.0, 0.005, 0.02)),
-    Scenario("15 classes of 15 images", (15,) * 15, (0.8,) * 5 + (0.5,) * 5 + (0.2,) * 5, (0.03,) * 15, (0.0,) * 5 + (0.05,) * 5 + (0.1,) * 5),
-    Scenario("100 classes, 5 to 60 images", (60,) * 10 + (20,) * 30 + (5,) * 60, (0.9,) * 10 + (0.6,) * 30 + (0.3,) * 60, (0.02,) * 100, (0.0,) * 10 + (0.05,) * 30 + (0.1,) * 60),
-    Scenario("100 classes, 1 to 50 images", (50,) * 30 + (10,) * 40 + (1,) * 30, (0.9,) * 30 + (0.6,) * 40 + (0.3,) * 30, (0.02,) * 100, (0.0,) * 30 + (0.05,) * 40 + (0.1,) * 30),
-)  # fmt: skip
+    Scenario(
+        "three classes, all nearly right", (500, 100, 23), (0.995, 0.99, 0.97), (0.005, 0.005, 0.01), (0.0, 0.005, 0.02)
+    ),
+    Scenario(
+        "15 classes of 15 images",
+        (15,) * 15,
+        (0.8,) * 5 + (0.5,) * 5 + (0.2,) * 5,
+        (0.03,) * 15,
+        (0.0,) * 5 + (0.05,) * 5 + (0.1,) * 5,
+    ),
+    Scenario(
+        "100 classes, 5 to 60 images",
+        (60,) * 10 + (20,) * 30 + (5,) * 60,
+        (0.9,) * 10 + (0.6,) * 30 + (0.3,) * 60,
+        (0.02,) * 100,
+        (0.0,) * 10 + (0.05,) * 30 + (0.1,) * 60,
+    ),
+    Scenario(
+        "100 classes, 1 to 50 images",
+        (50,) * 30 + (10,) * 40 + (1,) * 30,
+        (0.9,) * 30 + (0.6,) * 40 + (0.3,) * 30,
+        (0.02,) * 100,
+        (0.0,) * 30 + (0.05,) * 40 + (0.1,) * 30,
+    ),
+)
 
 #: Figures in the order of the table's columns.
 FIGURES = (
@@ -100,10 +127,10 @@ def simulate(scenario: Scenario, datasets: int, random: np.random.Generator) -> 
         hits, lost, gained = table[:, 0] + table[:, 1], table[:, 1], table[:, 2]
         equal = np.ones(classes)
 
-        def mean(weight: Floats, hits: Floats = hits) -> Interval:
+        def mean(weight: Floats, hits: Counts = hits) -> Interval:
             return _there(mean_recall_interval(hits, images, weight, resamples=resamples, random=random))
 
-        def difference(weight: Floats, chosen: slice, lost: Floats = lost, gained: Floats = gained) -> Interval:
+        def difference(weight: Floats, chosen: slice, lost: Counts = lost, gained: Counts = gained) -> Interval:
             pairs = lost[chosen], gained[chosen], images[chosen]
             return _there(difference_interval(*pairs, weight[chosen], resamples=resamples, random=random))
 
@@ -135,7 +162,7 @@ def _plain(table: NDArray[np.int64], values: NDArray[np.int64], random: np.rando
     return Interval(float(low), float(high))
 
 
-def _joint(table: NDArray[np.int64], random: np.random.Generator):  # type: ignore[no-untyped-def]
+def _joint(table: NDArray[np.int64], random: np.random.Generator) -> JointCounts:
     """Images that are wrong get one of the other classes, each as likely; both wrong: the same one."""
     classes = len(table)
     label = np.repeat(np.arange(classes), table.sum(axis=1))

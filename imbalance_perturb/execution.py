@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -71,10 +71,25 @@ def select_device(name: str) -> torch.device:
 
 @contextmanager
 def applied(execution: Execution) -> Iterator[None]:
-    """Inside: torch's global switches as the execution wants them; outside: as before."""
-    if not execution.deterministic:
-        yield
-        return
+    """Inside: torch's global switches as the execution wants them; outside: as before.
+
+    Raises:
+        DeviceError: if the device's memory does not suffice inside.
+    """
+    with _deterministic() if execution.deterministic else nullcontext():
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise DeviceError(
+                f"the memory of {execution.device} does not suffice for batches of {execution.batch_size};"
+                " give a smaller --batch-size"
+            ) from error
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark

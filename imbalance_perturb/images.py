@@ -27,7 +27,8 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 class ImageList:
     """The images of a run: ``names`` sorted, distinct, POSIX paths relative to ``root``.
 
-    ``source`` is what the user named (folder, CSV or image); ``ignored`` counts the other files of the folder by suffix, so that nothing is left out in silence.
+    ``source`` is what the user named (folder, CSV or image); ``ignored`` counts the other files of the folder by
+    suffix, so that nothing is left out in silence.
     """
 
     source: Path

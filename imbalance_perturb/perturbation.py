@@ -19,6 +19,10 @@ from imbalance_perturb.modes import frozen_eval
 FOCAL_GAMMA = 2.0
 
 
+#: In autograd's messages for an operation that cannot be differentiated.
+_NO_DERIVATIVE = ("derivative for", "does not require grad", "not differentiable", "not implemented")
+
+
 class GradientSign(NamedTuple):
     """What one forward and one backward pass give.
 
@@ -91,7 +95,10 @@ def _sign(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
     try:
         (gradient,) = torch.autograd.grad(logits, leaf, v.to(logits.dtype), retain_graph=not last, allow_unused=True)
     except RuntimeError as error:
-        raise ModelGradientError(f"no gradient reaches the model's input: {_first_line(error)}") from error
+        # Only what says that there is no derivative: out of memory, say, is another matter.
+        if any(sign in str(error) for sign in _NO_DERIVATIVE):
+            raise ModelGradientError(f"no gradient reaches the model's input: {_first_line(error)}") from error
+        raise
     if gradient is None:
         raise ModelGradientError(
             "no gradient reaches the model's input: its output does not depend on it differentiably"

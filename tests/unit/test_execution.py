@@ -55,6 +55,17 @@ def test_switches_are_put_back() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_running_out_of_memory_names_the_remedy() -> None:
+    """Out of memory, on a GPU or a CPU, is an error that says to make batches smaller; other errors pass."""
+    execution = Execution(torch.device("cpu"), 64, 0, "fp32", False)
+    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), cpu):
+        with pytest.raises(DeviceError, match=r"batches of 64; give a smaller --batch-size"), applied(execution):
+            raise error
+    with pytest.raises(RuntimeError, match="shapes"), applied(execution):
+        raise RuntimeError("shapes do not match")
+
+
 def test_full_precision_is_full_and_put_back() -> None:
     """Inside there is no autocast, no TF32 and no reduced matmul; outside all is as before."""
     before = torch.backends.cudnn.allow_tf32

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -218,6 +220,38 @@ def test_a_model_without_gradient_is_an_error(model: nn.Module) -> None:
     """A model whose output does not depend differentiably on its input is refused with the reason."""
     with pytest.raises(ModelGradientError, match="no gradient reaches the model's input"):
         gradient_sign(model, torch.randn(2, 4), torch.tensor([0.0, 0.4, 0.6]))
+
+
+class _Failing(torch.autograd.Function):
+    """Its backward pass fails with the message it was given."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, message: str) -> Tensor:
+        ctx.message = message
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(ctx.message)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("derivative for aten::mkldnn_linear is not implemented", ModelGradientError),
+        ("CUDA out of memory. Tried to allocate 2 GiB", RuntimeError),
+    ],
+)
+def test_only_a_missing_derivative_is_called_one(message: str, error: type[Exception]) -> None:
+    """A backward pass that fails for want of a derivative is a gradient error; out of memory stays what it is."""
+
+    class Model(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(_Failing.apply(x, message))
+
+    with pytest.raises(error, match=message[:20]) as caught:
+        gradient_sign(Model(4, 3), torch.randn(2, 4), torch.tensor([0.0, 0.4, 0.6]))
+    assert isinstance(caught.value, ModelGradientError) == (error is ModelGradientError)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:

@@ -1,0 +1,113 @@
+"""What a comparison of methods comes to, as plain values: written to JSON, shown in tables, drawn in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imbalance_perturb.scores import Difference, Interval, Scores
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method: its parameters, its figures, and what it costs.
+
+    ``parameters`` were chosen on all validation images; ``agreement`` says in how many of how many splits the same
+    were chosen without a part of them (``None`` where there was nothing to choose). ``scores`` are of images that
+    had no part in the choice, ``differences`` are this method minus `none` on the same images. ``passes`` counts
+    forward passes an image, ``images_per_second`` is measured, model only. ``unavailable`` says why a method could
+    not be used; it then has no scores.
+    """
+
+    method: str
+    control: bool
+    parameters: Mapping[str, float]
+    agreement: tuple[int, int] | None
+    passes: int
+    images_per_second: float | None
+    scores: Scores | None
+    differences: Mapping[str, Difference]
+    unavailable: str | None = None
+
+    @property
+    def setting(self) -> str:
+        """The parameters as text, such as ``eps 0.005, tau 0.75``."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.parameters.items())
+
+    def to_dict(self, interval_key: str) -> dict[str, Any]:
+        """The entry as JSON has it."""
+        data: dict[str, Any] = {
+            "control": self.control,
+            "available": self.unavailable is None,
+            "parameters": dict(self.parameters),
+            "same_choice_in_splits": None if self.agreement is None else list(self.agreement),
+            "forward_equivalents": self.passes,
+            "images_per_second": self.images_per_second,
+        }
+        if self.scores is None:
+            return {**data, "reason": self.unavailable}
+        differences = {
+            name: {"value": d.value, interval_key: _pair(d.interval), "p_value": d.p_value, "test": d.test}
+            for name, d in self.differences.items()
+        }
+        return {**data, **self.scores.to_dict(interval_key), "difference": differences}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The method to use, and one plain sentence saying why; ``metric`` is what decided."""
+
+    method: str
+    metric: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on the same ``n`` images.
+
+    ``scored_on`` is ``test`` or ``validation``; in the latter case each image is predicted with parameters that were
+    chosen without it. ``tuned_on`` is the number of images that parameters were chosen on.
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    smallest_class: str
+    objective: str
+    scored_on: str
+    tuned_on: int
+    n: int
+    entries: tuple[Entry, ...]
+    advice: Advice
+    failed: tuple[str, ...]
+    confidence_level: float
+    notes: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON has it; ``ci95`` is named after the level."""
+        key = f"ci{100 * self.confidence_level:g}"
+        return {
+            "n": self.n,
+            "scored_on": self.scored_on,
+            "tuned_on": self.tuned_on,
+            "objective": self.objective,
+            "classes": list(self.classes),
+            "counts": list(self.counts),
+            "smallest_class": self.smallest_class,
+            "methods": {entry.method: entry.to_dict(key) for entry in self.entries},
+            "advice": {
+                "method": self.advice.method,
+                "metric": self.advice.metric,
+                "sentence": self.advice.sentence,
+            },
+            "failed": {"total": len(self.failed), "images": list(self.failed)},
+            "notes": list(self.notes),
+            "confidence_level": self.confidence_level,
+            **self.source,
+        }
+
+
+def _pair(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
