@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_perturb.selection import SelectionRule, choose, select_by_cross_validation
+from imbalance_perturb.choice import SelectionRule, choose_among
+from imbalance_perturb.contenders import make_contenders
+from imbalance_perturb.selection import select_by_cross_validation
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +59,7 @@ class World:
         """(K,) expected objective."""
         recalls = self.true_recalls()
         if objective == "scr":
-            return recalls[-1]
+            return np.asarray(recalls[-1])
         if objective == "worst":
             return np.asarray(recalls.min(axis=0))
         if objective == "gmean":
@@ -201,9 +203,10 @@ def run(scenario: Scenario, sets: int, nested: int, random: np.random.Generator)
     answers, plain_answers, apparent, estimates, worth = [], [], [], [], []
     for index in range(sets):
         labels, preds = world.draw(random)
-        choice = choose(labels, preds, world.strengths, rule=replace(rule, seed=index), **about)
+        contenders = make_contenders(labels, preds, world.strengths, **about)
+        choice = choose_among(contenders, rule, random)
         answers.append(choice.chosen)
-        plain_answers.append(choose(labels, preds, world.strengths, rule=replace(plain, seed=index), **about).chosen)
+        plain_answers.append(choose_among(contenders, plain, random).chosen)
         apparent.append(choice.gains[choice.chosen])
         if index < nested:
             found = select_by_cross_validation(labels, preds, world.strengths, rule=replace(rule, seed=index), **about)

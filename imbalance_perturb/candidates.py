@@ -1,9 +1,9 @@
-"""The methods that `compare` lines up, and what each makes of the logits that one sweep left behind."""
+"""The methods that `compare` lines up: what is tried for each, and what it makes of the logits that a sweep left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imbalance_perturb.choice import SelectionRule
 from imbalance_perturb.corrections import adjust_logits, estimate_prior, normalise_rows, shift_prior
 from imbalance_perturb.counts import ClassCounts
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.intervals import check_level
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.perturbation import Measure
 from imbalance_perturb.sweep import MINUS_EPS, PERTURB, RANDOM_SIGN, Sweep, Variant
@@ -25,6 +28,60 @@ METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, PRIOR_SHIFT, RANDOM_SIGN, MIN
 #: What a real effect must beat; they move the input by the eps that was chosen for `perturb`.
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
 
+#: Steps that are tried: log-spaced around the paper's 0.001, and none.
+EPS_GRID = (0.0, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02)
+
+#: Strengths of logit adjustment and of tau-normalisation: 1 is the full correction of either.
+TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+
+#: The free parameters that each method has.
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    NONE: (),
+    PERTURB: ("eps",),
+    ADJUST: ("tau",),
+    BOTH: ("eps", "tau"),
+    NORMALISE: ("tau",),
+    PRIOR_SHIFT: (),
+    RANDOM_SIGN: ("eps",),
+    MINUS_EPS: ("eps",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """What is compared and how parameters are chosen.
+
+    Args:
+        methods: of :data:`METHODS`; `none` is always there.
+        eps_grid: steps to try; 0 is added, except to a single value, which is then used as it is.
+        tau_grid: strengths of logit adjustment and tau-normalisation to try, likewise.
+        rule: how to choose among them.
+        level: of all intervals.
+
+    Raises:
+        SettingsError: if a method is not known or a value out of range.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    eps_grid: tuple[float, ...] = EPS_GRID
+    tau_grid: tuple[float, ...] = TAU_GRID
+    rule: SelectionRule = field(default_factory=SelectionRule)
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown:
+            raise SettingsError(f"methods has {', '.join(unknown)}; expected some of {', '.join(METHODS)}")
+        object.__setattr__(self, "methods", tuple(m for m in METHODS if m == NONE or m in self.methods))
+        for name in ("eps_grid", "tau_grid"):
+            values = getattr(self, name)
+            if not values or not all(np.isfinite(value) and value >= 0 for value in values):
+                option = name.replace("_", "-")
+                raise SettingsError(f"{option} is {', '.join(map(str, values))}; expected numbers, at least 0")
+            distinct = set(values)
+            object.__setattr__(self, name, tuple(sorted(distinct if len(distinct) == 1 else distinct | {0.0})))
+        check_level(self.level)
+
 
 class Candidate(NamedTuple):
     """The free parameters of a method; 0 where it has none of the kind."""
@@ -35,8 +92,8 @@ class Candidate(NamedTuple):
 
 def list_candidates(method: str, eps_grid: Sequence[float], tau_grid: Sequence[float]) -> list[Candidate]:
     """What is tried for a method, the plain model first where the grids hold 0."""
-    epsilons = eps_grid if method in (PERTURB, BOTH) else (0.0,)
-    taus = tau_grid if method in (ADJUST, BOTH, NORMALISE) else (0.0,)
+    epsilons = eps_grid if "eps" in PARAMETERS[method] else (0.0,)
+    taus = tau_grid if "tau" in PARAMETERS[method] else (0.0,)
     return [Candidate(eps, tau) for eps, tau in product(epsilons, taus)]
 
 

@@ -1,14 +1,12 @@
-"""Choosing among corrections without being fooled: what helps beyond noise, and what that choice is worth elsewhere.
+"""Choosing among corrections without being fooled by noise.
 
 The candidates are predictions that are there already (nothing is fitted), so a choice is fooled in one way only:
-the largest of many noisy figures is large by luck. Three things stand against that:
+the largest of many noisy figures is large by luck. Two things stand against that:
 
 * a candidate is considered only if its gain over candidate 0, the uncorrected prediction, is more than chance
   among this many candidates gives: a paired permutation test of all of them at once (Westfall and Young's max-T);
 * among those considered, the mildest one within one standard error of the best is taken (Breiman et al. 1984).
-  The error is that of the paired difference, from leaving out each fold of repeated stratified folds in turn;
-* what the choice is worth is only ever measured on images that had no part in it: the whole choice is made again
-  without each fold, and that fold scores it (nested cross-validation).
+  The error is that of the paired difference, from leaving out each fold of repeated stratified folds in turn.
 
 ``benchmarks/selection.py`` measures how often the rule answers 'no correction' where none helps, and where one does.
 """
@@ -18,21 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from imbalance_perturb.contenders import OBJECTIVES, Bools, Contenders, Floats, measure, stratified_folds
 from imbalance_perturb.errors import LabelsError, SettingsError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-#: What can be maximised; name -> spelled out.
-OBJECTIVES = {
-    "mcr": "mean class recall",
-    "scr": "recall of the class with the fewest training images",
-    "worst": "recall of the worst class",
-    "gmean": "geometric mean of the class recalls",
-}
 
 #: Permutations of the test; the smallest p-value it can give is one over this plus one.
 PERMUTATIONS = 999
@@ -107,74 +93,36 @@ class Choice:
     allowed: Bools
 
 
-def choose(
-    labels: ArrayLike,
-    preds: ArrayLike,
-    strengths: ArrayLike,
-    *,
-    num_classes: int,
-    smallest_class: int,
-    rule: SelectionRule | None = None,
-) -> Choice:
-    """The choice alone, from all images, without the estimate of its worth (arguments and errors as above)."""
-    rule = rule or SelectionRule()
-    truth, found = np.asarray(labels, dtype=np.int64), np.asarray(preds, dtype=np.int64)
-    strength = np.asarray(strengths, dtype=np.float64)
-    _check(truth, found, strength, num_classes, smallest_class, rule)
-    candidates = Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class)
-    return _choose(candidates, rule, np.random.default_rng(np.random.SeedSequence(rule.seed).spawn(1)[0]))
+def check_rule(contenders: Contenders, rule: SelectionRule) -> None:
+    """Refuse a rule that these images cannot serve.
+
+    Raises:
+        LabelsError: if there are fewer images than folds, or none of the class that ``scr`` is about.
+    """
+    if len(contenders.labels) < rule.folds:
+        raise LabelsError(
+            f"{len(contenders.labels)} labelled images cannot be parted into {rule.folds} folds; label more images or"
+            " ask for fewer folds"
+        )
+    if rule.objective == "scr" and not (contenders.labels == contenders.smallest).any():
+        raise LabelsError(
+            "the class with the fewest training images has no labelled image, so its recall cannot be the objective;"
+            " label some, or choose another objective"
+        )
 
 
-def stratified_folds(labels: ArrayLike, folds: int, random: np.random.Generator) -> Ints:
-    """(N,) fold of each image, at random, each class spread over the folds as evenly as its number allows."""
-    truth = np.asarray(labels)
-    # Sorted by class and shuffled within: dealing out in turn then spreads every class, and the folds' sizes too.
-    order = np.lexsort((random.random(len(truth)), truth))
-    dealt = np.empty(len(truth), dtype=np.int64)
-    dealt[order] = np.arange(len(truth)) % folds
-    return np.asarray(random.permutation(folds)[dealt])
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """``labels`` (N,), ``correct`` (N, K), ``strengths`` (K,)."""
-
-    labels: Ints
-    correct: Bools
-    strengths: Floats
-    num_classes: int
-    smallest: int
-
-    def of(self, images: Bools) -> Candidates:
-        return Candidates(self.labels[images], self.correct[images], self.strengths, self.num_classes, self.smallest)
-
-    def count(self, folds: Ints, number: int) -> tuple[Floats, Floats]:
-        """(number, C, K) images predicted right and (number, C) images, in each fold."""
-        columns = self.correct.shape[1]
-        group = folds * self.num_classes + self.labels
-        cells = (group[:, None] * columns + np.arange(columns))[self.correct]
-        hits = np.bincount(cells, minlength=number * self.num_classes * columns)
-        totals = np.bincount(group, minlength=number * self.num_classes)
-        shape = (number, self.num_classes)
-        return hits.reshape(*shape, columns).astype(np.float64), totals.reshape(shape).astype(np.float64)
-
-    def count_all(self) -> tuple[Floats, Floats]:
-        """(C, K) images predicted right and (C,) images."""
-        hits, totals = self.count(np.zeros(len(self.labels), dtype=np.int64), 1)
-        return hits[0], totals[0]
-
-
-def _choose(candidates: Candidates, rule: SelectionRule, random: np.random.Generator) -> Choice:
-    hits, totals = candidates.count_all()
-    values = _measure(hits, totals, rule.objective, candidates.smallest)
+def choose_among(contenders: Contenders, rule: SelectionRule, random: np.random.Generator) -> Choice:
+    """Choose one of the candidates, on all their images; what that is worth elsewhere, these cannot say."""
+    hits, totals = contenders.count_all()
+    values = measure(hits, totals, rule.objective, contenders.smallest)
     accuracy = hits.sum(axis=0) / totals.sum()
     drop = np.inf if rule.max_accuracy_drop is None else rule.max_accuracy_drop
     allowed = accuracy[0] - accuracy <= drop + _TIE
-    left_out = _leave_out(candidates, rule, random)
-    p_values = _adjusted_p_values(candidates, rule.objective, random)
+    left_out = _leave_out(contenders, rule, random)
+    p_values = _adjusted_p_values(contenders, rule.objective, random)
     considered = allowed & (p_values <= (1.0 if rule.significance is None else rule.significance))
     considered[0] = True
-    chosen = _mildest(values, considered, left_out, candidates.strengths, rule.standard_errors)
+    chosen = _mildest(values, considered, left_out, contenders.strengths, rule.standard_errors)
     return Choice(chosen, values, values - values[0], _error_of_difference(left_out, 0), p_values, allowed)
 
 
@@ -189,12 +137,14 @@ def _mildest(values: Floats, considered: Bools, left_out: Floats, strengths: Flo
     return min(near, key=lambda k: (strengths[k], -values[k]))
 
 
-def _leave_out(candidates: Candidates, rule: SelectionRule, random: np.random.Generator) -> Floats:
+def _leave_out(contenders: Contenders, rule: SelectionRule, random: np.random.Generator) -> Floats:
     """(repeats, folds, K) the objective without each fold."""
     values = []
     for _ in range(rule.repeats):
-        hits, totals = candidates.count(stratified_folds(candidates.labels, rule.folds, random), rule.folds)
-        values.append(_measure(hits.sum(axis=0) - hits, totals.sum(axis=0) - totals, rule.objective, candidates.smallest))
+        hits, totals = contenders.count(stratified_folds(contenders.labels, rule.folds, random), rule.folds)
+        values.append(
+            measure(hits.sum(axis=0) - hits, totals.sum(axis=0) - totals, rule.objective, contenders.smallest)
+        )
     return np.stack(values)
 
 
@@ -207,16 +157,16 @@ def _error_of_difference(left_out: Floats, reference: int) -> Floats:
     return np.asarray(np.sqrt(np.nan_to_num(variance, nan=np.inf).mean(axis=0)))
 
 
-def _adjusted_p_values(candidates: Candidates, objective: str, random: np.random.Generator) -> Floats:
+def _adjusted_p_values(contenders: Contenders, objective: str, random: np.random.Generator) -> Floats:
     """(K,) one-sided p-values of the gains over candidate 0, adjusted for all K by the largest statistic.
 
     If a candidate did nothing, which of the two predictions of an image is the corrected one would be arbitrary.
     All candidates are swapped with candidate 0 at once, so that how alike they are is accounted for.
     """
-    hits, totals = candidates.count_all()
-    observed = _measure(hits, totals, objective, candidates.smallest)
+    hits, totals = contenders.count_all()
+    observed = measure(hits, totals, objective, contenders.smallest)
     observed = np.nan_to_num(observed - observed[0])
-    swapped = _swapped_gains(candidates, hits, totals, objective, random)
+    swapped = _swapped_gains(contenders, hits, totals, objective, random)
     scale = np.sqrt((swapped**2).mean(axis=0))
     moving = scale > _TIE
     if not moving.any():
@@ -228,11 +178,13 @@ def _adjusted_p_values(candidates: Candidates, objective: str, random: np.random
     return p_values
 
 
-def _swapped_gains(candidates: Candidates, hits: Floats, totals: Floats, objective: str, random: np.random.Generator) -> Floats:
+def _swapped_gains(
+    contenders: Contenders, hits: Floats, totals: Floats, objective: str, random: np.random.Generator
+) -> Floats:
     """(PERMUTATIONS, K) gains over candidate 0 with the two predictions of random images swapped."""
-    change = candidates.correct.astype(np.int8) - candidates.correct[:, :1].astype(np.int8)
+    change = contenders.correct.astype(np.int8) - contenders.correct[:, :1].astype(np.int8)
     moving = change.any(axis=1)
-    rows = np.concatenate([candidates.labels[moving, None], change[moving]], axis=1)
+    rows = np.concatenate([contenders.labels[moving, None], change[moving]], axis=1)
     # Images of one class that fare alike under all candidates differ in nothing: count them.
     cells, counts = np.unique(rows, axis=0, return_counts=True)
     chunk = int(np.clip(_MAX_NUMBERS // max(hits.size, 1), 1, PERMUTATIONS))
@@ -244,57 +196,7 @@ def _swapped_gains(candidates: Candidates, hits: Floats, totals: Floats, objecti
             of_class = cells[:, 0] == label
             images = random.binomial(counts[of_class], 0.5, (number, int(of_class.sum())))
             moved[:, label] = images.astype(np.float64) @ cells[of_class, 1:].astype(np.float64)
-        after = _measure(hits - moved, totals, objective, candidates.smallest)
-        before = _measure(hits[:, :1] + moved, totals, objective, candidates.smallest)
+        after = measure(hits - moved, totals, objective, contenders.smallest)
+        before = measure(hits[:, :1] + moved, totals, objective, contenders.smallest)
         gains.append(np.nan_to_num(after - before))
     return np.concatenate(gains)
-
-
-def _measure(hits: Floats, totals: Floats, objective: str, smallest: int) -> Floats:
-    """(..., K) the objective, from (..., C, K) images predicted right of (..., C); NaN where it has no image."""
-    present = (totals > 0)[..., None]
-    recall = hits / np.maximum(totals, 1)[..., None]
-    classes = np.maximum(present.sum(axis=-2), 1)
-    if objective == "mcr":
-        return np.asarray(recall.sum(axis=-2) / classes)
-    if objective == "scr":
-        return np.where(present[..., smallest, :], recall[..., smallest, :], np.nan)
-    if objective == "worst":
-        return np.asarray(np.where(present, recall, np.inf).min(axis=-2))
-    with np.errstate(divide="ignore"):
-        logs = np.where(present, np.log(recall), 0.0)
-    return np.asarray(np.exp(logs.sum(axis=-2) / classes))
-
-
-def _check(
-    labels: Ints, preds: Ints, strengths: Floats, num_classes: int, smallest_class: int, rule: SelectionRule
-) -> None:
-    if labels.ndim != 1 or preds.ndim != 2 or len(preds) != len(labels) or preds.shape[1] < 1:
-        raise LabelsError(
-            f"labels have shape {labels.shape} and preds {preds.shape}; expected (images,) and (images, candidates)"
-        )
-    if strengths.shape != preds.shape[1:]:
-        raise LabelsError(f"{preds.shape[1]} candidates but strengths of shape {strengths.shape}; give one for each")
-    if (strengths[0] > strengths).any():
-        raise LabelsError("candidate 0 must be the mildest: it is the uncorrected prediction")
-    for name, values in (("labels", labels), ("preds", preds)):
-        if values.size and not 0 <= values.min() <= values.max() < num_classes:
-            raise LabelsError(
-                f"{name} hold class index {values.min() if values.min() < 0 else values.max()}; there are"
-                f" {num_classes} classes, from index 0"
-            )
-    if len(labels) < rule.folds:
-        raise LabelsError(
-            f"{len(labels)} labelled images cannot be parted into {rule.folds} folds; label more images or ask for"
-            " fewer folds"
-        )
-    if len(np.unique(labels)) < 2:
-        raise LabelsError(
-            "all labelled images are of one class; a correction trades classes against each other, so label images"
-            " of at least two"
-        )
-    if rule.objective == "scr" and not (labels == smallest_class).any():
-        raise LabelsError(
-            "the class with the fewest training images has no labelled image, so its recall cannot be the objective;"
-            " label some, or choose another objective"
-        )

@@ -57,6 +57,10 @@ class LabelsError(ImbperturbError, ValueError):
     """The labels are malformed or do not fit the images or the classes."""
 
 
+class PredictionsError(ImbperturbError, ValueError):
+    """The predictions file or the run file beside it cannot be used, or does not fit what else is given."""
+
+
 class OutputFileError(ImbperturbError, OSError):
     """A result cannot be written where it was asked for."""
 

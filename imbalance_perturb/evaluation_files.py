@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from imbalance_perturb.counts import ClassCounts, load_class_counts
-from imbalance_perturb.errors import LabelsError
+from imbalance_perturb.errors import LabelsError, PredictionsError
 from imbalance_perturb.evaluation import IntervalOptions, evaluate
 from imbalance_perturb.labels import load_labels
 from imbalance_perturb.outputs import run_path
 from imbalance_perturb.prediction_files import (
     Predictions,
-    PredictionsError,
     RunFile,
     check_same_counts,
     load_predictions,

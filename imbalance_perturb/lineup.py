@@ -13,11 +13,11 @@ from imbalance_perturb.scores import Difference, Interval, Scores
 class Entry:
     """One method: its parameters, its figures, and what it costs.
 
-    ``parameters`` were chosen on all validation images; ``agreement`` says in how many of how many splits the same
-    were chosen without a part of them (``None`` where there was nothing to choose). ``scores`` are of images that
-    had no part in the choice, ``differences`` are this method minus `none` on the same images. ``passes`` counts
-    forward passes an image, ``images_per_second`` is measured, model only. ``unavailable`` says why a method could
-    not be used; it then has no scores.
+        ``parameters`` were chosen on all validation images; ``agreement`` says in how many of how many splits the same
+        were chosen without a part of them (``None`` where there was nothing to choose). ``scores`` are of images that
+        had no part in the choice, ``differences`` are this method minus `none` on the same images. ``passes`` counts
+    X says why a method could
+        not be used; it then has no scores.
     """
 
     method: str
@@ -28,6 +28,7 @@ class Entry:
     images_per_second: float | None
     scores: Scores | None
     differences: Mapping[str, Difference]
+    changed: int = 0
     unavailable: str | None = None
 
     @property
@@ -51,7 +52,8 @@ class Entry:
             name: {"value": d.value, interval_key: _pair(d.interval), "p_value": d.p_value, "test": d.test}
             for name, d in self.differences.items()
         }
-        return {**data, **self.scores.to_dict(interval_key), "difference": differences}
+        scores = self.scores.to_dict(interval_key)
+        return {**data, "changed": self.changed, **scores, "difference": differences}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,16 @@ class Comparison:
     confidence_level: float
     notes: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """What was scored and chosen on what, in one sentence."""
+        if self.scored_on == "test":
+            return f"{self.n:,} test images; parameters chosen on {self.tuned_on:,} validation images."
+        return (
+            f"{self.n:,} validation images, each predicted with parameters chosen without it (nested"
+            " cross-validation); the parameters shown are chosen on all of them."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON has it; ``ci95`` is named after the level."""

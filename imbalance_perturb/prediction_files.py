@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.counts import ClassCounts, read_json
-from imbalance_perturb.errors import CountsError, ImbperturbError
+from imbalance_perturb.errors import CountsError, PredictionsError
 from imbalance_perturb.tables import first_few, iter_table
-
-
-class PredictionsError(ImbperturbError, ValueError):
-    """The predictions file or the run file beside it cannot be used, or does not fit what else is given."""
 
 
 _COLUMNS = ("image", "base_pred", "pred", "error")

@@ -37,10 +37,12 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print()
     console.print(_classes(evaluation))
     for title, scores in (("base", evaluation.base), ("perturbed", evaluation.perturbed)):
-        table = _matrix(title, scores, evaluation.classes, console.width)
+        table = _matrix(scores, evaluation.classes, console.width)
         if table is None:
             console.print("The confusion matrices are too wide for this terminal: see --report or --json.", style="dim")
             break
+        # Above the table, not in it: a narrow table would wrap its title.
+        console.print(f"Confusion matrix, {title} (rows: true class)", style="bold")
         console.print(table)
 
 
@@ -124,11 +126,9 @@ def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _matrix(kind: str, scores: Scores, classes: tuple[str, ...], width: int) -> Table | None:
+def _matrix(scores: Scores, classes: tuple[str, ...], width: int) -> Table | None:
     """The matrix, or ``None`` where it does not fit: a number that lost a digit would be a lie."""
-    title = f"Confusion matrix, {kind} (rows: true class)"
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.padding = (0, 1, 0, 0)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     cells = [[f"{count:,}" for count in row] for row in scores.confusion_matrix]
     heads = [_cut(name, _COLUMN_WIDTH) for name in classes]
     widths = [max(5, *(cell_len(row[c]) for row in cells), cell_len(heads[c])) for c in range(len(classes))]

@@ -86,7 +86,7 @@ def test_folders_that_do_not_serve(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match="has no class folders"):
         load_labels(folder(tmp_path / "b", "a.png"), NAMES)
     (tmp_path / "c").mkdir()
-    with pytest.raises(LabelsError, match="no image in this folder .* expected one folder for each class"):
+    with pytest.raises(LabelsError, match=r"no image in this folder .* expected one folder for each class"):
         load_labels(tmp_path / "c", NAMES)
 
 

@@ -61,9 +61,7 @@ def test_all_figures_are_those_of_scikit_learn(case: Case) -> None:
     assert precisions(matrix) == pytest.approx(reference.precision_score(labels, preds, **options))
     assert f1_scores(matrix) == pytest.approx(reference.f1_score(labels, preds, **options))
     found = recalls(matrix)
-    assert found[labelled(matrix)] == pytest.approx(
-        reference.recall_score(labels, preds, **options)[labelled(matrix)]
-    )
+    assert found[labelled(matrix)] == pytest.approx(reference.recall_score(labels, preds, **options)[labelled(matrix)])
     assert np.isnan(found[~labelled(matrix)]).all()
 
 

@@ -60,7 +60,10 @@ def test_page_needs_nothing_from_elsewhere(page: str) -> None:
     assert not {"script", "link", "iframe"} & set(reader.tags)
     assert all(reference.startswith(("#", "data:")) for reference in reader.references)
     # Names of XML namespaces are never fetched.
-    assert set(re.findall(r"https?://[^\"<\s]*", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"<\s]*", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
     assert "@import" not in page
 
 
@@ -171,9 +174,7 @@ def test_terminal_tables_lose_no_digit(
         assert "too wide for this terminal" in text
 
 
-def test_tables_show_names_as_they_are(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A class name with square brackets is no markup in the terminal."""
     monkeypatch.setenv("COLUMNS", "160")
     evaluation_tables.print_evaluation(make(("[red]a[/red]", "b")))

@@ -1,0 +1,198 @@
+"""The command ``compare``: the method beside other post-hoc corrections, on the user's own images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from imbalance_perturb.cli.options import (
+    CommonOptions,
+    DebiasOptions,
+    ModelOptions,
+    PreprocessOptions,
+    RunOptions,
+    resolve_settings,
+    with_options,
+)
+from imbalance_perturb.errors import OutputFileError, SettingsError
+
+if TYPE_CHECKING:
+    from imbalance_perturb.assembly import Assembly
+    from imbalance_perturb.cli.render import Narrator
+    from imbalance_perturb.lineup import Comparison
+
+#: Exit code of a command that is done though some images have an error.
+_SOME_FAILED = 3
+
+#: Options of the shared group that a comparison chooses by itself, and what to give instead.
+_CHOSEN = {
+    "eps": "give the steps to try as --eps-grid",
+    "tau": "give the strengths to try as --tau-grid",
+    "steps": "methods are compared with one step",
+}
+
+
+@with_options
+def compare(
+    model: Annotated[str | None, Argument(metavar="MODEL", show_default=False, help="Trained classifier file.")] = None,
+    counts: Annotated[
+        str | None, Argument(metavar="COUNTS", show_default=False, help="JSON of training images per class.")
+    ] = None,
+    *,
+    val: Annotated[str, Option("--val", metavar="PATH", help="Images to choose parameters on: folder or CSV.")],
+    labels: Annotated[
+        str | None,
+        Option("--labels", metavar="PATH", help="CSV with image,label. (default: the class folders, or CSV, of --val)"),
+    ] = None,
+    test: Annotated[
+        str | None,
+        Option("--test", metavar="PATH", help="Other images to score on. (default: --val, by nested cross-validation)"),
+    ] = None,
+    test_labels: Annotated[str | None, Option("--test-labels", metavar="PATH", help="As --labels, for --test.")] = None,
+    methods: Annotated[
+        str | None,
+        Option(
+            "--methods",
+            metavar="A,B,...",
+            help="Of none, perturb, la, perturb+la, tau-norm, em, random-sign, minus-eps. (default: all)",
+        ),
+    ] = None,
+    eps_grid: Annotated[
+        str | None,
+        Option(
+            "--eps-grid",
+            metavar="E,E,...",
+            help="Steps to try; 0 is added, except to a single value. (default: 11 from 0 to 0.02)",
+        ),
+    ] = None,
+    tau_grid: Annotated[
+        str | None,
+        Option(
+            "--tau-grid",
+            metavar="T,T,...",
+            help="Strengths of la and tau-norm to try, likewise. (default: 0 to 2 in steps of 0.25)",
+        ),
+    ] = None,
+    objective: Annotated[
+        str, Option("--objective", metavar="NAME", help="What parameters are chosen for: mcr | scr | worst | gmean.")
+    ] = "mcr",
+    max_accuracy_drop: Annotated[
+        float | None,
+        Option("--max-accuracy-drop", metavar="SHARE", help="Largest loss of accuracy in the choice. (default: any)"),
+    ] = None,
+    folds: Annotated[int, Option("--folds", help="Parts of the cross-validation.")] = 5,
+    repeats: Annotated[int, Option("--repeats", help="Partings of the cross-validation.")] = 10,
+    seed: Annotated[int, Option("--seed", help="Of partings and resampling.")] = 0,
+    confidence_level: Annotated[float, Option("--confidence-level", help="Of all intervals.")] = 0.95,
+    out: Annotated[Path, Option("--out", "-o", metavar="FILE", help="JSON file to write.")] = Path("compare.json"),
+    report: Annotated[Path | None, Option("--report", metavar="FILE", help="HTML page to write.")] = None,
+    model_options: ModelOptions,
+    preprocess: PreprocessOptions,
+    debias: DebiasOptions,
+    run: RunOptions,
+    common: CommonOptions,
+) -> None:
+    """Line up the method with simpler corrections on the same images, and say which to use.
+
+    Each method's parameters are chosen on --val; scored are images that had no part in the choice. MODEL and COUNTS
+    may be left out where the recipe names them. Exit code 3: done, but some images have an error.
+    """
+    for option, instead in _CHOSEN.items():
+        if getattr(debias, option) is not None:
+            raise SettingsError(f"--{option} is chosen by compare: {instead}")
+    if test is None and test_labels is not None:
+        raise SettingsError("--test-labels is given without --test: name the images to score on")
+    settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
+    if settings.debias.steps != 1:
+        raise SettingsError(f"steps is {settings.debias.steps} in the recipe: {_CHOSEN['steps']}")
+    _check_output(out, (".json",))
+    _check_output(report, (".html", ".htm"))
+    from imbalance_perturb.cli import render
+
+    say = render.Narrator(common.quiet)
+    say.recipe(recipe)
+
+    from imbalance_perturb.candidates import ComparisonOptions
+    from imbalance_perturb.choice import SelectionRule
+    from imbalance_perturb.comparison import ComparisonFiles, compare_methods
+
+    rule = SelectionRule(
+        objective=objective, max_accuracy_drop=max_accuracy_drop, folds=folds, repeats=repeats, seed=seed
+    )
+    given = {
+        "methods": _names(methods),
+        "eps_grid": _parse("eps-grid", eps_grid),
+        "tau_grid": _parse("tau-grid", tau_grid),
+    }
+    options = ComparisonOptions(
+        rule=rule, level=confidence_level, **{name: value for name, value in given.items() if value is not None}
+    )
+    files = ComparisonFiles(val, labels, test, test_labels)
+    comparison = compare_methods(
+        settings, files, options, describe=lambda assembly: _describe(say, assembly), progress=say.progress
+    )
+    _show(comparison, out, report, common)
+    raise typer.Exit(_SOME_FAILED if comparison.failed else 0)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def _parse(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None
+
+
+def _check_output(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Before any work: a result that cannot be written should not cost an hour."""
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another")
+
+
+def _describe(say: Narrator, assembly: Assembly) -> None:
+    debias, execution = assembly.settings.debias, assembly.execution
+    say.model(assembly.model.info, assembly.probe)
+    say.line(f"each image: {assembly.preprocessing.describe()}")
+    say.line(f"perturbation: T {debias.temperature:g}, {debias.loss}, target {debias.target}")
+    say.line(
+        f"running on {execution.device_name} ({execution.device}), {execution.precision},"
+        f" batches of {execution.batch_size}, {execution.workers} workers"
+    )
+
+
+def _show(comparison: Comparison, out: Path, report: Path | None, common: CommonOptions) -> None:
+    from imbalance_perturb.outputs import write_json
+
+    write_json(out, comparison.to_dict())
+    if report is not None:
+        from imbalance_perturb.reports.comparison_page import comparison_page
+        from imbalance_perturb.reports.files import write_whole
+
+        write_whole(report, comparison_page(comparison).encode("utf-8", errors="backslashreplace"))
+    if common.as_json:
+        from imbalance_perturb.cli.render import print_json
+
+        print_json(comparison.to_dict())
+    else:
+        from imbalance_perturb.cli.comparison_tables import print_comparison
+
+        print_comparison(comparison)
+    if not common.quiet:
+        for note in comparison.notes:
+            print(f"note: {note}", file=sys.stderr)
+        for path in (out, report):
+            if path is not None:
+                print(f"written: {path}", file=sys.stderr)

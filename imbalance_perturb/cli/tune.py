@@ -1,0 +1,277 @@
+"""The command ``tune-eps``: which eps to use, how sure that is, and whether any helps at all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from imbalance_perturb.cli.options import (
+    CommonOptions,
+    DebiasOptions,
+    ModelOptions,
+    PreprocessOptions,
+    RunOptions,
+    resolve_settings,
+    with_options,
+)
+from imbalance_perturb.errors import SettingsError
+
+if TYPE_CHECKING:
+    from imbalance_perturb.assembly import Assembly
+    from imbalance_perturb.cli.render import Narrator
+    from imbalance_perturb.settings import Settings
+    from imbalance_perturb.tuning import TuningOptions
+    from imbalance_perturb.tuning_results import Tuning
+
+#: Exit code of a command that is done though some images have an error.
+_SOME_FAILED = 3
+
+_PANEL = "Choice"
+
+
+@with_options
+def tune_eps(
+    model: Annotated[
+        str | None, Argument(metavar="MODEL", show_default=False, help="Trained classifier file.")
+    ] = None,
+    counts: Annotated[
+        str | None, Argument(metavar="COUNTS", show_default=False, help="JSON of training images per class.")
+    ] = None,
+    *,
+    val: Annotated[
+        str,
+        Option(
+            "--val",
+            metavar="PATH",
+            help="Images the model was not trained on: a folder, or a CSV with 'image'.",
+        ),
+    ],
+    labels: Annotated[
+        Path | None,
+        Option(
+            "--labels",
+            metavar="PATH",
+            show_default=False,
+            help="CSV with image,label, or a folder of class folders. (default: --val itself)",
+        ),
+    ] = None,
+    objective: Annotated[
+        str,
+        Option(
+            help="What to maximise: mcr (mean class recall) | scr (recall of the smallest class) | worst (recall of the"
+            " worst class) | gmean (geometric mean of the recalls).",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "mcr",
+    max_accuracy_drop: Annotated[
+        float | None,
+        Option(
+            metavar="X",
+            show_default=False,
+            help="Largest loss of accuracy, as a share: 0.01 is one point. (default: no limit)",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    eps_grid: Annotated[
+        str | None,
+        Option(
+            metavar="A,B,...",
+            show_default=False,
+            help="Values of eps to try; 0 is always tried. (default: 13 from 0.0001 to 0.03)",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    temperatures: Annotated[
+        str | None,
+        Option(
+            metavar="A,B,...",
+            show_default=False,
+            help="Values of T to try. (default: that of --temperature)",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    losses: Annotated[
+        str | None,
+        Option(
+            metavar="A,B,...",
+            show_default=False,
+            help="Losses to try. (default: that of --loss)",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    folds: Annotated[int, Option(help="Parts held out in turn.", rich_help_panel=_PANEL)] = 5,
+    repeats: Annotated[int, Option(help="How often the images are parted anew.", rich_help_panel=_PANEL)] = 10,
+    seed: Annotated[int, Option(help="Of the parting and the test.", rich_help_panel=_PANEL)] = 0,
+    out: Annotated[Path, Option("--out", "-o", metavar="FILE", help="JSON to write.")] = Path("tune-eps.json"),
+    plot: Annotated[
+        Path | None, Option("--plot", metavar="FILE", help="PNG to write: figures against eps and T.")
+    ] = None,
+    report: Annotated[
+        Path | None, Option("--report", metavar="FILE", help="HTML page to write, with plot and tables.")
+    ] = None,
+    model_options: ModelOptions,
+    preprocess: PreprocessOptions,
+    debias: DebiasOptions,
+    run: RunOptions,
+    common: CommonOptions,
+) -> None:
+    """Choose eps on labelled images that the model was not trained on; the answer may be 0: no correction helps.
+
+    MODEL and COUNTS may be left out where the recipe names them; the recipe then gets the chosen eps. Exit code 3:
+    done, but some images have an error.
+    """
+    from imbalance_perturb.choice import SelectionRule
+    from imbalance_perturb.cli.render import Narrator
+    from imbalance_perturb.tuning_options import TuningOptions
+
+    _check_given(debias, temperatures, losses)
+    options = TuningOptions(
+        **_lists(eps_grid, temperatures, losses),  # type: ignore[arg-type]
+        rule=SelectionRule(
+            objective=objective, max_accuracy_drop=max_accuracy_drop, folds=folds, repeats=repeats, seed=seed
+        ),
+    )
+    settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
+    for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):
+        _check_output(path, suffixes)
+    say = Narrator(common.quiet)
+    say.recipe(recipe)
+    tuning = _tune(settings, val, labels, options, say)
+    _write_files(tuning, out, plot, report)
+    _show(tuning, as_json=common.as_json)
+    for text in tuning.notes:
+        say.line(f"note: {text}")
+    say.line("written: " + ", ".join(str(path) for path in (out, plot, report) if path is not None))
+    _hand_over(tuning, settings, recipe, say)
+    raise typer.Exit(_SOME_FAILED if tuning.failed else 0)
+
+
+def _check_given(debias: DebiasOptions, temperatures: str | None, losses: str | None) -> None:
+    """Refuse a single value of what is being tried."""
+    if debias.eps is not None:
+        raise SettingsError("eps is what tune-eps chooses: leave --eps out; --eps-grid A,B,... says what to try")
+    for single, several, one, many in (
+        (debias.temperature, temperatures, "--temperature", "--temperatures"),
+        (debias.loss, losses, "--loss", "--losses"),
+    ):
+        if single is not None and several is not None:
+            raise SettingsError(f"{one} and {many} are both given; {many} alone says what to try")
+
+
+def _lists(eps_grid: str | None, temperatures: str | None, losses: str | None) -> dict[str, tuple[object, ...]]:
+    given: dict[str, tuple[object, ...]] = {}
+    for name, text, kind in (
+        ("eps_grid", eps_grid, float),
+        ("temperatures", temperatures, float),
+        ("losses", losses, str.strip),
+    ):
+        if text is not None:
+            given[name] = _split(name.replace("_", "-"), text, kind)
+    return given
+
+
+def _split(option: str, text: str, kind: Callable[[str], object]) -> tuple[object, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None
+
+
+def _check_output(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Before any work: a result that cannot be written should not cost minutes."""
+    from imbalance_perturb.errors import OutputFileError
+
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another")
+
+
+def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:
+    from imbalance_perturb.labelled_images import find_labelled_images
+
+    counts = _load_counts(settings)
+    labelled = find_labelled_images(val, labels, counts)
+    say.images(labelled.images)
+
+    from imbalance_perturb.assembly import assemble, load_counts
+    from imbalance_perturb.tuning import check_tuning, tune
+
+    check_tuning(labelled, settings, load_counts(settings.model), options.rule)
+    assembly = assemble(settings, labelled.images)
+    _say_assembly(say, assembly, options)
+    with say.progress(len(labelled.images)) as progress:
+        return tune(assembly, labelled, options, progress=progress)
+
+
+def _say_assembly(say: Narrator, assembly: Assembly, options: TuningOptions) -> None:
+    debias, execution = assembly.settings.debias, assembly.execution
+    say.model(assembly.model.info, assembly.probe)
+    say.line(f"each image: {assembly.preprocessing.describe()}")
+    variants = options.variants(debias)
+    measures = len({variant.measure for variant in variants})
+    space = "model input" if debias.eps_space == "input" else "[0, 1] pixels"
+    tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
+    say.line(
+        f"trying: {len(variants)} corrections with eps in units of the {space}, target {debias.target}{tau};"
+        f" 1 + {measures} + {len(variants)} passes an image"
+    )
+    say.line(
+        f"running on {execution.device_name} ({execution.device}), {execution.precision}, batches of"
+        f" {execution.batch_size}, {execution.workers} workers"
+    )
+
+
+def _write_files(tuning: Tuning, out: Path, plot: Path | None, report: Path | None) -> None:
+    from imbalance_perturb.outputs import write_json
+    from imbalance_perturb.reports.files import write_whole
+
+    write_json(out, tuning.to_dict())
+    if plot is not None:
+        from imbalance_perturb.reports.tuning_plots import plot_tuning
+
+        write_whole(plot, plot_tuning(tuning))
+    if report is not None:
+        from imbalance_perturb.reports.tuning_page import tuning_page
+
+        # A file name that is not UTF-8 must not end the report.
+        write_whole(report, tuning_page(tuning).encode("utf-8", errors="backslashreplace"))
+
+
+def _show(tuning: Tuning, *, as_json: bool) -> None:
+    if as_json:
+        from imbalance_perturb.cli.render import print_json
+
+        print_json(tuning.to_dict())
+    else:
+        from imbalance_perturb.cli.tuning_tables import print_tuning
+
+        print_tuning(tuning)
+        sys.stdout.flush()
+
+
+def _hand_over(tuning: Tuning, settings: Settings, recipe: Path | None, say: Narrator) -> None:
+    """Put the choice where `predict` finds it, or say how to use it."""
+    from imbalance_perturb.tuned_recipe import tuned_debias, update_tuned_recipe
+
+    debias = tuned_debias(tuning, settings.debias)
+    usage = f"--eps {debias.eps:g} --temperature {debias.temperature:g} --loss {debias.loss}"
+    if recipe is None:
+        say.line(f"to use it: imbperturb predict ... {usage} (imbperturb init writes a recipe that keeps it)")
+        return
+    written = update_tuned_recipe(recipe, settings, tuning)
+    if written is None:
+        say.line(
+            f"recipe: {recipe} is left as it is, since model, counts or preprocessing of this run are not its own;"
+            f" to use the choice: imbperturb predict ... {usage}"
+        )
+    else:
+        entries = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in written.items())
+        say.line(f"recipe: {recipe}: [debias] now has {entries}")

@@ -1,0 +1,240 @@
+"""Would something simpler serve as well: the method beside other post-hoc corrections, on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from imbalance_perturb.assembly import Assembly, assemble, load_counts
+from imbalance_perturb.candidates import (
+    CONTROLS,
+    NORMALISE,
+    PARAMETERS,
+    PRIOR_SHIFT,
+    CachedLogits,
+    ComparisonOptions,
+    count_passes,
+)
+from imbalance_perturb.choice import SelectionRule, check_rule
+from imbalance_perturb.contenders import make_contenders
+from imbalance_perturb.contest import Progress, Run, Scored, Tuned, first_error
+from imbalance_perturb.errors import LabelsError
+from imbalance_perturb.evaluation import IntervalOptions
+from imbalance_perturb.images import ImageList
+from imbalance_perturb.labelled_images import LabelledImages, find_labelled_images
+from imbalance_perturb.lineup import Comparison, Entry
+from imbalance_perturb.lineup_scoring import Contestant, score_lineup
+from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
+from imbalance_perturb.outputs import sha256
+from imbalance_perturb.prediction import iter_inputs
+from imbalance_perturb.settings import Settings
+from imbalance_perturb.sweep import Sweep
+from imbalance_perturb.tables import first_few
+
+
+@dataclass(frozen=True)
+class ComparisonFiles:
+    """Where the images are: ``val`` to choose on, ``test`` to score on; labels as for :func:`find_labelled_images`."""
+
+    val: str
+    labels: str | None = None
+    test: str | None = None
+    test_labels: str | None = None
+
+
+def compare_methods(
+    settings: Settings,
+    files: ComparisonFiles,
+    options: ComparisonOptions | None = None,
+    *,
+    describe: Callable[[Assembly], None] = lambda assembly: None,
+    progress: Progress = lambda total: nullcontext(lambda advanced: None),
+) -> Comparison:
+    """Choose each method's parameters on the validation images, and score all methods on the same other images.
+
+    With test images every method is scored on those, with what was chosen on all validation images. Without, the
+    validation images are parted into folds, and each is predicted with what was chosen without its fold. The
+    controls move the input by the eps that was chosen for `perturb`: the same step, another direction.
+
+    Args:
+        settings: model, counts, preprocessing, and of the correction the loss, T, target, ``eps_space`` and ``clip``.
+        files: images and labels.
+        options: methods, grids and the rule of choice.
+        describe: called with what was loaded, before the first image.
+        progress: for each sweep over images.
+
+    Raises:
+        ImbperturbError: the first thing that is wrong, before a model runs where that can be told before.
+    """
+    options = options or ComparisonOptions()
+    counts = load_counts(settings.model)
+    val = find_labelled_images(files.val, files.labels, counts.names)
+    _check_choosable(val, files, len(counts), counts.smallest, options.rule)
+    test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
+    if test is not None:
+        _check_apart(val.images, test.images, files)
+    assembly = assemble(settings, val.images)
+    describe(assembly)
+    run = Run(assembly, options, progress, _last_layer(assembly, val.images, options))
+    cached = run.cache(val.images, run.grid())
+    tuned = run.tune(cached, val.of(cached.sweep.names))
+    scored = run.score_held_out(val, cached, tuned) if test is None else run.score_test(test, tuned)
+    return _summarise(run, cached, tuned, scored, val, test, files)
+
+
+def _check_choosable(
+    val: LabelledImages, files: ComparisonFiles, classes: int, smallest: int, rule: SelectionRule
+) -> None:
+    """Whatever would stop a choice stops it now, not after the model has run."""
+    labels = val.of(val.images.names)
+    try:
+        check_rule(make_contenders(labels, labels[:, None], [0.0], num_classes=classes, smallest_class=smallest), rule)
+    except LabelsError as error:
+        raise LabelsError(f"{files.val}: {error}") from None
+
+
+def _check_apart(val: ImageList, test: ImageList, files: ComparisonFiles) -> None:
+    known = {(val.root / name).resolve() for name in val.names}
+    both = [name for name in test.names if (test.root / name).resolve() in known]
+    if both:
+        raise LabelsError(
+            f"{files.test}: {len(both):,} of its images are in {files.val} too (first: {first_few(both)}); parameters"
+            " chosen on images that are scored flatter every method: take them out of one of the two"
+        )
+
+
+def _last_layer(assembly: Assembly, images: ImageList, options: ComparisonOptions) -> LastLayer | str:
+    if NORMALISE not in options.methods:
+        return "not asked for"
+    execution = replace(assembly.execution, batch_size=2, workers=0)
+    for batch in iter_inputs(images, assembly.preprocessing, execution):
+        for group in batch.groups:
+            return find_last_layer(assembly.model, group.x)
+    return "no image can be used"
+
+
+def _summarise(
+    run: Run,
+    cached: CachedLogits,
+    tuned: Mapping[str, Tuned],
+    scored: Scored,
+    val: LabelledImages,
+    test: LabelledImages | None,
+    files: ComparisonFiles,
+) -> Comparison:
+    options, counts = run.options, run.assembly.counts
+    rates = _Rates.of(cached.sweep)
+    contestants = [_contestant(method, run, tuned, rates) for method in options.methods]
+    entries, advice, class_notes = score_lineup(
+        contestants,
+        scored.labels,
+        scored.preds,
+        counts,
+        objective=options.rule.objective,
+        options=IntervalOptions(level=options.level, seed=options.rule.seed),
+    )
+    return Comparison(
+        classes=counts.names,
+        counts=counts.counts,
+        smallest_class=counts.names[counts.smallest],
+        objective=options.rule.objective,
+        scored_on="validation" if test is None else "test",
+        tuned_on=len(cached.sweep.names),
+        n=len(scored.labels),
+        entries=entries,
+        advice=advice,
+        failed=tuple(sorted({*cached.sweep.errors, *scored.failed})),
+        confidence_level=options.level,
+        notes=(*_notes(entries, {**cached.sweep.errors, **scored.failed}, val, test, files), *class_notes),
+        source=_source(run, files),
+    )
+
+
+def _contestant(method: str, run: Run, tuned: Mapping[str, Tuned], rates: _Rates) -> Contestant:
+    if method not in run.methods:
+        return Contestant(method, unavailable=str(run.last_layer))
+    candidate = run.settled(method, tuned)
+    passes = count_passes(method, candidate)
+    return Contestant(
+        method,
+        control=method in CONTROLS,
+        parameters={name: getattr(candidate, name) for name in PARAMETERS[method]},
+        agreement=None if method in CONTROLS else tuned[method].agreement,
+        passes=passes,
+        images_per_second=rates.one_pass if passes == 1 else rates.perturbed,
+    )
+
+
+def _notes(
+    entries: Sequence[Entry],
+    failed: Mapping[str, str],
+    val: LabelledImages,
+    test: LabelledImages | None,
+    files: ComparisonFiles,
+) -> list[str]:
+    notes = []
+    if failed:
+        notes.append(f"{len(failed):,} images could not be used and are in no figure (first: {first_error(failed)})")
+    for labelled, path in ((val, files.val), (test, files.test)):
+        if labelled is not None and labelled.unused_labels:
+            notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
+    for entry in entries:
+        same, splits = entry.agreement or (1, 1)
+        if 2 * same < splits:
+            notes.append(f"{entry.method}: the choice is unsteady, {entry.setting} in {same} of {splits} splits only")
+    if any(entry.control and entry.parameters.get("eps") == 0 for entry in entries):
+        notes.append("eps 0 was chosen for perturb, so there is no step for the controls to take: they are none")
+    if any(entry.method == PRIOR_SHIFT for entry in entries):
+        notes.append(
+            f"{PRIOR_SHIFT} estimates the class shares of the scored images from all of them together: a single image,"
+            " or others, would be predicted differently"
+        )
+    return notes
+
+
+def _source(run: Run, files: ComparisonFiles) -> dict[str, Any]:
+    import torch
+
+    import imbalance_perturb
+
+    settings, options = run.assembly.settings, run.options
+    debias = {k: v for k, v in asdict(settings.debias).items() if k not in ("eps", "tau", "steps")}
+    return {
+        "files": {name: path for name, path in asdict(files).items() if path is not None},
+        "model": {"path": settings.model.model, "sha256": sha256(str(settings.model.model))},
+        "counts_file": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
+        "settings": {
+            "eps_grid": list(options.eps_grid),
+            "tau_grid": list(options.tau_grid),
+            "rule": asdict(options.rule),
+            "debias": debias,
+        },
+        "last_layer": None if isinstance(run.last_layer, str) else run.last_layer.name,
+        "preprocessing": run.assembly.preprocessing.to_dict(),
+        "execution": {
+            "device_name": run.assembly.execution.device_name,
+            "precision": run.assembly.execution.precision,
+            "batch_size": run.assembly.execution.batch_size,
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"imbalance_perturb": imbalance_perturb.__version__, "torch": torch.__version__},
+    }
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Images per second that the model alone takes, measured in a sweep: one pass, and a perturbed prediction."""
+
+    one_pass: float
+    perturbed: float
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> _Rates:
+        images = len(sweep.names)
+        gradient = sweep.seconds["gradient pass"] / images
+        steps = sum(logits is not sweep.base for logits in sweep.logits.values())
+        # Where no step was tried, the 'gradient pass' was a plain one.
+        plain = sweep.seconds["final pass"] / images / steps if steps else gradient
+        return cls(1 / plain, 1 / (gradient + plain))

@@ -1,0 +1,126 @@
+"""What a choice looks at: which of several predictions of the same images are right, counted by class and by fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from imbalance_perturb.errors import LabelsError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+#: What can be maximised; name -> spelled out.
+OBJECTIVES = {
+    "mcr": "mean class recall",
+    "scr": "recall of the class with the fewest training images",
+    "worst": "recall of the worst class",
+    "gmean": "geometric mean of the class recalls",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Contenders:
+    """K predictions of the same N images, as far as a choice looks at them.
+
+    ``labels`` (N,); ``correct`` (N, K); ``strengths`` (K,), smallest for candidate 0, the uncorrected prediction;
+    ``smallest`` is the index of the class with the fewest training images.
+    """
+
+    labels: Ints
+    correct: Bools
+    strengths: Floats
+    num_classes: int
+    smallest: int
+
+    def of(self, images: Bools) -> Contenders:
+        """The same candidates on some of the images, (N,) true for those."""
+        return Contenders(self.labels[images], self.correct[images], self.strengths, self.num_classes, self.smallest)
+
+    def count(self, folds: Ints, number: int) -> tuple[Floats, Floats]:
+        """(number, C, K) images predicted right and (number, C) images, in each fold."""
+        columns = self.correct.shape[1]
+        group = folds * self.num_classes + self.labels
+        cells = (group[:, None] * columns + np.arange(columns))[self.correct]
+        hits = np.bincount(cells, minlength=number * self.num_classes * columns)
+        totals = np.bincount(group, minlength=number * self.num_classes)
+        shape = (number, self.num_classes)
+        return hits.reshape(*shape, columns).astype(np.float64), totals.reshape(shape).astype(np.float64)
+
+    def count_all(self) -> tuple[Floats, Floats]:
+        """(C, K) images predicted right and (C,) images."""
+        hits, totals = self.count(np.zeros(len(self.labels), dtype=np.int64), 1)
+        return hits[0], totals[0]
+
+
+def make_contenders(
+    labels: ArrayLike, preds: ArrayLike, strengths: ArrayLike, *, num_classes: int, smallest_class: int
+) -> Contenders:
+    """Check K predictions of N images and bring them into the form that a choice looks at.
+
+    Args:
+        labels: (N,) true class indices, of at least two classes.
+        preds: (N, K) predicted class indices; column 0 is the uncorrected prediction.
+        strengths: (K,) how strong each correction is, smallest for candidate 0; among equally good candidates the
+            least is taken (ties: the higher objective).
+        num_classes: C.
+        smallest_class: index of the class with the fewest training images.
+
+    Raises:
+        LabelsError: if the arrays do not fit each other or the classes, or only one class has images.
+    """
+    truth, found = np.asarray(labels, dtype=np.int64), np.asarray(preds, dtype=np.int64)
+    strength = np.asarray(strengths, dtype=np.float64)
+    _check(truth, found, strength, num_classes)
+    return Contenders(truth, found == truth[:, None], strength, num_classes, smallest_class)
+
+
+def stratified_folds(labels: ArrayLike, folds: int, random: np.random.Generator) -> Ints:
+    """(N,) fold of each image, at random, each class spread over the folds as evenly as its number allows."""
+    truth = np.asarray(labels)
+    # Sorted by class and shuffled within: dealing out in turn then spreads every class, and the folds' sizes too.
+    order = np.lexsort((random.random(len(truth)), truth))
+    dealt = np.empty(len(truth), dtype=np.int64)
+    dealt[order] = np.arange(len(truth)) % folds
+    return np.asarray(random.permutation(folds)[dealt])
+
+
+def measure(hits: Floats, totals: Floats, objective: str, smallest: int) -> Floats:
+    """(..., K) the objective, from (..., C, K) images predicted right of (..., C); NaN where it has no image."""
+    present = (totals > 0)[..., None]
+    recall = hits / np.maximum(totals, 1)[..., None]
+    classes = np.maximum(present.sum(axis=-2), 1)
+    if objective == "mcr":
+        return np.asarray(recall.sum(axis=-2) / classes)
+    if objective == "scr":
+        return np.where(present[..., smallest, :], recall[..., smallest, :], np.nan)
+    if objective == "worst":
+        return np.asarray(np.where(present, recall, np.inf).min(axis=-2))
+    with np.errstate(divide="ignore"):
+        logs = np.where(present, np.log(recall), 0.0)
+    return np.asarray(np.exp(logs.sum(axis=-2) / classes))
+
+
+def _check(labels: Ints, preds: Ints, strengths: Floats, num_classes: int) -> None:
+    if labels.ndim != 1 or preds.ndim != 2 or len(preds) != len(labels) or preds.shape[1] < 1:
+        raise LabelsError(
+            f"labels have shape {labels.shape} and preds {preds.shape}; expected (images,) and (images, candidates)"
+        )
+    if strengths.shape != preds.shape[1:]:
+        raise LabelsError(f"{preds.shape[1]} candidates but strengths of shape {strengths.shape}; give one for each")
+    if (strengths[0] > strengths).any():
+        raise LabelsError("candidate 0 must be the mildest: it is the uncorrected prediction")
+    for name, values in (("labels", labels), ("preds", preds)):
+        if values.size and not 0 <= values.min() <= values.max() < num_classes:
+            raise LabelsError(
+                f"{name} hold class index {values.min() if values.min() < 0 else values.max()}; there are"
+                f" {num_classes} classes, from index 0"
+            )
+    if len(np.unique(labels)) < 2:
+        raise LabelsError(
+            "all labelled images are of one class; a correction trades classes against each other, so label images"
+            " of at least two"
+        )

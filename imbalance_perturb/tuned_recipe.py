@@ -1,0 +1,49 @@
+"""Putting a tuned eps into the recipe, with all that it was tuned for, so that `predict` then uses it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from imbalance_perturb.recipe import load_recipe, merge_settings, update_recipe
+from imbalance_perturb.settings import DebiasSettings, Settings
+from imbalance_perturb.tuning_results import Tuning
+
+
+def tuned_debias(tuning: Tuning, debias: DebiasSettings) -> DebiasSettings:
+    """The settings with the chosen eps, and its loss and temperature; with eps 0 those stay as they are."""
+    choice = tuning.choice
+    if choice.loss is None or choice.temperature is None:
+        return replace(debias, eps=0.0)
+    return replace(debias, eps=choice.eps, loss=choice.loss, temperature=choice.temperature)
+
+
+def update_tuned_recipe(recipe: Path, settings: Settings, tuning: Tuning) -> dict[str, Any] | None:
+    """Write the choice into ``[debias]`` of the recipe, with whatever else the command line changed there.
+
+    Args:
+        recipe: the file the settings came from.
+        settings: those of the tuning: the recipe's, with the command line over them.
+        tuning: what was chosen.
+
+    Returns:
+        The entries written, or ``None`` where the tuning was of another model, other counts or other preprocessing
+        than the recipe's: an eps that was not tuned for them must not stand beside them.
+
+    Raises:
+        SettingsError, OutputFileError: if the recipe cannot be read or written.
+    """
+    own = merge_settings(load_recipe(recipe))
+    if own.model != settings.model or own.preprocess != settings.preprocess:
+        return None
+    before, after = asdict(own.debias), asdict(tuned_debias(tuning, settings.debias))
+    # A value of None cannot be written, and no option sets one.
+    values = {
+        key: value for key, value in after.items() if value is not None and (key == "eps" or value != before[key])
+    }
+    if str(values.get("target", "")).endswith(".json"):
+        values["target"] = Path(os.path.relpath(values["target"], recipe.parent)).as_posix()
+    update_recipe(recipe, "debias", values)
+    return values

@@ -1,0 +1,246 @@
+"""Which eps to use: try many on labelled images that the model has not seen, and choose without being fooled."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imbalance_perturb.assembly import Assembly
+from imbalance_perturb.choice import SelectionRule, check_rule
+from imbalance_perturb.contenders import make_contenders
+from imbalance_perturb.counts import ClassCounts
+from imbalance_perturb.errors import ImageFolderError, SettingsError
+from imbalance_perturb.intervals import difference_interval
+from imbalance_perturb.labelled_images import LabelledImages
+from imbalance_perturb.outputs import sha256
+from imbalance_perturb.perturbation import Measure
+from imbalance_perturb.scores import Interval
+from imbalance_perturb.selection import Figures, Selection, select_by_cross_validation
+from imbalance_perturb.settings import LOSSES, DebiasSettings, Settings
+from imbalance_perturb.sweep import Sweep, Variant, run_sweep
+from imbalance_perturb.tables import first_few
+from imbalance_perturb.tuning_results import FIGURES, Attempt, Tuning, Worth
+from imbalance_perturb.tuning_wording import note, summarise
+
+#: Steps that are tried: about log-spaced around the paper's 0.001. 0 is always there.
+EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)
+
+#: Of the intervals.
+CONFIDENCE_LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningOptions:
+    """What is tried and how it is chosen.
+
+    Args:
+        eps_grid: steps to try; 0 is added.
+        temperatures: T to try; empty: that of the settings.
+        losses: losses to try; empty: that of the settings.
+        rule: how to choose.
+
+    Raises:
+        SettingsError: if a value is out of range.
+    """
+
+    eps_grid: tuple[float, ...] = EPS_GRID
+    temperatures: tuple[float, ...] = ()
+    losses: tuple[str, ...] = ()
+    rule: SelectionRule = field(default_factory=SelectionRule)
+
+    def __post_init__(self) -> None:
+        for eps in self.eps_grid:
+            if not (math.isfinite(eps) and eps >= 0):
+                raise SettingsError(f"eps-grid has {eps:g}; expected numbers, at least 0")
+        if not any(self.eps_grid):
+            raise SettingsError("eps-grid has no value above 0, so there is nothing to choose from; 0 is always tried")
+        for temperature in self.temperatures:
+            if not (math.isfinite(temperature) and temperature > 0):
+                raise SettingsError(f"temperatures has {temperature:g}; expected numbers above 0")
+        for loss in self.losses:
+            if loss not in LOSSES:
+                raise SettingsError(f"losses has {loss!r}; expected some of {', '.join(LOSSES)}")
+
+    def variants(self, debias: DebiasSettings) -> list[Variant]:
+        """The corrections to try, eps above 0, mildest first within each measure."""
+        measures = [
+            Measure(loss, temperature)
+            for loss in dict.fromkeys(self.losses or (debias.loss,))
+            for temperature in dict.fromkeys(self.temperatures or (debias.temperature,))
+        ]
+        return [Variant(measure, eps) for measure in measures for eps in sorted({*self.eps_grid} - {0})]
+
+
+def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCounts, rule: SelectionRule) -> None:
+    """Whatever would stop a choice stops it now, not after the model has run.
+
+    Raises:
+        LabelsError: if these labels cannot decide: one class only, fewer images than folds, no image of the
+            class that ``scr`` is about.
+        SettingsError: for more than one step.
+    """
+    if settings.debias.steps != 1:
+        raise SettingsError(
+            f"steps is {settings.debias.steps}; all eps are tried with one gradient, so tuning needs steps = 1"
+        )
+    labels = labelled.of(labelled.images.names)
+    contenders = make_contenders(
+        labels, labels[:, None], [0.0], num_classes=len(counts), smallest_class=counts.smallest
+    )
+    check_rule(contenders, rule)
+
+
+def tune(
+    assembly: Assembly,
+    labelled: LabelledImages,
+    options: TuningOptions | None = None,
+    *,
+    progress: Callable[[int], None] = lambda advanced: None,
+) -> Tuning:
+    """Try every eps on every image (2 + K passes for K values of eps and one measure) and choose one.
+
+    Args:
+        assembly: the checked model; its own eps is not used; loss and temperature where ``options`` has none.
+        labelled: images that the model was not trained on.
+        options: what to try and how to choose.
+        progress: called with the number of images done since the last call.
+
+    Raises:
+        LabelsError: as for :func:`check_tuning`, of the images that could be used.
+        ImageFolderError: if no image could be used.
+    """
+    options = options or TuningOptions()
+    counts = assembly.counts
+    check_tuning(labelled, assembly.settings, counts, options.rule)
+    variants = options.variants(assembly.settings.debias)
+    sweep = run_sweep(assembly, labelled.images, variants, progress=progress)
+    if not sweep.names:
+        first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
+        raise ImageFolderError(f"{labelled.images.root}: none of the images could be used (first: {first})")
+    labels = labelled.of(sweep.names)
+    preds = _predict(assembly, sweep, variants)
+    selection = select_by_cross_validation(
+        labels,
+        preds,
+        [0.0, *(variant.eps for variant in variants)],
+        num_classes=len(counts),
+        smallest_class=counts.smallest,
+        rule=options.rule,
+    )
+    splits = np.bincount(selection.fold_choices.ravel(), minlength=1 + len(variants))
+    tuning = Tuning(
+        attempts=_attempts(variants, preds, selection),
+        chosen=selection.chosen,
+        splits=tuple(splits.tolist()),
+        worth=_worth(labels, preds, selection, counts),
+        rule=options.rule,
+        classes=counts.names,
+        counts=counts.counts,
+        support=tuple(np.bincount(labels, minlength=len(counts)).tolist()),
+        smallest_class=counts.names[counts.smallest],
+        n=len(labels),
+        failed=sweep.errors,
+        unused_labels=labelled.unused_labels,
+        passes=sweep.passes,
+        seconds=sweep.seconds,
+        confidence_level=CONFIDENCE_LEVEL,
+        source=_source(assembly, labelled),
+    )
+    return replace(tuning, summary=tuple(summarise(tuning)), notes=tuple(note(tuning)))
+
+
+def _predict(assembly: Assembly, sweep: Sweep, variants: Sequence[Variant]) -> NDArray[np.int64]:
+    """(N, 1 + K) predicted classes: eps 0, then the variants; with the settings' tau, as `predict` would."""
+    logits = [sweep.base, *(sweep.logits[variant] for variant in variants)]
+    return np.stack([assembly.debiased.adjust(each).argmax(dim=1).numpy() for each in logits], axis=1)
+
+
+def _attempts(variants: Sequence[Variant], preds: NDArray[np.int64], selection: Selection) -> tuple[Attempt, ...]:
+    choice = selection.choice
+    tried: list[tuple[float, float | None, str | None]] = [(0.0, None, None)]
+    tried += [(variant.eps, variant.measure.temperature, variant.measure.loss) for variant in variants]
+    return tuple(
+        Attempt(
+            eps=eps,
+            temperature=temperature,
+            loss=loss,
+            figures=selection.figures[k],
+            changed=float((preds[:, k] != preds[:, 0]).mean()),
+            gain=float(choice.gains[k]),
+            gain_error=float(choice.gain_errors[k]) if np.isfinite(choice.gain_errors[k]) else None,
+            p_value=float(choice.p_values[k]),
+            allowed=bool(choice.allowed[k]),
+        )
+        for k, (eps, temperature, loss) in enumerate(tried)
+    )
+
+
+def _worth(
+    labels: NDArray[np.int64], preds: NDArray[np.int64], selection: Selection, counts: ClassCounts
+) -> dict[str, Worth]:
+    """Figures of the whole procedure, from images that had no part in the choice that is scored on them."""
+    base, tuned = selection.base, selection.selected
+    chosen = preds[np.arange(len(labels)), selection.held_out_candidates]
+    before, after = preds[:, 0] == labels, chosen == labels
+    totals = np.bincount(labels, minlength=len(counts)).astype(np.float64)
+    # Images of a class gained and lost, on average over the repeats.
+    gained, lost = (
+        np.bincount(labels, weights=moved.mean(axis=0), minlength=len(counts))
+        for moved in (after & ~before, before & ~after)
+    )
+
+    def interval(classes: NDArray[np.int64], weights: NDArray[np.float64]) -> Interval | None:
+        return difference_interval(
+            lost[classes],
+            gained[classes],
+            totals[classes],
+            weights[classes],
+            level=CONFIDENCE_LEVEL,
+            random=np.random.default_rng(selection.rule.seed),
+        )
+
+    every = np.arange(len(counts))
+    intervals = {
+        "mcr": interval(every, np.ones(len(counts))),
+        "scr": interval(every[[counts.smallest]], np.ones(len(counts))),
+        "accuracy": interval(every, totals),
+    }
+    return {name: _compare(base, tuned, name, intervals.get(name)) for name in FIGURES}
+
+
+def _compare(base: Figures, tuned: Figures, name: str, interval: Interval | None) -> Worth:
+    before, after = getattr(base, name), getattr(tuned, name)
+    return Worth(before, after, None if before is None or after is None else after - before, interval)
+
+
+def _source(assembly: Assembly, labelled: LabelledImages) -> dict[str, Any]:
+    """On what the figures rest: files, settings, versions."""
+    import torch
+
+    import imbalance_perturb
+
+    settings, execution = assembly.settings, assembly.execution
+    return {
+        "images": str(labelled.images.root),
+        "model": {"path": settings.model.model, "sha256": sha256(str(settings.model.model))},
+        "counts": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
+        "settings": {"debias": {k: v for k, v in asdict(settings.debias).items() if k != "eps"}},
+        "preprocessing": assembly.preprocessing.to_dict(),
+        "execution": {
+            "device": str(execution.device),
+            "device_name": execution.device_name,
+            "precision": execution.precision,
+            "batch_size": execution.batch_size,
+        },
+        "versions": {
+            "imbalance_perturb": imbalance_perturb.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }

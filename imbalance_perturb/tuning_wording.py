@@ -1,0 +1,173 @@
+"""A tuning in words: what was chosen and why, how sure that is, and what a reader must know beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from imbalance_perturb.tables import first_few
+from imbalance_perturb.tuning_results import FIGURES, Attempt, Tuning
+from imbalance_perturb.wording import p_text, share_text
+
+#: A class with fewer validation images can hardly decide: half the 95% interval of its recall is then up to 0.2
+#: (Wilson, recall 1/2), more than any correction may be expected to move it.
+LEAST_IMAGES = 20
+
+#: So many images of one class must be gained, and none lost, for a one-sided sign test to reach 5% (1/2 ** 5).
+LEAST_GAINED = 5
+
+_OBJECTIVES = {"mcr": "MCR", "scr": "SCR", "worst": "worst class recall", "gmean": "gmean"}
+_FIGURE_OF = {"worst": "worst_class_recall"}
+
+
+def objective_text(tuning: Tuning) -> str:
+    """The objective as tables name it."""
+    return _OBJECTIVES[tuning.rule.objective]
+
+
+def figure_of(objective: str) -> str:
+    """The entry of :data:`FIGURES` that an objective maximises."""
+    return _FIGURE_OF.get(objective, objective)
+
+
+def attempt_text(tuning: Tuning, attempt: Attempt) -> str:
+    """An attempt as ``eps 0.005``, with loss and temperature where several were tried."""
+    text = f"eps {attempt.eps:g}"
+    if attempt.eps == 0 or len(tuning.measures) == 1:
+        return text
+    losses, temperatures = (len(set(entries)) for entries in zip(*tuning.measures, strict=True))
+    text += f", T {attempt.temperature:g}" if temperatures > 1 else ""
+    return text + (f", {attempt.loss}" if losses > 1 else "")
+
+
+def summarise(tuning: Tuning) -> Iterator[str]:
+    """The choice and its reason; how sure it is; what it is worth."""
+    name, choice, rule = objective_text(tuning), tuning.choice, tuning.rule
+    if choice.eps > 0:
+        test = "" if rule.significance is None else " and more than chance gives"
+        yield (
+            f"Chosen: {attempt_text(tuning, choice)}, the smallest whose {name} is within one standard error of the"
+            f" best{test} (adjusted p {p_text(choice.p_value)})."
+        )
+    else:
+        yield f"Chosen: eps 0, no correction: {_why_none(tuning)}."
+    yield _how_sure(tuning)
+    worth = tuning.worth[figure_of(rule.objective)]
+    if worth.difference is not None and any(count for count, a in _chosen(tuning) if a.eps > 0):
+        yield (
+            f"On images that had no part in the choice, so tuned: {name} {share_text(worth.base)} ->"
+            f" {share_text(worth.tuned)}, accuracy {share_text(tuning.worth['accuracy'].base)} ->"
+            f" {share_text(tuning.worth['accuracy'].tuned)}."
+        )
+
+
+def _chosen(tuning: Tuning) -> list[tuple[int, Attempt]]:
+    """(splits, attempt), most often chosen first, of those chosen at all."""
+    found = [(count, attempt) for count, attempt in zip(tuning.splits, tuning.attempts, strict=True) if count]
+    return sorted(found, key=lambda item: -item[0])
+
+
+def _how_sure(tuning: Tuning) -> str:
+    total, same = tuning.total_splits, tuning.splits[tuning.chosen]
+    others = [
+        f"{attempt_text(tuning, attempt)} in {count}"
+        for count, attempt in _chosen(tuning)
+        if attempt is not tuning.choice
+    ]
+    rest = f" (else {first_few(others, 4)})" if others else ""
+    some = sum(count for count, attempt in _chosen(tuning) if attempt.eps > 0)
+    start = f"How sure: chosen in {same} of {total} splits{rest}"
+    if tuning.choice.eps == 0:
+        return f"{start}."
+    return f"{start}; some eps above 0 in {some} of {total}."
+
+
+def _why_none(tuning: Tuning) -> str:
+    name, rule = objective_text(tuning), tuning.rule
+    tried = [attempt for attempt in tuning.attempts if attempt.eps > 0]
+    if not any(attempt.changed for attempt in tried):
+        return "no eps changed a single prediction"
+    best = max(tried, key=lambda attempt: attempt.gain)
+    if best.gain <= 0:
+        return f"no eps raises the {name}"
+    allowed = [attempt for attempt in tried if attempt.allowed]
+    largest = f"{share_text(best.gain, signed=True)} at {attempt_text(tuning, best)}"
+    if not allowed:
+        return f"every eps lowers the accuracy by more than {rule.max_accuracy_drop:g} (largest gain: {largest})"
+    within = max(allowed, key=lambda attempt: attempt.gain)
+    limit = "" if within is best else " that keeps the accuracy"
+    if within.gain <= 0:
+        return f"no eps{limit} raises the {name} (largest gain without the limit: {largest})"
+    largest = f"{share_text(within.gain, signed=True)} at {attempt_text(tuning, within)}"
+    if rule.significance is not None and within.p_value > rule.significance:
+        tries = f"{len(tried)} attempt{'s' if len(tried) > 1 else ''}"
+        return (
+            f"the largest gain in {name}{limit}, {largest}, is no more than chance gives among {tries}"
+            f" (adjusted p {p_text(within.p_value)})"
+        )
+    return f"the largest gain in {name}{limit}, {largest}, is within one standard error of none"
+
+
+def note(tuning: Tuning) -> Iterator[str]:
+    """What limits the choice, the most important first."""
+    yield from _grid_notes(tuning)
+    yield from _class_notes(tuning)
+    yield from _worth_notes(tuning)
+    if tuning.failed:
+        first = first_few([f"{name}: {reason}" for name, reason in tuning.failed.items()])
+        yield f"{len(tuning.failed):,} images could not be used and are left out: {first}"
+    if tuning.unused_labels:
+        yield f"{tuning.unused_labels:,} labels are of images that are not there"
+
+
+def _grid_notes(tuning: Tuning) -> Iterator[str]:
+    grid = sorted({attempt.eps for attempt in tuning.attempts if attempt.eps > 0})
+    eps = tuning.choice.eps
+    if len(grid) > 1 and eps == grid[-1]:
+        yield f"eps {eps:g} is the largest of the grid: a larger one may be better (--eps-grid)"
+    elif len(grid) > 1 and eps == grid[0]:
+        yield f"eps {eps:g} is the smallest of the grid: a smaller one may do (--eps-grid)"
+    best = max(tuning.attempts, key=lambda attempt: attempt.gain)
+    if best.eps == grid[-1] and eps < best.eps and len(grid) > 1:
+        yield f"the {objective_text(tuning)} still rises at the largest eps of the grid, {best.eps:g} (--eps-grid)"
+
+
+def _class_notes(tuning: Tuning) -> Iterator[str]:
+    pairs = list(zip(tuning.classes, tuning.support, strict=True))
+    empty = [name for name, images in pairs if images == 0]
+    few = sorted(((images, name) for name, images in pairs if 0 < images < LEAST_IMAGES))
+    if empty:
+        yield f"classes without validation images, left out of all figures: {first_few(empty, 10)}"
+    if few:
+        listed = first_few([f"{name} ({images})" for images, name in few], 10)
+        yield (
+            f"too few validation images to decide on {listed}: with fewer than {LEAST_IMAGES} a recall is known no"
+            " better than about ±0.2, and each class weighs the same"
+        )
+    images = dict(pairs)[tuning.smallest_class]
+    scr = tuning.attempts[0].figures.scr
+    missed = 0 if scr is None else round((1 - scr) * images)
+    if tuning.rule.objective == "scr" and missed < LEAST_GAINED:
+        yield (
+            f"{missed} of the {images} images of {tuning.smallest_class} are predicted wrong without correction; at"
+            f" least {LEAST_GAINED} must be gained for a higher SCR to be told from chance"
+        )
+
+
+def _worth_notes(tuning: Tuning) -> Iterator[str]:
+    if tuning.choice.eps == 0:
+        return
+    if tuning.splits[tuning.chosen] * 2 < tuning.total_splits:
+        yield "the choice is not steady: most splits chose otherwise; more validation images would settle it"
+    name, rule = objective_text(tuning), tuning.rule
+    worth = tuning.worth[figure_of(rule.objective)]
+    if worth.difference is not None and worth.difference <= 0:
+        yield f"on images that had no part in the choice the {name} does not rise: do not count on a gain"
+    elif worth.interval is not None and worth.interval.low <= 0:
+        yield f"on images that had no part in the choice the gain in {name} may be none (its interval holds 0)"
+    drop = tuning.worth["accuracy"].difference
+    limit = rule.max_accuracy_drop
+    if limit is not None and drop is not None and -drop > limit:
+        yield f"on images that had no part in the choice the accuracy falls by {-drop:.4f}, more than {limit:g}"
+
+
+__all__ = ["FIGURES", "LEAST_IMAGES", "attempt_text", "figure_of", "note", "objective_text", "summarise"]
