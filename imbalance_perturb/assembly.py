@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from imbalance_perturb.classifier import PerturbedClassifier
@@ -15,6 +16,7 @@ from imbalance_perturb.errors import ImageError, ImbperturbError, SettingsError
 from imbalance_perturb.execution import Execution, select_execution
 from imbalance_perturb.images import ImageList, decode_image
 from imbalance_perturb.models import LoadedClassifier, ProbeResult, load_classifier, probe_classifier
+from imbalance_perturb.optimisation import Optimisation, optimise
 from imbalance_perturb.preprocessing import Preprocessing, make_geometry, select_preprocessing
 from imbalance_perturb.settings import DebiasSettings, ModelSettings, Settings
 from imbalance_perturb.target import load_target, target_distribution
@@ -32,6 +34,7 @@ class Assembly:
     target: Tensor
     model: LoadedClassifier
     probe: ProbeResult
+    optimisation: Optimisation
     preprocessing: Preprocessing
     execution: Execution
     debiased: PerturbedClassifier
@@ -44,6 +47,7 @@ class Probed(NamedTuple):
     preprocessing: Preprocessing
     probe: ProbeResult
     input_shape: tuple[int, int, int]
+    optimisation: Optimisation
 
 
 def assemble(settings: Settings, images: ImageList) -> Assembly:
@@ -62,6 +66,7 @@ def assemble(settings: Settings, images: ImageList) -> Assembly:
         target=target,
         model=probed.model,
         probe=probed.probe,
+        optimisation=probed.optimisation,
         preprocessing=probed.preprocessing,
         execution=execution,
         debiased=make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing),
@@ -119,7 +124,9 @@ def load_probed(
     shape = (preprocessing.channels, *size)
     with _naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
-    return Probed(model, preprocessing, probe, shape)
+    trial = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(execution.device)
+    model.network, optimisation = optimise(model.network, trial)
+    return Probed(model, preprocessing, probe, shape, optimisation)
 
 
 def make_debiased(

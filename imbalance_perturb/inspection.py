@@ -9,6 +9,7 @@ from pathlib import Path
 from imbalance_perturb.assembly import load_counts, load_probed, select_target
 from imbalance_perturb.execution import select_execution
 from imbalance_perturb.models import ModelInfo, ProbeResult
+from imbalance_perturb.optimisation import Optimisation
 from imbalance_perturb.preprocessing import Preprocessing
 from imbalance_perturb.recipe import write_recipe
 from imbalance_perturb.settings import PreprocessSettings, Settings
@@ -30,6 +31,7 @@ class Inspection:
 
     model: ModelInfo
     probe: ProbeResult
+    optimisation: Optimisation
     preprocessing: Preprocessing
     input_shape: tuple[int, int, int]
     device: str
@@ -46,7 +48,8 @@ def inspect_model(settings: Settings) -> Inspection:
     counts = None if settings.model.counts is None else load_counts(settings.model)
     target = None if counts is None else select_target(settings, counts)
     execution = select_execution(settings.run, 0)
-    model, preprocessing, probe, input_shape = load_probed(settings, counts, None, execution)
+    probed = load_probed(settings, counts, None, execution)
+    model = probed.model
     if counts is None or target is None:
         rows = tuple(ClassRow(index, str(index), None, None) for index in range(model.info.num_classes))
     else:
@@ -56,9 +59,10 @@ def inspect_model(settings: Settings) -> Inspection:
         )
     return Inspection(
         model=model.info,
-        probe=probe,
-        preprocessing=preprocessing,
-        input_shape=input_shape,
+        probe=probed.probe,
+        optimisation=probed.optimisation,
+        preprocessing=probed.preprocessing,
+        input_shape=probed.input_shape,
         device=str(execution.device),
         classes=rows,
         imbalance=None if counts is None else counts.imbalance,

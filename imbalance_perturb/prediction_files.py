@@ -14,7 +14,6 @@ from imbalance_perturb.counts import ClassCounts, read_json
 from imbalance_perturb.errors import CountsError, PredictionsError
 from imbalance_perturb.tables import first_few, iter_table
 
-
 _COLUMNS = ("image", "base_pred", "pred", "error")
 
 

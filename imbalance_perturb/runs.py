@@ -128,6 +128,7 @@ def describe_run(assembly: Assembly, images: ImageList, summary: RunSummary, sto
             "device": str(assembly.execution.device),
             "device_name": assembly.execution.device_name,
             "precision": assembly.execution.precision,
+            "network": assembly.optimisation.path,
             "batch_size": assembly.execution.batch_size,
             "workers": assembly.execution.workers,
             "deterministic": assembly.execution.deterministic,

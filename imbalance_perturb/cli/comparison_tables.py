@@ -31,8 +31,9 @@ def print_comparison(comparison: Comparison) -> None:
     level = f"{100 * comparison.confidence_level:g}%"
     console.print(
         f"MCR: mean class recall. SCR: recall of {escape(comparison.smallest_class)}, the class with the fewest"
-        f" training images. Ranges are {level} intervals; gains and tests are paired: of the same images. passes: forward"
-        " passes an image, a backward pass to the input counting as one. images/s: measured, of the model alone.",
+        f" training images. Ranges are {level} intervals; gains and tests are paired: of the same images."
+        " passes: forward passes an image, a backward pass to the input counting as one."
+        " images/s: measured, of the model alone.",
         style="dim",
     )
     for entry in comparison.entries:

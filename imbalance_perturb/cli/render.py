@@ -69,7 +69,8 @@ class Narrator:
         else:
             self.line("correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else ""))
         self.line(
-            f"running on {e.device_name} ({e.device}), {e.precision}, batches of {e.batch_size}, {e.workers} workers"
+            f"running on {e.device_name} ({e.device}), {e.precision}, batches of {e.batch_size}, {e.workers} workers;"
+            f" network: {assembly.optimisation.path}"
         )
 
     def model(self, info: ModelInfo, probe: ProbeResult) -> None:
@@ -179,6 +180,7 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         ("outputs", info.outputs),
         ("each image", inspection.preprocessing.describe()),
         ("tried on", f"{inspection.device}, 2 random images of {' x '.join(map(str, inspection.input_shape))}"),
+        ("runs", f"{inspection.optimisation.path} (logits move by {inspection.optimisation.difference:.1g} at most)"),
         ("gradient", f"finite, non-zero at {probe.gradient_nonzero:.1%} of the input"),
         ("repeatable", f"same batch twice: largest difference {probe.repeat_difference:.2g}"),
         ("batch", f"image alone against in a batch: largest difference {probe.batch_difference:.2g}"),

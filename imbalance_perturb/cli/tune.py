@@ -36,9 +36,7 @@ _PANEL = "Choice"
 
 @with_options
 def tune_eps(
-    model: Annotated[
-        str | None, Argument(metavar="MODEL", show_default=False, help="Trained classifier file.")
-    ] = None,
+    model: Annotated[str | None, Argument(metavar="MODEL", show_default=False, help="Trained classifier file.")] = None,
     counts: Annotated[
         str | None, Argument(metavar="COUNTS", show_default=False, help="JSON of training images per class.")
     ] = None,
@@ -127,7 +125,7 @@ def tune_eps(
     """
     from imbalance_perturb.choice import SelectionRule
     from imbalance_perturb.cli.render import Narrator
-    from imbalance_perturb.tuning_options import TuningOptions
+    from imbalance_perturb.tuning import TuningOptions
 
     _check_given(debias, temperatures, losses)
     options = TuningOptions(
@@ -195,16 +193,14 @@ def _check_output(path: Path | None, suffixes: tuple[str, ...]) -> None:
 
 
 def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:
-    from imbalance_perturb.labelled_images import find_labelled_images
-
-    counts = _load_counts(settings)
-    labelled = find_labelled_images(val, labels, counts)
-    say.images(labelled.images)
-
     from imbalance_perturb.assembly import assemble, load_counts
+    from imbalance_perturb.labelled_images import find_labelled_images
     from imbalance_perturb.tuning import check_tuning, tune
 
-    check_tuning(labelled, settings, load_counts(settings.model), options.rule)
+    counts = load_counts(settings.model)
+    labelled = find_labelled_images(val, labels, counts.names)
+    say.images(labelled.images)
+    check_tuning(labelled, settings, counts, options.rule)
     assembly = assemble(settings, labelled.images)
     _say_assembly(say, assembly, options)
     with say.progress(len(labelled.images)) as progress:

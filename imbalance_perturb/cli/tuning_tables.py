@@ -75,11 +75,11 @@ def _cells(tuning: Tuning, index: int, attempt: Attempt, wide: bool) -> list[str
 
 
 def _legend(tuning: Tuning) -> str:
-    limit = tuning.rule.max_accuracy_drop
+    limit, tried = tuning.rule.max_accuracy_drop, len(tuning.attempts) - 1
     dim = "" if limit is None else f" Dim: accuracy lower than with eps 0 by more than {limit:g}."
     return (
-        f"gain: in {objective_text(tuning)} over eps 0. p: of a gain by chance, adjusted for all {len(tuning.attempts) - 1}"
-        f" attempts. These images made the choice: the chosen line looks better than it is.{dim}"
+        f"gain: in {objective_text(tuning)} over eps 0. p: of a gain by chance, adjusted for all {tried} attempts."
+        f" These images made the choice: the chosen line looks better than it is.{dim}"
     )
 
 

@@ -100,7 +100,7 @@ def test_the_strength_is_that_of_logit_adjustment_with_a_tau_of_the_image() -> N
     tau = eps * torch.einsum("ncd,c->nd", jacobian(model, x), prior).abs().sum(1) / prior.square().sum()
     moved = model(perturb(model, x, target_distribution(COUNTS), eps=eps, temperature=1e9)) - model(x)
     torch.testing.assert_close(-(moved @ prior) / prior.square().sum(), tau, rtol=1e-3, atol=0)
-    assert tau.max() > 1.5 * tau.min()
+    assert tau.max() > 1.2 * tau.min()
     adjusted = adjust_logits(model(x), COUNTS, tau[0].item()) - model(x)
     torch.testing.assert_close(adjusted[0] @ prior, moved[0] @ prior, rtol=1e-3, atol=0)
 

@@ -1,0 +1,141 @@
+"""The plots of a tuning: figures against eps and against T (Fig. 3 of the paper)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, draw_png
+from imbalance_perturb.tuning_results import Attempt, Tuning
+from imbalance_perturb.tuning_wording import figure_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Figure, its label and colour.
+_CURVES = (("mcr", "MCR", PERTURBED), ("scr", "SCR", HEAT), ("accuracy", "accuracy", BASE))
+
+#: One for each loss, the chosen one first.
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+
+
+def shown_attempt(tuning: Tuning) -> Attempt:
+    """The attempt whose loss and T the plot against eps shows: the chosen one, with eps 0 the best of the rest."""
+    if tuning.choice.eps > 0:
+        return tuning.choice
+    return max((attempt for attempt in tuning.attempts if attempt.eps > 0), key=lambda attempt: attempt.gain)
+
+
+def plot_size(tuning: Tuning) -> tuple[float, float]:
+    """Width and height in inches that :func:`draw_tuning` needs."""
+    return (12.5 if _temperatures(tuning) else 8.0), 4.4
+
+
+def draw_tuning(figure: Figure, tuning: Tuning) -> None:
+    """Figures against eps and, where several were tried, against T."""
+    if not _temperatures(tuning):
+        draw_eps(figure.subplots(), tuning)
+        return
+    left, right = figure.subplots(1, 2, sharey=True)
+    draw_eps(left, tuning)
+    draw_temperatures(right, tuning)
+
+
+def plot_tuning(tuning: Tuning) -> bytes:
+    """The plots as a PNG."""
+    return draw_png(plot_size(tuning), lambda figure: draw_tuning(figure, tuning))
+
+
+def draw_eps(axes: Axes, tuning: Tuning) -> None:
+    """Figures against eps with the temperature of :func:`shown_attempt`, one kind of line for each loss."""
+    shown = shown_attempt(tuning)
+    for loss, dashes in _losses(tuning):
+        tried = [a for a in tuning.attempts if a.eps > 0 and a.measure == (loss, shown.temperature)]
+        _curves(axes, tuning, [a.eps for a in tried], tried, dashes, label=loss == shown.loss)
+        if loss == shown.loss:
+            _error_band(axes, tuning, tried)
+    if tuning.choice.eps > 0:
+        axes.axvline(tuning.choice.eps, color=INK, linewidth=1)
+    chosen = "chosen: 0, no correction" if tuning.choice.eps == 0 else f"chosen: {tuning.choice.eps:g}"
+    axes.set_title(f"Against eps (T {shown.temperature:g}); {chosen}")
+    axes.set_xlabel("eps")
+    _finish(axes, tuning)
+
+
+def draw_temperatures(axes: Axes, tuning: Tuning) -> None:
+    """Figures against T with the eps of :func:`shown_attempt`, one kind of line for each loss."""
+    shown = shown_attempt(tuning)
+    for loss, dashes in _losses(tuning):
+        tried = [a for a in tuning.attempts if a.eps == shown.eps and a.loss == loss]
+        tried.sort(key=lambda a: a.temperature or 0)
+        _curves(axes, tuning, [a.temperature or 0 for a in tried], tried, dashes, label=loss == shown.loss)
+    if tuning.choice.eps > 0:
+        axes.axvline(shown.temperature or 1, color=INK, linewidth=1)
+    axes.set_title(f"Against T (eps {shown.eps:g})")
+    axes.set_xlabel("T")
+    _finish(axes, tuning)
+
+
+def _losses(tuning: Tuning) -> list[tuple[str | None, object]]:
+    shown = shown_attempt(tuning)
+    losses = sorted({loss for loss, _ in tuning.measures}, key=lambda loss: (loss != shown.loss, str(loss)))
+    return list(zip(losses, _DASHES, strict=False))
+
+
+def _temperatures(tuning: Tuning) -> bool:
+    return len({temperature for _, temperature in tuning.measures}) > 1
+
+
+def _curves(axes: Axes, tuning: Tuning, xs: list[float], tried: list[Attempt], dashes: object, *, label: bool) -> None:
+    for name, title, colour in _CURVES:
+        values = [getattr(attempt.figures, name) for attempt in tried]
+        if None in values:
+            continue
+        text = f"{title} ({tuning.smallest_class})" if name == "scr" else title
+        axes.plot(
+            xs,
+            values,
+            linestyle=dashes,
+            color=colour,
+            marker="o",
+            markersize=4 if label else 2.5,
+            alpha=1 if label else 0.7,
+            label=text if label else None,
+        )
+
+
+def _error_band(axes: Axes, tuning: Tuning, tried: list[Attempt]) -> None:
+    """One standard error of the gain, around the objective."""
+    name = figure_of(tuning.rule.objective)
+    colours = {key: colour for key, _, colour in _CURVES}
+    known = [attempt for attempt in tried if attempt.gain_error is not None]
+    if name not in colours or not known:
+        return
+    values = [getattr(attempt.figures, name) for attempt in known]
+    errors = [attempt.gain_error or 0.0 for attempt in known]
+    axes.fill_between(
+        [attempt.eps for attempt in known],
+        [value - error for value, error in zip(values, errors, strict=True)],
+        [value + error for value, error in zip(values, errors, strict=True)],
+        color=colours[name],
+        alpha=0.15,
+        linewidth=0,
+    )
+
+
+def _finish(axes: Axes, tuning: Tuning) -> None:
+    base = tuning.attempts[0].figures
+    for name, _, colour in _CURVES:
+        value = getattr(base, name)
+        if value is not None:
+            axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xscale("log")
+    axes.grid(axis="y")
+    handles, texts = axes.get_legend_handles_labels()
+    if len(tuning.measures) > 1 and len(_losses(tuning)) > 1:
+        from matplotlib.lines import Line2D
+
+        for loss, dashes in _losses(tuning):
+            handles.append(Line2D([], [], color=INK, linestyle=dashes))  # type: ignore[arg-type]
+            texts.append(str(loss))
+    axes.legend(handles, texts, loc="best", fontsize=9)
