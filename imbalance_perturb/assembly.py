@@ -156,4 +156,5 @@ def _trial_size(preprocessing: Preprocessing, images: ImageList | None) -> tuple
         except ImageError:
             continue  # its own row will say so
         return int(pixels.shape[1]), int(pixels.shape[2])
-    return FALLBACK_SIZE
+    shorter = preprocessing.resize
+    return (shorter, shorter) if isinstance(shorter, int) else FALLBACK_SIZE

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imbalance_perturb import tuning
 from imbalance_perturb.choice import SelectionRule
 from imbalance_perturb.corrections import adjust_logits, estimate_prior, normalise_rows, shift_prior
 from imbalance_perturb.counts import ClassCounts
@@ -28,11 +29,11 @@ METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, PRIOR_SHIFT, RANDOM_SIGN, MIN
 #: What a real effect must beat; they move the input by the eps that was chosen for `perturb`.
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
 
-#: Steps that are tried: log-spaced around the paper's 0.001, and none.
-EPS_GRID = (0.0, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02)
+#: Steps that are tried: those of `tune-eps`, and none.
+EPS_GRID = (0.0, *tuning.EPS_GRID)
 
 #: Strengths of logit adjustment and of tau-normalisation: 1 is the full correction of either.
-TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 
 #: The free parameters that each method has.
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -55,7 +56,8 @@ class ComparisonOptions:
         methods: of :data:`METHODS`; `none` is always there.
         eps_grid: steps to try; 0 is added, except to a single value, which is then used as it is.
         tau_grid: strengths of logit adjustment and tau-normalisation to try, likewise.
-        rule: how to choose among them.
+        rule: how to choose among them. By default without a test against the first of them: whether a gain is more
+            than noise is judged on the images that are scored.
         level: of all intervals.
 
     Raises:
@@ -65,7 +67,7 @@ class ComparisonOptions:
     methods: tuple[str, ...] = METHODS
     eps_grid: tuple[float, ...] = EPS_GRID
     tau_grid: tuple[float, ...] = TAU_GRID
-    rule: SelectionRule = field(default_factory=SelectionRule)
+    rule: SelectionRule = field(default_factory=lambda: SelectionRule(significance=None))
     level: float = 0.95
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ def count_passes(method: str, candidate: Candidate) -> int:
     A backward pass that is asked for the input's gradient alone repeats each layer's product once, as the forward
     pass does, and so counts 1; the customary 2 includes the gradients of the parameters, which nobody needs here.
     A perturbed prediction is forward, backward, forward: 3. Arithmetic on logits, and tossing coins, counts nothing.
+    That is a count of products: real kernels can be slower backwards, which the measured images per second show.
     """
     return 3 if method in (PERTURB, BOTH, MINUS_EPS) and candidate.eps > 0 else 1
 

@@ -21,13 +21,18 @@ from imbalance_perturb.contenders import OBJECTIVES, Bools, Contenders, Floats, 
 from imbalance_perturb.errors import LabelsError, SettingsError
 
 #: Permutations of the test; the smallest p-value it can give is one over this plus one.
-PERMUTATIONS = 999
+PERMUTATIONS = 1999
 
 #: Figures closer than this are ties that rounding has told apart.
 _TIE = 1e-12
 
 #: Numbers held at a time by the permutation test.
 _MAX_NUMBERS = 10_000_000
+
+
+#: Where no correction helps, 'no correction' is to be the answer nine times in ten; this level keeps the measured rate
+#: above that with room for chance (``benchmarks/selection.py``), and a stricter one would miss more that do help.
+DEFAULT_SIGNIFICANCE = 0.07
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ class SelectionRule:
     objective: str = "mcr"
     max_accuracy_drop: float | None = None
     standard_errors: float = 1.0
-    significance: float | None = 0.05
+    significance: float | None = DEFAULT_SIGNIFICANCE
     folds: int = 5
     repeats: int = 10
     seed: int = 0
@@ -65,8 +70,8 @@ class SelectionRule:
             raise SettingsError(f"max-accuracy-drop is {drop:g}; expected a share from 0 to 1, such as 0.01")
         if not self.standard_errors >= 0:
             raise SettingsError(f"standard-errors is {self.standard_errors:g}; expected at least 0")
-        if self.significance is not None and not 0 < self.significance < 1:
-            raise SettingsError(f"significance is {self.significance:g}; expected a number between 0 and 1")
+        if self.significance is not None and not 0 < self.significance <= 1:
+            raise SettingsError(f"significance is {self.significance:g}; expected a number above 0, at most 1")
         for name, value, least in (("folds", self.folds, 2), ("repeats", self.repeats, 1), ("seed", self.seed, 0)):
             if value < least:
                 raise SettingsError(f"{name} is {value}; expected a whole number, at least {least}")

@@ -147,7 +147,7 @@ def _summarise(
         advice=advice,
         failed=tuple(sorted({*cached.sweep.errors, *scored.failed})),
         confidence_level=options.level,
-        notes=(*_notes(entries, {**cached.sweep.errors, **scored.failed}, val, test, files), *class_notes),
+        notes=(*_notes(entries, {**cached.sweep.errors, **scored.failed}, val, test, files, options), *class_notes),
         source=_source(run, files),
     )
 
@@ -173,6 +173,7 @@ def _notes(
     val: LabelledImages,
     test: LabelledImages | None,
     files: ComparisonFiles,
+    options: ComparisonOptions,
 ) -> list[str]:
     notes = []
     if failed:
@@ -180,7 +181,12 @@ def _notes(
     for labelled, path in ((val, files.val), (test, files.test)):
         if labelled is not None and labelled.unused_labels:
             notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
+    notes += [f"{entry.method} is not available: {entry.unavailable}" for entry in entries if entry.unavailable]
+    grids = {"eps": options.eps_grid, "tau": options.tau_grid}
     for entry in entries:
+        ends = [f"{k} {v:g}" for k, v in entry.parameters.items() if len(grids[k]) > 1 and v == max(grids[k])]
+        if ends and not entry.control:
+            notes.append(f"{entry.method}: {', '.join(ends)} is the largest value tried; a larger one may do better")
         same, splits = entry.agreement or (1, 1)
         if 2 * same < splits:
             notes.append(f"{entry.method}: the choice is unsteady, {entry.setting} in {same} of {splits} splits only")

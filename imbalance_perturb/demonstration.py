@@ -41,9 +41,13 @@ COMMANDS = (
         ("tune-eps", "--val", _VAL[0], "--labels", _VAL[1], "--eps-grid", "0,0.001,0.002,0.005,0.01,0.02,0.05"),
         "Choose eps on labelled images that are not scored later; the choice goes into the recipe.",
     ),
-    Command(("predict", _TEST[0], "--eps", "0.02"), "Predict every image twice, plain and corrected."),
+    Command(("predict", _TEST[0]), "Predict every image twice, plain and corrected."),
     Command(
         ("evaluate", "--labels", _TEST[1]), "What the correction gained and what it cost, on the images just predicted."
+    ),
+    Command(
+        ("compare", "--val", _VAL[0], "--labels", _VAL[1], "--test", _TEST[0], "--test-labels", _TEST[1]),
+        "Whether a simpler correction serves as well: parameters chosen on the one set of images, scored on the other.",
     ),
 )
 

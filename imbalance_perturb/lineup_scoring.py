@@ -73,5 +73,6 @@ def score_lineup(
     def compare(first: str, second: str) -> Mapping[str, Difference]:
         return evaluate(labels, preds[first], preds[second], counts, options=options).differences
 
-    advice = advise(entries, compare, objective=objective, n=len(labels), base=base)
+    level = (options or IntervalOptions()).level
+    advice = advise(entries, compare, objective=objective, n=len(labels), level=level, base=base)
     return tuple(entries), advice, evaluated[base].notes

@@ -52,7 +52,7 @@ def summarise(tuning: Tuning) -> Iterator[str]:
         yield f"Chosen: eps 0, no correction: {_why_none(tuning)}."
     yield _how_sure(tuning)
     worth = tuning.worth[figure_of(rule.objective)]
-    if worth.difference is not None and any(count for count, a in _chosen(tuning) if a.eps > 0):
+    if worth.difference is not None and choice.eps > 0:
         yield (
             f"On images that had no part in the choice, so tuned: {name} {share_text(worth.base)} ->"
             f" {share_text(worth.tuned)}, accuracy {share_text(tuning.worth['accuracy'].base)} ->"

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer import Argument, Option
 
+from imbalance_perturb.cli.compare import compare
 from imbalance_perturb.cli.evaluate import evaluate
 from imbalance_perturb.cli.options import (
     CommonOptions,
@@ -19,6 +20,7 @@ from imbalance_perturb.cli.options import (
     resolve_settings,
     with_options,
 )
+from imbalance_perturb.cli.tune import tune_eps
 from imbalance_perturb.errors import ImbperturbError, SettingsError
 
 #: Exit codes besides 0: a failure, a wrong use, and done but with images that have an error.
@@ -139,6 +141,8 @@ def predict(
 
 
 app.command()(evaluate)
+app.command()(tune_eps)
+app.command()(compare)
 
 
 @app.command()

@@ -66,7 +66,7 @@ def compare(
         Option(
             "--eps-grid",
             metavar="E,E,...",
-            help="Steps to try; 0 is added, except to a single value. (default: 11 from 0 to 0.02)",
+            help="Steps to try; 0 is added, except to a single value. (default: those of tune-eps)",
         ),
     ] = None,
     tau_grid: Annotated[
@@ -74,7 +74,7 @@ def compare(
         Option(
             "--tau-grid",
             metavar="T,T,...",
-            help="Strengths of la and tau-norm to try, likewise. (default: 0 to 2 in steps of 0.25)",
+            help="Strengths of la and tau-norm to try, likewise. (default: 12 from 0 to 4)",
         ),
     ] = None,
     objective: Annotated[
@@ -84,6 +84,9 @@ def compare(
         float | None,
         Option("--max-accuracy-drop", metavar="SHARE", help="Largest loss of accuracy in the choice. (default: any)"),
     ] = None,
+    standard_errors: Annotated[
+        float, Option("--standard-errors", help="How far below the best a milder choice may be; 0 takes the best.")
+    ] = 1.0,
     folds: Annotated[int, Option("--folds", help="Parts of the cross-validation.")] = 5,
     repeats: Annotated[int, Option("--repeats", help="Partings of the cross-validation.")] = 10,
     seed: Annotated[int, Option("--seed", help="Of partings and resampling.")] = 0,
@@ -116,20 +119,25 @@ def compare(
     say = render.Narrator(common.quiet)
     say.recipe(recipe)
 
-    from imbalance_perturb.candidates import ComparisonOptions
+    from imbalance_perturb.candidates import EPS_GRID, METHODS, TAU_GRID, ComparisonOptions
     from imbalance_perturb.choice import SelectionRule
     from imbalance_perturb.comparison import ComparisonFiles, compare_methods
 
     rule = SelectionRule(
-        objective=objective, max_accuracy_drop=max_accuracy_drop, folds=folds, repeats=repeats, seed=seed
+        objective=objective,
+        max_accuracy_drop=max_accuracy_drop,
+        standard_errors=standard_errors,
+        significance=None,
+        folds=folds,
+        repeats=repeats,
+        seed=seed,
     )
-    given = {
-        "methods": _names(methods),
-        "eps_grid": _parse("eps-grid", eps_grid),
-        "tau_grid": _parse("tau-grid", tau_grid),
-    }
     options = ComparisonOptions(
-        rule=rule, level=confidence_level, **{name: value for name, value in given.items() if value is not None}
+        methods=METHODS if methods is None else tuple(name.strip() for name in methods.split(",")),
+        eps_grid=EPS_GRID if eps_grid is None else _parse("eps-grid", eps_grid),
+        tau_grid=TAU_GRID if tau_grid is None else _parse("tau-grid", tau_grid),
+        rule=rule,
+        level=confidence_level,
     )
     files = ComparisonFiles(val, labels, test, test_labels)
     comparison = compare_methods(
@@ -139,13 +147,7 @@ def compare(
     raise typer.Exit(_SOME_FAILED if comparison.failed else 0)
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(","))
-
-
-def _parse(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
+def _parse(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

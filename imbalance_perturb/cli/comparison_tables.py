@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from imbalance_perturb.scores import Difference, Interval
 
 #: From this width on a figure and its interval stand in one line.
-_WIDE = 118
+_WIDE = 130
 
 _FIGURES = {"mcr": "MCR", "scr": "SCR", "worst_class_recall": "worst recall", "accuracy": "accuracy"}
 
@@ -36,17 +36,13 @@ def print_comparison(comparison: Comparison) -> None:
         " images/s: measured, of the model alone.",
         style="dim",
     )
-    for entry in comparison.entries:
-        if entry.unavailable is not None:
-            console.print(f"{entry.method} is not available: {escape(entry.unavailable)}.", style="dim")
     console.print()
     console.print(f"[bold]{escape(comparison.advice.sentence)}[/]")
 
 
 def _new_table(title: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    # No padding: beside the box's own blanks it would be a column too wide for 80.
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("method", no_wrap=True)
     return table
 

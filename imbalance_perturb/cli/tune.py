@@ -102,6 +102,13 @@ def tune_eps(
             rich_help_panel=_PANEL,
         ),
     ] = None,
+    significance: Annotated[
+        float,
+        Option(
+            help="Largest p-value of a gain that is believed, adjusted for the number of attempts; 1 believes any.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = 0.07,
     folds: Annotated[int, Option(help="Parts held out in turn.", rich_help_panel=_PANEL)] = 5,
     repeats: Annotated[int, Option(help="How often the images are parted anew.", rich_help_panel=_PANEL)] = 10,
     seed: Annotated[int, Option(help="Of the parting and the test.", rich_help_panel=_PANEL)] = 0,
@@ -131,7 +138,12 @@ def tune_eps(
     options = TuningOptions(
         **_lists(eps_grid, temperatures, losses),  # type: ignore[arg-type]
         rule=SelectionRule(
-            objective=objective, max_accuracy_drop=max_accuracy_drop, folds=folds, repeats=repeats, seed=seed
+            objective=objective,
+            max_accuracy_drop=max_accuracy_drop,
+            significance=significance,
+            folds=folds,
+            repeats=repeats,
+            seed=seed,
         ),
     )
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
@@ -259,6 +271,9 @@ def _hand_over(tuning: Tuning, settings: Settings, recipe: Path | None, say: Nar
 
     debias = tuned_debias(tuning, settings.debias)
     usage = f"--eps {debias.eps:g} --temperature {debias.temperature:g} --loss {debias.loss}"
+    if recipe is None and debias.eps == 0:
+        say.line("to use it: imbperturb predict ... --eps 0, which is the model as it is")
+        return
     if recipe is None:
         say.line(f"to use it: imbperturb predict ... {usage} (imbperturb init writes a recipe that keeps it)")
         return

@@ -84,7 +84,7 @@ def _legend(tuning: Tuning) -> str:
 
 
 def _worth(tuning: Tuning) -> Table:
-    table = _new_table("Worth, on images that had no part in the choice (nested cross-validation)", "")
+    table = _new_table("On images that had no part in the choice", "")
     for header in ("eps 0", "tuned", "difference", f"{100 * tuning.confidence_level:g}% interval"):
         table.add_column(header, justify="right", no_wrap=True)
     for name, title in FIGURES.items():

@@ -59,6 +59,7 @@ def draw_eps(axes: Axes, tuning: Tuning) -> None:
     chosen = "chosen: 0, no correction" if tuning.choice.eps == 0 else f"chosen: {tuning.choice.eps:g}"
     axes.set_title(f"Against eps (T {shown.temperature:g}); {chosen}")
     axes.set_xlabel("eps")
+    _log_axis(axes, sorted({a.eps for a in tuning.attempts if a.eps > 0}))
     _finish(axes, tuning)
 
 
@@ -73,6 +74,7 @@ def draw_temperatures(axes: Axes, tuning: Tuning) -> None:
         axes.axvline(shown.temperature or 1, color=INK, linewidth=1)
     axes.set_title(f"Against T (eps {shown.eps:g})")
     axes.set_xlabel("T")
+    _log_axis(axes, sorted({temperature for _, temperature in tuning.measures if temperature is not None}))
     _finish(axes, tuning)
 
 
@@ -129,7 +131,6 @@ def _finish(axes: Axes, tuning: Tuning) -> None:
         value = getattr(base, name)
         if value is not None:
             axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xscale("log")
     axes.grid(axis="y")
     handles, texts = axes.get_legend_handles_labels()
     if len(tuning.measures) > 1 and len(_losses(tuning)) > 1:
@@ -138,4 +139,19 @@ def _finish(axes: Axes, tuning: Tuning) -> None:
         for loss, dashes in _losses(tuning):
             handles.append(Line2D([], [], color=INK, linestyle=dashes))  # type: ignore[arg-type]
             texts.append(str(loss))
-    axes.legend(handles, texts, loc="best", fontsize=9)
+    axes.legend(handles, texts, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3, borderaxespad=0.2, fontsize=9)
+
+
+def _log_axis(axes: Axes, values: list[float]) -> None:
+    """A log axis with the tried values written out, as far as there is room."""
+    from matplotlib.ticker import NullFormatter
+
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    least_gap = (max(values) / min(values)) ** (1 / 14)
+    shown: list[float] = []
+    for value in sorted(values):
+        if not shown or value / shown[-1] >= least_gap:
+            shown.append(value)
+    axes.set_xticks(shown, [f"{value:g}" for value in shown])
