@@ -55,9 +55,13 @@ class _Adviser:
         tied = [e for e in gaining if e is best or not _above_zero(self.compare(e.method, best.method)[metric])]
         pick = min(tied, key=lambda entry: (entry.passes, -entry.differences[metric].value))
         parts = [self._gain(pick, metric)]
-        if (other := self._rival(pick, best, usable, metric)) is not None:
-            parts.append(self._beside(pick, other, metric))
-        parts += [*self._keeps_more_accuracy(pick, tied, metric), *self._not_told_from_control(pick, metric)]
+        rival = self._rival(pick, best, usable, metric)
+        careful = max(tied, key=lambda entry: entry.differences["accuracy"].value)
+        if rival is not None:
+            parts.append(self._beside(pick, rival, metric))
+        if careful not in (pick, rival) and self._keeps_accuracy(pick, careful) is not None:
+            parts.append(self._beside(pick, careful, metric))
+        parts += self._not_told_from_control(pick, metric)
         return Advice(pick.method, metric, f"Use {_name(pick)}: {'; '.join(parts)}.")
 
     def _rival(self, pick: Entry, best: Entry, usable: Sequence[Entry], metric: str) -> Entry | None:
@@ -94,18 +98,17 @@ class _Adviser:
         behind = gap.interval is not None and gap.interval.high < 0
         text = f"{_name(other)} comes to {_value(other, metric)}, "
         text += f"less by more than noise ({self._signed(gap)})" if behind else "within noise of it"
+        if (kept := self._keeps_accuracy(pick, other)) is not None:
+            text += f", with more accuracy ({share_text(kept, signed=True)})"
         if other.passes != pick.passes:
             passes = "pass" if other.passes == 1 else "passes"
             text += f", at {other.passes} {passes} an image instead of {pick.passes}"
         return text
 
-    def _keeps_more_accuracy(self, pick: Entry, tied: Sequence[Entry], metric: str) -> Iterator[str]:
-        other = max(tied, key=lambda entry: entry.differences["accuracy"].value)
-        if other is not pick and _above_zero(gap := self.compare(pick.method, other.method)["accuracy"]):
-            yield (
-                f"{_name(other)} comes to {_value(other, metric)}, within noise of it too, and keeps more accuracy"
-                f" ({share_text(gap.value, signed=True)})"
-            )
+    def _keeps_accuracy(self, pick: Entry, other: Entry) -> float | None:
+        """How much more accuracy the other has, if that is more than noise."""
+        gap = self.compare(pick.method, other.method)["accuracy"]
+        return gap.value if _above_zero(gap) else None
 
     def _not_told_from_control(self, pick: Entry, metric: str) -> Iterator[str]:
         if not pick.parameters.get("eps"):

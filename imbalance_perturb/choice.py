@@ -19,16 +19,10 @@ import numpy as np
 
 from imbalance_perturb.contenders import OBJECTIVES, Bools, Contenders, Floats, measure, stratified_folds
 from imbalance_perturb.errors import LabelsError, SettingsError
-
-#: Permutations of the test; the smallest p-value it can give is one over this plus one.
-PERMUTATIONS = 1999
+from imbalance_perturb.gain_test import adjusted_p_values
 
 #: Figures closer than this are ties that rounding has told apart.
 _TIE = 1e-12
-
-#: Numbers held at a time by the permutation test.
-_MAX_NUMBERS = 10_000_000
-
 
 #: Where no correction helps, 'no correction' is to be the answer nine times in ten; this level keeps the measured rate
 #: above that with room for chance (``benchmarks/selection.py``), and a stricter one would miss more that do help.
@@ -124,7 +118,7 @@ def choose_among(contenders: Contenders, rule: SelectionRule, random: np.random.
     drop = np.inf if rule.max_accuracy_drop is None else rule.max_accuracy_drop
     allowed = accuracy[0] - accuracy <= drop + _TIE
     left_out = _leave_out(contenders, rule, random)
-    p_values = _adjusted_p_values(contenders, rule.objective, random)
+    p_values = adjusted_p_values(contenders, rule.objective, random)
     considered = allowed & (p_values <= (1.0 if rule.significance is None else rule.significance))
     considered[0] = True
     chosen = _mildest(values, considered, left_out, contenders.strengths, rule.standard_errors)
@@ -160,48 +154,3 @@ def _error_of_difference(left_out: Floats, reference: int) -> Floats:
     variance = (folds - 1) * difference.var(axis=1)
     # Not known where a fold held all images of the class: nothing is told apart then.
     return np.asarray(np.sqrt(np.nan_to_num(variance, nan=np.inf).mean(axis=0)))
-
-
-def _adjusted_p_values(contenders: Contenders, objective: str, random: np.random.Generator) -> Floats:
-    """(K,) one-sided p-values of the gains over candidate 0, adjusted for all K by the largest statistic.
-
-    If a candidate did nothing, which of the two predictions of an image is the corrected one would be arbitrary.
-    All candidates are swapped with candidate 0 at once, so that how alike they are is accounted for.
-    """
-    hits, totals = contenders.count_all()
-    observed = measure(hits, totals, objective, contenders.smallest)
-    observed = np.nan_to_num(observed - observed[0])
-    swapped = _swapped_gains(contenders, hits, totals, objective, random)
-    scale = np.sqrt((swapped**2).mean(axis=0))
-    moving = scale > _TIE
-    if not moving.any():
-        return np.ones(len(observed))
-    largest = (swapped[:, moving] / scale[moving]).max(axis=1)
-    p_values = np.ones(len(observed))
-    statistics = observed[moving] / scale[moving]
-    p_values[moving] = (1 + (largest[:, None] >= statistics - 1e-9).sum(axis=0)) / (1 + len(largest))
-    return p_values
-
-
-def _swapped_gains(
-    contenders: Contenders, hits: Floats, totals: Floats, objective: str, random: np.random.Generator
-) -> Floats:
-    """(PERMUTATIONS, K) gains over candidate 0 with the two predictions of random images swapped."""
-    change = contenders.correct.astype(np.int8) - contenders.correct[:, :1].astype(np.int8)
-    moving = change.any(axis=1)
-    rows = np.concatenate([contenders.labels[moving, None], change[moving]], axis=1)
-    # Images of one class that fare alike under all candidates differ in nothing: count them.
-    cells, counts = np.unique(rows, axis=0, return_counts=True)
-    chunk = int(np.clip(_MAX_NUMBERS // max(hits.size, 1), 1, PERMUTATIONS))
-    gains = []
-    for start in range(0, PERMUTATIONS, chunk):
-        number = min(chunk, PERMUTATIONS - start)
-        moved = np.zeros((number, *hits.shape))
-        for label in np.unique(cells[:, 0]):
-            of_class = cells[:, 0] == label
-            images = random.binomial(counts[of_class], 0.5, (number, int(of_class.sum())))
-            moved[:, label] = images.astype(np.float64) @ cells[of_class, 1:].astype(np.float64)
-        after = measure(hits - moved, totals, objective, contenders.smallest)
-        before = measure(hits[:, :1] + moved, totals, objective, contenders.smallest)
-        gains.append(np.nan_to_num(after - before))
-    return np.concatenate(gains)

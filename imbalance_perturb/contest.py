@@ -31,6 +31,7 @@ from imbalance_perturb.sweep import PERTURB, Variant, run_sweep
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,10 @@ class Run:
         if len(candidates) == 1:
             return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
         preds = cached.predict(method, candidates)
-        # Two parameters have no common scale; how many predictions they change is one.
-        changed = (preds != preds[:, :1]).mean(axis=0)
         selection = select_by_cross_validation(
             labels,
             preds,
-            changed if method == BOTH else np.array([candidate.eps + candidate.tau for candidate in candidates]),
+            _strengths(method, candidates, preds),
             num_classes=len(self.assembly.counts),
             smallest_class=self.assembly.counts.smallest,
             rule=self.options.rule,
@@ -150,6 +149,16 @@ class Run:
 
     def _variant(self, eps: float, direction: str = PERTURB) -> Variant:
         return Variant(self._measure, eps, direction)
+
+
+def _strengths(method: str, candidates: Sequence[Candidate], preds: Ints) -> Floats:
+    """(K,) how strong each candidate is, for the choice of the mildest: its one parameter where it has one."""
+    if method != BOTH:
+        return np.array([candidate.eps + candidate.tau for candidate in candidates])
+    # Two parameters have no common scale; how many predictions they change is one. A step that buys nothing on top
+    # of tau is left out first: it costs two passes more.
+    steps = np.array([candidate.eps > 0 for candidate in candidates])
+    return np.asarray(steps + (preds != preds[:, :1]).mean(axis=0))
 
 
 def first_error(errors: Mapping[str, str]) -> str:

@@ -68,12 +68,16 @@ class TuningOptions:
                 raise SettingsError(f"losses has {loss!r}; expected some of {', '.join(LOSSES)}")
 
     def variants(self, debias: DebiasSettings) -> list[Variant]:
-        """The corrections to try, eps above 0, mildest first within each measure."""
+        """The corrections to try, eps above 0, mildest first within each measure.
+
+        The settings' own measure comes first, where it is among them: of equals the first is chosen.
+        """
         measures = [
             Measure(loss, temperature)
             for loss in dict.fromkeys(self.losses or (debias.loss,))
             for temperature in dict.fromkeys(self.temperatures or (debias.temperature,))
         ]
+        measures.sort(key=lambda measure: measure != Measure(debias.loss, debias.temperature))
         return [Variant(measure, eps) for measure in measures for eps in sorted({*self.eps_grid} - {0})]
 
 

@@ -54,8 +54,8 @@ def summarise(tuning: Tuning) -> Iterator[str]:
     worth = tuning.worth[figure_of(rule.objective)]
     if worth.difference is not None and choice.eps > 0:
         yield (
-            f"On images that had no part in the choice, so tuned: {name} {share_text(worth.base)} ->"
-            f" {share_text(worth.tuned)}, accuracy {share_text(tuning.worth['accuracy'].base)} ->"
+            f"On images that had no part in the choice, so tuned: {name} from {share_text(worth.base)} to"
+            f" {share_text(worth.tuned)}, accuracy from {share_text(tuning.worth['accuracy'].base)} to"
             f" {share_text(tuning.worth['accuracy'].tuned)}."
         )
 
@@ -157,7 +157,10 @@ def _worth_notes(tuning: Tuning) -> Iterator[str]:
     if tuning.choice.eps == 0:
         return
     if tuning.splits[tuning.chosen] * 2 < tuning.total_splits:
-        yield "the choice is not steady: most splits chose otherwise; more validation images would settle it"
+        yield (
+            f"the choice is not steady: most splits, each without one of {tuning.rule.folds} parts of the images, chose"
+            " otherwise; more validation images would settle it"
+        )
     name, rule = objective_text(tuning), tuning.rule
     worth = tuning.worth[figure_of(rule.objective)]
     if worth.difference is not None and worth.difference <= 0:

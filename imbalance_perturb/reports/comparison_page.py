@@ -137,6 +137,7 @@ def _draw_differences(axes: Axes, entries: list[Entry], metric: str, title: str)
     axes.set_yticks(range(len(entries)), names, color=INK)
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.set_title(f"{title}, against none")
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x")
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 #: Figure, its label and colour.
 _CURVES = (("mcr", "MCR", PERTURBED), ("scr", "SCR", HEAT), ("accuracy", "accuracy", BASE))
 
+#: Drawn too where it is the objective.
+_OTHER_OBJECTIVES = {"worst": ("worst_class_recall", "worst recall"), "gmean": ("gmean", "gmean")}
+
 #: One for each loss, the chosen one first.
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
@@ -78,6 +81,11 @@ def draw_temperatures(axes: Axes, tuning: Tuning) -> None:
     _finish(axes, tuning)
 
 
+def _shown_curves(tuning: Tuning) -> list[tuple[str, str, str]]:
+    other = _OTHER_OBJECTIVES.get(tuning.rule.objective)
+    return [*_CURVES, *([] if other is None else [(*other, INK)])]
+
+
 def _losses(tuning: Tuning) -> list[tuple[str | None, object]]:
     shown = shown_attempt(tuning)
     losses = sorted({loss for loss, _ in tuning.measures}, key=lambda loss: (loss != shown.loss, str(loss)))
@@ -89,7 +97,7 @@ def _temperatures(tuning: Tuning) -> bool:
 
 
 def _curves(axes: Axes, tuning: Tuning, xs: list[float], tried: list[Attempt], dashes: object, *, label: bool) -> None:
-    for name, title, colour in _CURVES:
+    for name, title, colour in _shown_curves(tuning):
         values = [getattr(attempt.figures, name) for attempt in tried]
         if None in values:
             continue
@@ -109,9 +117,9 @@ def _curves(axes: Axes, tuning: Tuning, xs: list[float], tried: list[Attempt], d
 def _error_band(axes: Axes, tuning: Tuning, tried: list[Attempt]) -> None:
     """One standard error of the gain, around the objective."""
     name = figure_of(tuning.rule.objective)
-    colours = {key: colour for key, _, colour in _CURVES}
+    colours = {key: colour for key, _, colour in _shown_curves(tuning)}
     known = [attempt for attempt in tried if attempt.gain_error is not None]
-    if name not in colours or not known:
+    if not known:
         return
     values = [getattr(attempt.figures, name) for attempt in known]
     errors = [attempt.gain_error or 0.0 for attempt in known]
@@ -127,7 +135,7 @@ def _error_band(axes: Axes, tuning: Tuning, tried: list[Attempt]) -> None:
 
 def _finish(axes: Axes, tuning: Tuning) -> None:
     base = tuning.attempts[0].figures
-    for name, _, colour in _CURVES:
+    for name, _, colour in _shown_curves(tuning):
         value = getattr(base, name)
         if value is not None:
             axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (4, 3)))

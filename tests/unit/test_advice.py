@@ -45,7 +45,8 @@ def test_the_cheaper_of_two_that_are_alike_is_advised() -> None:
     assert advice.method == "la"
     assert advice.sentence.startswith("Use la with tau 0.75: it raises MCR to 0.")
     assert "perturb with eps 0.005 comes to" in advice.sentence
-    assert "within noise of it, at 3 passes an image instead of 1" in advice.sentence
+    assert "within noise of it" in advice.sentence
+    assert advice.sentence.endswith("at 3 passes an image instead of 1.")
 
 
 def test_a_better_method_is_advised_whatever_it_costs() -> None:
@@ -88,7 +89,7 @@ def test_a_method_that_keeps_more_accuracy_is_named() -> None:
     advice, _ = advise(la=predictions(0.7, 0.8, 0.66), em=predictions(0.95, 0.62, 0.5))
     assert advice.method == "la"
     assert "em comes to 0." in advice.sentence
-    assert "and keeps more accuracy (+0." in advice.sentence
+    assert "within noise of it, with more accuracy (+0." in advice.sentence
 
 
 def test_the_objective_decides() -> None:

@@ -78,18 +78,6 @@ def test_a_gain_that_chance_gives_is_not_believed() -> None:
     assert chosen(base, noise, significance=1, standard_errors=0).chosen == 1
 
 
-def test_p_values_of_one_candidate_are_those_of_the_sign_test() -> None:
-    """k images gained and none lost have a one-sided p-value of 1 / 2**k; more candidates make it larger."""
-    base = predicted(90, 20)
-    for gained in (1, 3, 5):
-        choice = chosen(base, predicted(90, 20 + gained), objective="scr")
-        assert choice.p_values[1] == pytest.approx(0.5**gained, abs=0.02)
-    other = predicted(90, 20)
-    other[100:105], other[120:125] = 0, 1
-    both = chosen(base, predicted(90, 25), other, objective="scr")
-    assert both.p_values[1] > 0.05
-
-
 def test_accuracy_may_not_fall_by_more_than_allowed() -> None:
     """The limit is a difference in shares, the limit itself included; candidates beyond it are never chosen."""
     base, mild, strong = predicted(100, 10), predicted(93, 20), predicted(60, 38)
@@ -127,21 +115,21 @@ def test_a_class_of_one_image_cannot_decide_its_own_recall() -> None:
 
 @pytest.mark.parametrize("objective", ["mcr", "scr", "worst", "gmean"])
 def test_noise_is_answered_with_no_correction(objective: str) -> None:
-    """Ten corrections that change answers at random, as many gained as lost: 0 in at least 90 of 100 sets."""
+    """Ten corrections that change answers at random, as many gained as lost: 0 in at least nine of ten sets."""
     sizes, recalls = np.array([200, 60, 25]), np.array([0.9, 0.6, 0.5])
     labels = np.repeat([0, 1, 2], sizes)
     share = np.geomspace(0.01, 0.3, 10)
     flow = np.minimum(recalls, 1 - recalls)[labels]
     zero = 0
-    for seed in range(100):
+    for seed in range(250):
         random = np.random.default_rng(seed)
         right = random.random(len(labels)) < recalls[labels]
         threshold = random.random(len(labels)) * np.where(right, recalls[labels], 1 - recalls[labels]) / flow
         correct = np.concatenate([right[:, None], right[:, None] ^ (threshold[:, None] < share)], axis=1)
         preds = np.where(correct, labels[:, None], (labels[:, None] + 1) % 3)
         task = make_contenders(labels, preds, range(11), num_classes=3, smallest_class=2)
-        zero += choose_among(task, SelectionRule(objective=objective, repeats=2), random).chosen == 0
-    assert zero >= 90
+        zero += choose_among(task, SelectionRule(objective=objective, repeats=1), random).chosen == 0
+    assert zero >= 225
 
 
 @pytest.mark.parametrize(

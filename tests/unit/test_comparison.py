@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from imbalance_perturb import comparison, contest
+from imbalance_perturb import ClassCounts, comparison, contest
 from imbalance_perturb.assembly import assemble
 from imbalance_perturb.candidates import (
     CONTROLS,
@@ -36,13 +36,18 @@ RULE = SelectionRule(significance=None, repeats=2, folds=3)
 QUICK = ComparisonOptions(eps_grid=EPS, tau_grid=TAU, rule=RULE)
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits with a model trained on a long tail of them; every second image of each part, for speed."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
     write_demo(folder)
     for images, labels in (("val", "val.csv"), ("images", "labels.csv")):
-        rows = list(csv.DictReader((folder / labels).open()))
+        rows = read_rows(folder / labels)
         with (folder / labels).open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
@@ -100,8 +105,6 @@ def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None
         Variant(measure, 0.01, "minus-eps"): torch.from_numpy(away),
         Variant(measure, 0.01, "random-sign"): torch.from_numpy(coin),
     }
-    from imbalance_perturb import ClassCounts
-
     sweep = Sweep([str(i) for i in range(60)], {}, torch.from_numpy(base), logits, {}, {})
     layer = LastLayer("fc.weight", torch.from_numpy(norms), torch.from_numpy(bias))
     cached = CachedLogits(sweep, measure, ClassCounts("abcd", n.tolist()), layer)
@@ -271,7 +274,7 @@ def test_images_in_both_sets_are_refused(demo: Path) -> None:
 
 def test_a_broken_image_is_in_no_figure(demo: Path, tmp_path: Path) -> None:
     """An image that cannot be decoded is named, and all methods are scored on the others."""
-    rows = list(csv.DictReader((demo / "val.csv").open()))
+    rows = read_rows(demo / "val.csv")
     (tmp_path / "broken.png").write_text("broken")
     with (tmp_path / "val.csv").open("w", newline="") as stream:
         stream.write("image,label\nbroken.png,zero\n")
