@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imbalance_perturb import tuning
 from imbalance_perturb.choice import SelectionRule
 from imbalance_perturb.corrections import adjust_logits, estimate_prior, normalise_rows, shift_prior
 from imbalance_perturb.counts import ClassCounts
@@ -19,6 +18,7 @@ from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.intervals import check_level
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.perturbation import Measure
+from imbalance_perturb.sweep import EPS_GRID as STEPS
 from imbalance_perturb.sweep import MINUS_EPS, PERTURB, RANDOM_SIGN, Sweep, Variant
 
 NONE, ADJUST, BOTH, NORMALISE, PRIOR_SHIFT = "none", "la", "perturb+la", "tau-norm", "em"
@@ -30,7 +30,7 @@ METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, PRIOR_SHIFT, RANDOM_SIGN, MIN
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
 
 #: Steps that are tried: those of `tune-eps`, and none.
-EPS_GRID = (0.0, *tuning.EPS_GRID)
+EPS_GRID = (0.0, *STEPS)
 
 #: Strengths of logit adjustment and of tau-normalisation: 1 is the full correction of either.
 TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)

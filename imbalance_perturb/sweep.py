@@ -21,6 +21,9 @@ from imbalance_perturb.images import ImageList
 from imbalance_perturb.perturbation import Measure, gradient_signs, step
 from imbalance_perturb.prediction import Stopwatch, iter_inputs
 
+#: Steps that are tried: about log-spaced around the paper's 0.001.
+EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)
+
 #: Directions an input can be moved in: the method's, and the two controls that a real effect must beat.
 PERTURB, RANDOM_SIGN, MINUS_EPS = "perturb", "random-sign", "minus-eps"
 

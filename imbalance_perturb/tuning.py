@@ -23,13 +23,10 @@ from imbalance_perturb.perturbation import Measure
 from imbalance_perturb.scores import Interval
 from imbalance_perturb.selection import Figures, Selection, select_by_cross_validation
 from imbalance_perturb.settings import LOSSES, DebiasSettings, Settings
-from imbalance_perturb.sweep import Sweep, Variant, run_sweep
+from imbalance_perturb.sweep import EPS_GRID, Sweep, Variant, run_sweep
 from imbalance_perturb.tables import first_few
 from imbalance_perturb.tuning_results import FIGURES, Attempt, Tuning, Worth
 from imbalance_perturb.tuning_wording import note, summarise
-
-#: Steps that are tried: about log-spaced around the paper's 0.001. 0 is always there.
-EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)
 
 #: Of the intervals.
 CONFIDENCE_LEVEL = 0.95

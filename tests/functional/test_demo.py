@@ -39,9 +39,13 @@ def test_the_demo_runs_the_real_commands(tmp_path: Path) -> None:
         right = sum(row[column] == labels[row["image"]] for row in rows)
         assert right / len(rows) > 0.8
     # What evaluate printed is of these very rows.
-    mcr = sum(
-        sum(row["base_pred"] == name for row in rows if labels[row["image"]] == name) / 54 for name in set(labels.values())
-    ) / 10
+    mcr = (
+        sum(
+            sum(row["base_pred"] == name for row in rows if labels[row["image"]] == name) / 54
+            for name in set(labels.values())
+        )
+        / 10
+    )
     assert f"{mcr:.4f}" in shown.stdout
 
 
