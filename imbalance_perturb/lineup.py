@@ -13,11 +13,11 @@ from imbalance_perturb.scores import Difference, Interval, Scores
 class Entry:
     """One method: its parameters, its figures, and what it costs.
 
-        ``parameters`` were chosen on all validation images; ``agreement`` says in how many of how many splits the same
-        were chosen without a part of them (``None`` where there was nothing to choose). ``scores`` are of images that
-        had no part in the choice, ``differences`` are this method minus `none` on the same images. ``passes`` counts
-    X says why a method could
-        not be used; it then has no scores.
+    ``parameters`` were chosen on all validation images; ``agreement`` says in how many of how many splits the same
+    were chosen without a part of them (``None`` where there was nothing to choose). ``scores`` are of images that
+    had no part in the choice, ``differences`` are this method minus `none` on the same images. ``passes`` counts
+    forward passes an image, a backward pass to the input as one. ``unavailable`` says why a method could not be
+    used; it then has no scores.
     """
 
     method: str

@@ -83,22 +83,25 @@ def open_rows(target: str, classes: Sequence[str], probabilities: bool) -> Itera
             stream.flush()
         return
     path = Path(target)
-    check_format(path)
+    check_output(path)
     with open_whole(path) as stream:
         make_writer = _jsonl_writer if path.suffix.lower() == ".jsonl" else _csv_writer
         yield make_writer(stream, classes, probabilities)
 
 
-def check_format(path: Path) -> None:
-    """Refuse a file name whose suffix names no format, before any work is done.
+def check_output(path: Path | None, suffixes: Sequence[str] = FORMATS) -> None:
+    """Refuse a file that could not be written, before any work is done; ``None`` is no file.
 
     Raises:
-        OutputFileError: with the formats there are.
+        OutputFileError: if its suffix is none of ``suffixes``, or its folder is not there.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(FORMATS)}, or - for stdout")
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        stdout = f", or {STDOUT} for stdout" if suffixes is FORMATS else ""
+        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(suffixes)}{stdout}")
     if not path.parent.is_dir():
-        raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another with -o")
+        raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another")
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def predict(
     """
     from imbalance_perturb.cli import render
     from imbalance_perturb.images import find_images
-    from imbalance_perturb.outputs import STDOUT, check_format
+    from imbalance_perturb.outputs import STDOUT, check_output
 
     if counts is None and images is None:
         model, images = None, model
@@ -121,7 +121,7 @@ def predict(
         raise SettingsError("no images are given: imbperturb predict MODEL COUNTS IMAGES (or IMAGES with a recipe)")
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     if out != STDOUT:
-        check_format(Path(out))
+        check_output(Path(out))
     say = render.Narrator(common.quiet)
     say.recipe(recipe)
     found = find_images(images)

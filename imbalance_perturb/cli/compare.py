@@ -18,7 +18,7 @@ from imbalance_perturb.cli.options import (
     resolve_settings,
     with_options,
 )
-from imbalance_perturb.errors import OutputFileError, SettingsError
+from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
     from imbalance_perturb.assembly import Assembly
@@ -112,10 +112,11 @@ def compare(
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     if settings.debias.steps != 1:
         raise SettingsError(f"steps is {settings.debias.steps} in the recipe: {_CHOSEN['steps']}")
-    _check_output(out, (".json",))
-    _check_output(report, (".html", ".htm"))
     from imbalance_perturb.cli import render
+    from imbalance_perturb.outputs import check_output
 
+    check_output(out, (".json",))
+    check_output(report, (".html", ".htm"))
     say = render.Narrator(common.quiet)
     say.recipe(recipe)
 
@@ -152,16 +153,6 @@ def _parse(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None
-
-
-def _check_output(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Before any work: a result that cannot be written should not cost an hour."""
-    if path is None:
-        return
-    if path.suffix.lower() not in suffixes:
-        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another")
 
 
 def _describe(say: Narrator, assembly: Assembly) -> None:

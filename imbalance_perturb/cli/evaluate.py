@@ -49,11 +49,11 @@ def evaluate(
     """
     from imbalance_perturb.evaluation import IntervalOptions
     from imbalance_perturb.evaluation_files import evaluate_files
-    from imbalance_perturb.outputs import run_path
+    from imbalance_perturb.outputs import check_output, run_path
 
     options = IntervalOptions(level=confidence_level, seed=seed)
     for path, suffixes in ((report, (".html", ".htm")), (plot, (".png",))):
-        _check_output(path, suffixes)
+        check_output(path, suffixes)
     if counts is None and not run_path(predictions).is_file():
         # Only where nothing nearer tells: a recipe may be of another run than the predictions.
         recipe_counts = resolve_settings(common)[0].model.counts
@@ -74,18 +74,6 @@ def evaluate(
         for path in written:
             print(f"written: {path}", file=sys.stderr)
     raise typer.Exit(_SOME_FAILED if evaluation.failed else 0)
-
-
-def _check_output(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Before any work: a report that cannot be written should not cost a minute."""
-    from imbalance_perturb.errors import OutputFileError
-
-    if path is None:
-        return
-    if path.suffix.lower() not in suffixes:
-        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another")
 
 
 def _write_files(evaluation: Evaluation, report: Path | None, plot: Path | None) -> list[Path]:

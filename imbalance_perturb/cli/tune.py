@@ -132,6 +132,7 @@ def tune_eps(
     """
     from imbalance_perturb.choice import SelectionRule
     from imbalance_perturb.cli.render import Narrator
+    from imbalance_perturb.outputs import check_output
     from imbalance_perturb.tuning import TuningOptions
 
     _check_given(debias, temperatures, losses)
@@ -148,7 +149,7 @@ def tune_eps(
     )
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):
-        _check_output(path, suffixes)
+        check_output(path, suffixes)
     say = Narrator(common.quiet)
     say.recipe(recipe)
     tuning = _tune(settings, val, labels, options, say)
@@ -190,18 +191,6 @@ def _split(option: str, text: str, kind: Callable[[str], object]) -> tuple[objec
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None
-
-
-def _check_output(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Before any work: a result that cannot be written should not cost minutes."""
-    from imbalance_perturb.errors import OutputFileError
-
-    if path is None:
-        return
-    if path.suffix.lower() not in suffixes:
-        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another")
 
 
 def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:

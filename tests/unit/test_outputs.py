@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imbalance_perturb.errors import OutputFileError
-from imbalance_perturb.outputs import check_format, open_rows, open_whole, partial_path, run_path, sha256, write_json
+from imbalance_perturb.outputs import check_output, open_rows, open_whole, partial_path, run_path, sha256, write_json
 from imbalance_perturb.results import PredictionRow
 
 CLASSES = ("nv", "mel,anoma")
@@ -94,9 +94,9 @@ def test_names_that_are_not_utf8_do_not_end_the_run(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     """An unknown suffix, a missing folder and a folder in the file's place are errors before any work."""
     with pytest.raises(OutputFileError, match=r"use \.csv or \.jsonl"):
-        check_format(tmp_path / "p.xlsx")
+        check_output(tmp_path / "p.xlsx")
     with pytest.raises(OutputFileError, match="there is no folder"):
-        check_format(tmp_path / "no" / "p.csv")
+        check_output(tmp_path / "no" / "p.csv")
     (tmp_path / "p.csv.partial").mkdir()
     with pytest.raises(OutputFileError, match=r"p\.csv: cannot be written"), open_whole(tmp_path / "p.csv"):
         pass
