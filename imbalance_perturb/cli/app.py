@@ -12,6 +12,9 @@ from typer import Argument, Option
 from imbalance_perturb.cli.compare import compare
 from imbalance_perturb.cli.evaluate import evaluate
 from imbalance_perturb.cli.options import (
+    FAILED,
+    SOME_FAILED,
+    WRONG_USAGE,
     CommonOptions,
     DebiasOptions,
     ModelOptions,
@@ -22,9 +25,6 @@ from imbalance_perturb.cli.options import (
 )
 from imbalance_perturb.cli.tune import tune_eps
 from imbalance_perturb.errors import ImbperturbError, SettingsError
-
-#: Exit codes besides 0: a failure, a wrong use, and done but with images that have an error.
-FAILED, WRONG_USAGE, SOME_FAILED = 1, 2, 3
 
 app = typer.Typer(
     name="imbperturb",

@@ -10,6 +10,7 @@ import typer
 from typer import Argument, Option
 
 from imbalance_perturb.cli.options import (
+    SOME_FAILED,
     CommonOptions,
     DebiasOptions,
     ModelOptions,
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from imbalance_perturb.assembly import Assembly
     from imbalance_perturb.cli.render import Narrator
     from imbalance_perturb.lineup import Comparison
-
-#: Exit code of a command that is done though some images have an error.
-_SOME_FAILED = 3
 
 #: Options of the shared group that a comparison chooses by itself, and what to give instead.
 _CHOSEN = {
@@ -145,7 +143,7 @@ def compare(
         settings, files, options, describe=lambda assembly: _describe(say, assembly), progress=say.progress
     )
     _show(comparison, out, report, common)
-    raise typer.Exit(_SOME_FAILED if comparison.failed else 0)
+    raise typer.Exit(SOME_FAILED if comparison.failed else 0)
 
 
 def _parse(option: str, text: str) -> tuple[float, ...]:

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from imbalance_perturb.cli.options import CommonOptions, resolve_settings, with_options
+from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, resolve_settings, with_options
 
 if TYPE_CHECKING:
     from imbalance_perturb.scores import Evaluation
-
-#: Exit code of a command that is done though some images have an error.
-_SOME_FAILED = 3
 
 
 @with_options
@@ -73,7 +70,7 @@ def evaluate(
             print(f"note: {note}", file=sys.stderr)
         for path in written:
             print(f"written: {path}", file=sys.stderr)
-    raise typer.Exit(_SOME_FAILED if evaluation.failed else 0)
+    raise typer.Exit(SOME_FAILED if evaluation.failed else 0)
 
 
 def _write_files(evaluation: Evaluation, report: Path | None, plot: Path | None) -> list[Path]:

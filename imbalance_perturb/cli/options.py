@@ -23,6 +23,9 @@ from imbalance_perturb.settings import (
     Settings,
 )
 
+#: Exit codes besides 0: a failure, a wrong use, and done but with images that have an error.
+FAILED, WRONG_USAGE, SOME_FAILED = 1, 2, 3
+
 _MODEL, _PREPROCESS, _DEBIAS, _RUN = "Model file", "Preprocessing", "Correction", "Running"
 
 

@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 
 from imbalance_perturb.cli.options import (
+    SOME_FAILED,
     CommonOptions,
     DebiasOptions,
     ModelOptions,
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from imbalance_perturb.settings import Settings
     from imbalance_perturb.tuning import TuningOptions
     from imbalance_perturb.tuning_results import Tuning
-
-#: Exit code of a command that is done though some images have an error.
-_SOME_FAILED = 3
 
 _PANEL = "Choice"
 
@@ -159,7 +157,7 @@ def tune_eps(
         say.line(f"note: {text}")
     say.line("written: " + ", ".join(str(path) for path in (out, plot, report) if path is not None))
     _hand_over(tuning, settings, recipe, say)
-    raise typer.Exit(_SOME_FAILED if tuning.failed else 0)
+    raise typer.Exit(SOME_FAILED if tuning.failed else 0)
 
 
 def _check_given(debias: DebiasOptions, temperatures: str | None, losses: str | None) -> None:
