@@ -1,0 +1,204 @@
+"""Make a loaded network cheaper without changing what it computes: fewer operations, a layout that suits the machine.
+
+Batch norm in eval mode is a fixed affine map, so it is folded into the convolution before it; on a CPU,
+convolutions run channels-last, with packed weights and with what follows them done inside, forward and backward.
+All this changes logits by rounding only, which is checked on a trial batch; a network that cannot be rewritten, or
+would answer differently, runs as it is. The same network in low precision is a second module beside the first.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from imbalance_perturb.modes import frozen_eval, full_precision
+from imbalance_perturb.optimisation import convolution
+from imbalance_perturb.optimisation.conversion import convert
+from imbalance_perturb.optimisation.rewriting import Rewriter
+
+#: Largest difference of a logit, relative to the largest logit, that counts as rounding in float32.
+TOLERANCE = 1e-3
+
+#: Least cosine between the two networks' gradients of a logit: rounding flips activations near their kinks.
+LEAST_COSINE = 0.99
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """What was done to a network, for people: ``path`` in words, and how far its logits moved on the trial batch."""
+
+    path: str
+    difference: float
+
+
+class ChannelsLast(nn.Module):
+    """A network whose parameters and inputs are laid out channels-last, which CPU convolutions prefer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's output for x in another layout."""
+        return self.network(x.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+
+
+class Rewritten(ChannelsLast):
+    """A traced network after :class:`Rewriter`, with the traced graph it came from."""
+
+    def __init__(self, network: nn.Module, source: fx.GraphModule) -> None:
+        super().__init__(network)
+        # In a list, so that the source's parameters are not counted as this module's.
+        self._source = [source]
+
+    @property
+    def source(self) -> fx.GraphModule:
+        """The traced network, batch norm folded, not rewritten: what another precision starts from."""
+        return self._source[0]
+
+
+class LowPrecision(nn.Module):
+    """A network in low precision that takes and returns float32.
+
+    The input stays float32 up to the first layer: rounded to bfloat16 it would lose a step of 0.001.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's output, float32."""
+        with torch.autocast(x.device.type, dtype=self.dtype):
+            return self.network(x).float()  # type: ignore[no-any-return]
+
+
+def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
+    """A network that computes the same for less, or ``network`` itself where there is none.
+
+    Args:
+        network: frozen, in eval mode, on its device; not to be used any more afterwards but through what is returned.
+        x: a trial batch (N, C, H, W) on that device, on which the two are compared.
+    """
+    expected = _output(network, x)
+    if expected is None:
+        return network, Optimisation("as the file has it (its output is not one tensor)", 0.0)
+    steps, candidate = [], network
+    folded = _fold_batch_norm(network)
+    if folded is not None:
+        candidate, count = folded
+        steps += [f"batch norm folded into {count} convolutions"] if count else []
+    if x.device.type == "cpu" and x.ndim == 4 and any(parameter.ndim == 4 for parameter in network.parameters()):
+        rewritten = None if folded is None else _rewrite(folded[0], x, torch.float32)
+        if rewritten is None:
+            candidate = ChannelsLast(candidate)
+        else:
+            candidate = Rewritten(rewritten[0], folded[0])  # type: ignore[index]
+            steps += [f"{count} {what}" for what, count in rewritten[1].items()]
+        steps.append("channels-last")
+    if not steps:
+        return network, Optimisation("as the file has it", 0.0)
+    found = _output(candidate, x)
+    assert found is not None  # rewriting leaves the kind of output alone
+    difference = _difference(found, expected)
+    if not difference <= TOLERANCE:
+        # Laying parameters out anew changed no value of the network itself: it still answers as before.
+        return network, Optimisation(
+            f"as the file has it ({', '.join(steps)} moved its logits by {difference:.2g})", 0.0
+        )
+    if not _same_gradient(network, candidate, x):
+        return network, Optimisation(f"as the file has it ({', '.join(steps)} changed its gradient)", 0.0)
+    return candidate, Optimisation(", ".join(steps), difference)
+
+
+def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module, Optimisation]:
+    """The network in low precision, beside the one given, which stays as it is.
+
+    Args:
+        network: what :func:`optimise` returned.
+        x: a trial batch (N, C, H, W) on its device.
+        dtype: bfloat16 or float16.
+
+    Returns:
+        a module that takes and returns float32, and how far its logits lie from the network's own.
+    """
+    name = str(dtype).removeprefix("torch.")
+    expected = _output(network, x)
+    candidate, path = network, f"{name} by autocast"
+    if isinstance(network, Rewritten) and dtype is torch.bfloat16:
+        rewritten = _rewrite(network.source, x, dtype)
+        if rewritten is not None:
+            candidate, path = ChannelsLast(rewritten[0]), f"{name} inside the convolutions, the rest by autocast"
+    lowered = LowPrecision(candidate, dtype)
+    found = _output(lowered, x)
+    if found is None or expected is None:
+        return lowered, Optimisation(path, 0.0)
+    return lowered, Optimisation(path, _difference(found, expected))
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+
+
+def _same_gradient(network: nn.Module, candidate: nn.Module, x: Tensor) -> bool:
+    """Whether both have the gradient of a logit at the input in common, up to flipped kinks of activations."""
+    found = [_gradient(module, x) for module in (network, candidate)]
+    first, second = found
+    if first is None or second is None:
+        return first is second
+    # Scaled first: an untrained network's gradient can be so small that its square is 0.
+    scale = first.abs().max().double().clamp_min(torch.finfo(torch.float64).tiny)
+    a, b = (gradient.flatten().double() / scale for gradient in (first, second))
+    return bool(a @ b >= LEAST_COSINE * a.norm() * b.norm()) and bool(a.any()) == bool(b.any())
+
+
+def _gradient(network: nn.Module, x: Tensor) -> Tensor | None:
+    """Gradient of the first logit at the input, ``None`` where autograd doesn't reach it."""
+    with torch.inference_mode(False), torch.enable_grad(), frozen_eval(network), full_precision(x.device):
+        leaf = x.detach().clone().requires_grad_(True)
+        logits = network(leaf.clone())
+        if not logits.requires_grad:
+            return None
+        (gradient,) = torch.autograd.grad(logits[:, 0].sum(), leaf, allow_unused=True)
+    return gradient
+
+
+def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int] | None:
+    """The network traced, with batch norm folded away and how often, or ``None`` where it cannot be traced."""
+    if isinstance(network, torch.jit.ScriptModule | fx.GraphModule):
+        converted = convert(network)
+        if converted is None:
+            return None
+        network = converted
+    before = _batch_norms(network)
+    try:
+        folded = fuse(network)
+    except Exception:  # noqa: BLE001 - tracing runs the network's own code on symbols; if it raises, it runs as it is
+        return None
+    assert isinstance(folded, fx.GraphModule)
+    return folded, before - _batch_norms(folded)
+
+
+def _rewrite(graph: fx.GraphModule, x: Tensor, dtype: torch.dtype) -> tuple[fx.GraphModule, dict[str, int]] | None:
+    """A rewritten copy of a traced network and what was made, or ``None`` where there is nothing to gain."""
+    if not convolution.available():
+        return None
+    # Modules are shared with the copy: the rewriter puts others beside them and changes none.
+    duplicate = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    made = Rewriter(duplicate, x.contiguous(memory_format=torch.channels_last), dtype).rewrite()
+    return (duplicate, made) if made else None
+
+
+def _batch_norms(network: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def _output(network: nn.Module, x: Tensor) -> Tensor | None:
+    """The network's logits, or ``None`` where it returns something else."""
+    with torch.no_grad(), frozen_eval(network), full_precision(x.device):
+        found = network(x)
+    return found if isinstance(found, Tensor) else None
