@@ -1,0 +1,104 @@
+"""How many images go through the model at once: measured at the start, halved where memory does not suffice."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from imbalance_perturb.errors import DeviceError
+
+Row = TypeVar("Row")
+
+#: Batch sizes that are tried, by kind of device. On a CPU small batches keep activations in the cache; and glibc
+#: fetches blocks above 32 MB from the system anew each time, which costs more than the arithmetic on them.
+TRIED = {"cpu": (4, 8, 16, 32), "cuda": (32, 64, 128, 256, 512)}
+
+#: A larger batch has to be faster by so much: less memory, and a first row sooner, are worth something too.
+_GAIN = 0.03
+
+_ROUNDS = 2
+
+
+class BatchLimit:
+    """The largest number of images that memory has been found to suffice for.
+
+    ``most`` is ``None`` until memory has run out once.
+    """
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+
+    def run(self, compute: Callable[[slice], Sequence[Row]], n: int) -> list[Row]:
+        """The results of n images, of all at once or in parts as small as memory demands.
+
+        Args:
+            compute: gives one result for each image of a slice; if memory runs out, it is called again for less.
+            n: number of images.
+
+        Raises:
+            DeviceError: if memory does not suffice for one image.
+        """
+        rows: list[Row] = []
+        while len(rows) < n:
+            part = slice(len(rows), min(n, len(rows) + (self.most or n)))
+            size = part.stop - part.start
+            try:
+                rows += compute(part)
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise DeviceError(
+                        "memory does not suffice for a single image; use another --device or smaller images"
+                        " (--resize, --crop)"
+                    ) from error
+            # Outside of the handler: while the error is alive, so are the tensors of the frames it came through.
+            self.most = size // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return rows
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that memory ran out, on a GPU or in the machine."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def measure_batch_size(
+    predict: Callable[[Tensor], object], make_batch: Callable[[int], Tensor], sizes: Sequence[int]
+) -> int:
+    """The batch size that takes the least time an image, the smallest where others gain little.
+
+    Args:
+        predict: what is to be done with a batch.
+        make_batch: gives a batch (n, ...) of n images on the device.
+        sizes: tried in this order, ascending, until one runs out of memory.
+    """
+    best, least = sizes[0], float("inf")
+    for size in sizes:
+        try:
+            x = make_batch(size)
+            seconds = statistics.median(_seconds(predict, x) for _ in range(_ROUNDS)) / size
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or size == sizes[0]:
+                raise
+            break
+        if seconds < least * (1 - _GAIN):
+            best, least = size, seconds
+    return best
+
+
+def _seconds(predict: Callable[[Tensor], object], x: Tensor) -> float:
+    start = time.perf_counter()
+    predict(x)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - start
