@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from imbalance_perturb.cells import decode_path
 from imbalance_perturb.errors import ImageError, ImageFolderError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from imbalance_perturb.pixels import Pixels
 
 #: Suffixes (lower case) of the files in a folder that are taken for images; content decides how they are read.
-_SUFFIXES = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
+_SUFFIXES = ".bmp .dcm .dicom .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+#: No larger file is opened: decoders may read one whole into memory.
+MAX_FILE_BYTES = 2 * 1024**3
+
+_DICOM_SUFFIXES = (".dcm", ".dicom")
+_LONGEST_REASON = 240
+
+_MAGICS = {
+    b"\xff\xd8\xff": "a JPEG",
+    b"\x89PNG": "a PNG",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"II+\0": "a TIFF",
+    b"MM\0+": "a TIFF",
+    b"BM": "a BMP",
+    b"GIF8": "a GIF",
+    b"RIFF": "a WebP",
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +80,9 @@ def find_images(path: str | Path) -> ImageList:
 def _find_in_folder(root: Path) -> ImageList:
     names: list[str] = []
     ignored: Counter[str] = Counter()
-    for name in _iter_files(root, "", (_identity(root),)):
+    for name, entry in _iter_files(root, "", (_identity(root),)):
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each of 300,000 files is slow
-        if suffix in IMAGE_SUFFIXES and not name.rpartition("/")[2].startswith("."):
+        if not entry.name.startswith(".") and (suffix in IMAGE_SUFFIXES or _is_unnamed_dicom(entry, suffix)):
             names.append(name)
         else:
             ignored[suffix or "no suffix"] += 1
@@ -77,7 +96,9 @@ def _find_in_folder(root: Path) -> ImageList:
     return ImageList(root, root, names, ignored)
 
 
-def _iter_files(folder: str | Path, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _iter_files(
+    folder: str | Path, prefix: str, ancestors: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -85,12 +106,37 @@ def _iter_files(folder: str | Path, prefix: str, ancestors: tuple[tuple[int, int
             f"{folder}: cannot be searched ({error.strerror}); make it readable or remove it"
         ) from None
     for entry in entries:
+        name = prefix + entry.name
+        if not _is_folder(entry):
+            yield name, entry
         # A link back to a folder above would be searched for ever.
-        if entry.is_dir():
-            if (identity := _identity(entry.path)) not in ancestors:
-                yield from _iter_files(entry.path, f"{prefix}{entry.name}/", (*ancestors, identity))
-        else:
-            yield prefix + entry.name
+        elif (identity := _identity(entry.path)) not in ancestors:
+            empty = True
+            for found in _iter_files(entry.path, f"{name}/", (*ancestors, identity)):
+                empty = False
+                yield found
+            if empty and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - as above
+                yield name, entry  # named like an image: its row says that it is none
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
+def _is_unnamed_dicom(entry: os.DirEntry[str], suffix: str) -> bool:
+    # Archives export DICOM files without suffix, or named by a UID, of which the last number looks like one.
+    if (suffix and not suffix[1:].isdecimal()) or entry.name == "DICOMDIR":
+        return False
+    try:
+        if not entry.is_file():
+            return False
+        with open(entry.path, "rb") as stream:  # noqa: PTH123 - as above
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
@@ -105,7 +151,8 @@ def _read_image_column(path: Path) -> list[str]:
             if "image" not in (reader.fieldnames or ()):
                 found = ", ".join(reader.fieldnames or ()) or "nothing"
                 raise ImageFolderError(f"{path}: has no column 'image' (found: {found}); name it in the first line")
-            names = [row["image"] or "" for row in reader]
+            # A predictions file can be the list: its names are cells that stand for others.
+            names = [decode_path(row["image"] or "") for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ImageFolderError(
             f"{path}: cannot be read as CSV ({error}); expected UTF-8 with a column 'image'"
@@ -124,59 +171,89 @@ def _read_image_column(path: Path) -> list[str]:
     return names
 
 
-def decode_image(path: str | Path, color: str) -> Image.Image:
-    """The pixels of an image file as a PIL image.
+def decode_image(
+    path: str | Path, color: str, *, max_value: int | None = None, exif_orientation: bool = False
+) -> Pixels:
+    """The pixels of an image file; of one with several frames (GIF, WebP, APNG) the first.
 
     Args:
-        path: the file.
+        path: the file; its content says the format, not its suffix.
         color: ``rgb`` or ``gray``.
+        max_value: the pixel value of white in images of more than 8 bits; ``None`` is the highest of the type. It
+            does not concern PGM and DICOM files that state the range themselves.
+        exif_orientation: whether to turn a picture upright as its EXIF data say (TIFF always is).
 
     Returns:
-        Mode ``RGB`` or ``L``; 16-bit images come as mode ``F`` scaled to [0, 255] without loss (one channel).
+        A PIL image of mode ``RGB`` or ``L``; for more than 8 bits mode ``F``, scaled to [0, 255] without loss, one
+        image for gray and three for colour.
 
     Raises:
-        ImageError: with the reason, whatever is wrong with the file.
+        ImageError: with the reason in one line, whatever is wrong with the file.
     """
-    from PIL import Image
-
+    head = b""
     try:
-        # The bomb warning is below the size that Pillow refuses; the row's reason is for those.
-        with warnings.catch_warnings():
+        # Decoders warn about what they then read all the same; what cannot be read is an error.
+        with _open_regular(path) as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                _refuse_unusable(image)
-                image.load()
-                return _convert(image, color)
-    except ImageError:
-        raise
+            from imbalance_perturb import dicom, raster
+
+            head = stream.read(dicom.HEAD_BYTES)
+            stream.seek(0)
+            if dicom.is_dicom(head):
+                return dicom.read_dicom(stream, color, max_value)
+            return raster.read_raster(stream, color, max_value, exif_orientation)
+    except ImageError as error:
+        raise ImageError(_one_line(str(error))) from None
     except OSError as error:
-        raise ImageError(_reason(error)) from None
+        raise ImageError(_reason(error, path, head)) from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on a broken file; the row says what
-        raise ImageError(f"cannot be decoded ({type(error).__name__}: {error})") from None
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ImageError(f"cannot be decoded ({_one_line(text)})") from None
 
 
-def _refuse_unusable(image: Image.Image) -> None:
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"TIFF with {image.n_frames} pages; split it into one file a page")  # type: ignore[attr-defined]
-    if image.mode in ("I", "F"):
-        raise ImageError(f"pixels are 32-bit ({image.mode}) with no known range; convert to 8 or 16 bits")
+def _open_regular(path: str | Path) -> BinaryIO:
+    # A pipe would be waited for; and a path instead of a stream would let Pillow map the file into memory, where a
+    # file cut short during the run kills the process.
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    kind = os.stat(path).st_mode  # noqa: PTH116 - as above
+    if not stat.S_ISREG(kind):
+        names = (
+            (stat.S_ISDIR, "folder"),
+            (stat.S_ISFIFO, "named pipe"),
+            (stat.S_ISSOCK, "socket"),
+            (stat.S_ISCHR, "device"),
+        )
+        raise ImageError(f"is a {next((name for test, name in names if test(kind)), 'device')}, not a file")
+    stream = open(path, "rb", opener=opener)  # noqa: SIM115 - the caller closes it
+    status = os.fstat(stream.fileno())
+    if stat.S_ISREG(status.st_mode) and 0 < status.st_size <= MAX_FILE_BYTES:
+        return stream
+    stream.close()
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError(f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    raise ImageError("the file is empty (0 bytes)")
 
 
-def _convert(image: Image.Image, color: str) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT:
-        # convert("RGB") would clip everything above 255.
-        import numpy as np
-        from PIL import Image as Pil
-
-        return Pil.fromarray(np.asarray(image, dtype=np.uint16).astype(np.float32) * np.float32(255 / 65535))
-    return image.convert("L" if color == "gray" else "RGB")
-
-
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, path: str | Path, head: bytes) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
+        for magic, name in _MAGICS.items():
+            if head.startswith(magic):
+                return f"begins like {name} but cannot be read as one: damaged, or of a rare kind"
+        if os.path.splitext(path)[1].lower() in _DICOM_SUFFIXES:  # noqa: PTH122 - as above
+            return "not a DICOM file: has no 'DICM' at byte 128"
         return "not an image in a known format"
+    if error.errno == errno.ENOENT and os.path.islink(path):  # noqa: PTH114 - as above
+        return "a link to a file that is not there"
     if error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
-    return str(error) or type(error).__name__
+    return _one_line(str(error) or type(error).__name__)
+
+
+def _one_line(text: str) -> str:
+    # Messages of decoders may hold line ends, and bytes of the broken file.
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."

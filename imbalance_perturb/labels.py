@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from imbalance_perturb.cells import decode_path
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.errors import ImageFolderError, LabelsError
 from imbalance_perturb.images import find_images
@@ -124,4 +125,5 @@ def _check_classes(path: Path, found: Mapping[str, str], index: Mapping[str, int
 
 
 def _posix(image: str) -> str:
-    return image.strip().replace("\\", "/").removeprefix("./")
+    # First what predict escapes: a cell copied from a predictions file names the same image.
+    return decode_path(image.strip()).replace("\\", "/").removeprefix("./")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -12,14 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from imbalance_perturb.cells import csv_line, encode_path, encode_text, encode_unicode
 from imbalance_perturb.errors import OutputFileError
+from imbalance_perturb.parquet import has_pyarrow, open_parquet
 from imbalance_perturb.results import PredictionRow
 
 #: Columns of every predictions file, in order; class probabilities follow where asked for.
 COLUMNS = ("image", "base_pred", "base_confidence", "pred", "confidence", "changed", "error")
 
+#: The column after them where the correction was left out for some images: whether it was run.
+CORRECTED = "corrected"
+
 #: Suffixes that a predictions file may have.
-FORMATS = (".csv", ".jsonl")
+FORMATS = (".csv", ".jsonl", ".parquet")
 
 STDOUT = "-"
 
@@ -35,8 +39,8 @@ def run_path(path: Path) -> Path:
 
 
 @contextmanager
-def open_whole(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears under its name only when the block ends without an error.
+def open_whole(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file, UTF-8 text or bytes, that appears under its name only when the block ends without an error.
 
     Until then, and for good after an error, it is at :func:`partial_path`.
 
@@ -45,8 +49,9 @@ def open_whole(path: Path) -> Iterator[IO[str]]:
     """
     partial = partial_path(path)
     try:
-        # A file name that is not UTF-8 must not end the run: it is written with its bytes escaped.
-        stream = partial.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        # A file name that is not UTF-8 must not end the run: in JSON its bytes are escaped, and read back the same.
+        text = {} if binary else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        stream: IO[Any] = partial.open("wb" if binary else "w", **text)  # type: ignore[call-overload]
     except OSError as error:
         raise OutputFileError(f"{path}: cannot be written ({error.strerror}); choose another place with -o") from None
     try:
@@ -71,35 +76,48 @@ def write_json(path: Path, data: object) -> None:
 
 
 @contextmanager
-def open_rows(target: str, classes: Sequence[str], probabilities: bool) -> Iterator[Callable[[PredictionRow], None]]:
-    """A function that writes one row to ``target``: a ``.csv`` or ``.jsonl`` path, or ``-`` for CSV on stdout.
+def open_rows(
+    target: str, classes: Sequence[str], probabilities: bool, *, corrected: bool = False
+) -> Iterator[Callable[[PredictionRow], None]]:
+    """A function that writes one row to ``target``: a ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV.
+
+    In CSV no cell is a formula to a spreadsheet: :mod:`imbalance_perturb.cells` says how names are written and read.
+    With ``corrected``, rows say whether the correction was run on the image, in a column after ``error``.
 
     Raises:
         OutputFileError: if the suffix is not one of :data:`FORMATS` or the file cannot be written.
     """
     if target == STDOUT:
         with _stdout() as stream:
-            yield _csv_writer(stream, classes, probabilities)
+            yield _csv_writer(stream, classes, probabilities, corrected)
             stream.flush()
         return
     path = Path(target)
     check_output(path)
+    if path.suffix.lower() == ".parquet":
+        columns = _typed_columns(classes, probabilities, corrected)
+        with open_whole(path, binary=True) as file, open_parquet(file, columns) as write:
+            yield lambda row: write(_record(row, classes if probabilities else (), corrected))
+        return
     with open_whole(path) as stream:
         make_writer = _jsonl_writer if path.suffix.lower() == ".jsonl" else _csv_writer
-        yield make_writer(stream, classes, probabilities)
+        yield make_writer(stream, classes, probabilities, corrected)
 
 
 def check_output(path: Path | None, suffixes: Sequence[str] = FORMATS) -> None:
     """Refuse a file that could not be written, before any work is done; ``None`` is no file.
 
     Raises:
-        OutputFileError: if its suffix is none of ``suffixes``, or its folder is not there.
+        OutputFileError: if its suffix is none of ``suffixes``, its folder is not there, or it is to be Parquet and
+            pyarrow is not installed.
     """
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
         stdout = f", or {STDOUT} for stdout" if suffixes is FORMATS else ""
-        raise OutputFileError(f"{path}: the suffix names no format; use {' or '.join(suffixes)}{stdout}")
+        raise OutputFileError(f"{path}: the suffix names no format; use {_alternatives(suffixes)}{stdout}")
+    if path.suffix.lower() == ".parquet" and not has_pyarrow():
+        raise OutputFileError(f"{path}: needs pyarrow; pip install 'imbalance-perturb[parquet]', or use .csv or .jsonl")
     if not path.parent.is_dir():
         raise OutputFileError(f"{path}: there is no folder {path.parent}; make it first or choose another")
 
@@ -111,46 +129,69 @@ def _stdout() -> Iterator[IO[str]]:
         yield s
 
 
-def _csv_writer(stream: IO[str], classes: Sequence[str], probabilities: bool) -> Callable[[PredictionRow], None]:
-    writer = csv.writer(stream, lineterminator="\n")
-    columns = [*COLUMNS]
+def _alternatives(suffixes: Sequence[str]) -> str:
+    *others, last = suffixes
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _typed_columns(classes: Sequence[str], probabilities: bool, corrected: bool) -> list[tuple[str, type]]:
+    types = dict.fromkeys(COLUMNS, str) | {"base_confidence": float, "confidence": float, "changed": bool}
+    columns: list[tuple[str, type]] = [*types.items(), *([(CORRECTED, bool)] if corrected else [])]
     if probabilities:
-        columns += [f"p_{name}" for name in classes] + [f"base_p_{name}" for name in classes]
-    writer.writerow(columns)
+        columns += [(f"{kind}{name}", float) for kind in ("p_", "base_p_") for name in classes]
+    return columns
+
+
+def _csv_writer(
+    stream: IO[str], classes: Sequence[str], probabilities: bool, corrected: bool
+) -> Callable[[PredictionRow], None]:
+    columns = [encode_unicode(name) for name, _ in _typed_columns(classes, probabilities, corrected)]
+    stream.write(csv_line(columns))
 
     def write(row: PredictionRow) -> None:
+        image = encode_path(row.image)
         if row.error is not None:
-            blank = [""] * (2 * len(classes) if probabilities else 0)
-            writer.writerow([row.image, "", "", "", "", "", row.error, *blank])
+            blank = [""] * (len(columns) - len(COLUMNS))
+            stream.write(csv_line([image, "", "", "", "", "", encode_text(row.error), *blank]))
             return
-        cells = [row.image, row.base_pred, _digits(row.base_confidence), row.pred, _digits(row.confidence)]
-        writer.writerow([*cells, int(row.changed), "", *map(_digits, (*row.probs, *row.base_probs))])
+        cells = [encode_text(row.base_pred or ""), _digits(row.base_confidence)]
+        cells += [encode_text(row.pred or ""), _digits(row.confidence), str(int(row.changed)), ""]
+        mark = [str(int(row.corrected))] if corrected else []
+        stream.write(csv_line([image, *cells, *mark, *map(_digits, (*row.probs, *row.base_probs))]))
 
     return write
 
 
-def _jsonl_writer(stream: IO[str], classes: Sequence[str], probabilities: bool) -> Callable[[PredictionRow], None]:
+def _jsonl_writer(
+    stream: IO[str], classes: Sequence[str], probabilities: bool, corrected: bool
+) -> Callable[[PredictionRow], None]:
+    names = classes if probabilities else ()
+
     def write(row: PredictionRow) -> None:
-        json.dump(_jsonl_record(row, classes if probabilities else ()), stream, ensure_ascii=False)
+        # Probabilities of a row without prediction are left out, not null.
+        record = _record(row, () if row.error is not None else names, corrected)
+        json.dump(record, stream, ensure_ascii=False)
         stream.write("\n")
 
     return write
 
 
-def _jsonl_record(row: PredictionRow, classes: Sequence[str]) -> dict[str, Any]:
-    if row.error is not None:
-        return {**dict.fromkeys(COLUMNS), "image": row.image, "error": row.error}
+def _record(row: PredictionRow, classes: Sequence[str], corrected: bool) -> dict[str, Any]:
+    failed = row.error is not None
     record: dict[str, Any] = {
         "image": row.image,
         "base_pred": row.base_pred,
         "base_confidence": row.base_confidence,
         "pred": row.pred,
         "confidence": row.confidence,
-        "changed": row.changed,
-        "error": None,
+        "changed": None if failed else row.changed,
+        "error": row.error,
     }
-    record |= {f"p_{name}": p for name, p in zip(classes, row.probs, strict=True)}
-    record |= {f"base_p_{name}": p for name, p in zip(classes, row.base_probs, strict=True)}
+    if corrected:
+        record[CORRECTED] = None if failed else row.corrected
+    nothing = [None] * len(classes)
+    record |= {f"p_{name}": p for name, p in zip(classes, nothing if failed else row.probs, strict=True)}
+    record |= {f"base_p_{name}": p for name, p in zip(classes, nothing if failed else row.base_probs, strict=True)}
     return record
 
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from imbalance_perturb.errors import ImageError, SettingsError
+from imbalance_perturb.pixels import MAX_PIXELS
 from imbalance_perturb.settings import INTERPOLATIONS, PreprocessSettings
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from imbalance_perturb.pixels import Pixels
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-#: No resized image may have more pixels than this (Pillow's own limit for decoding, 2 x 89 million).
-MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class Preprocessing:
 
     ``resize``: the shorter side (int), (height, width), or ``None``; ``crop``: centred (height, width) or ``None``;
     ``mean``, ``std``: one number a channel, in units of [0, 1] pixels; ``interpolation``: as Pillow names it,
-    antialiased; ``color``: ``rgb`` (3 channels) or ``gray`` (1 channel).
+    antialiased; ``color``: ``rgb`` (3 channels) or ``gray`` (1 channel); ``max_value``: the pixel value that becomes
+    1 in images of more than 8 bits, ``None`` for the highest of the type; ``exif_orientation``: whether pictures are
+    turned upright as their EXIF data say.
     """
 
     resize: int | tuple[int, int] | None
@@ -37,6 +39,8 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str
     color: str
+    max_value: int | None = None
+    exif_orientation: bool = False
 
     @property
     def channels(self) -> int:
@@ -56,14 +60,15 @@ class Preprocessing:
 
     def describe(self) -> str:
         """One line for people: what will be done to an image, in order."""
-        parts = ["RGB" if self.color == "rgb" else "grayscale"]
+        parts = ["upright by EXIF"] if self.exif_orientation else []
+        parts.append("RGB" if self.color == "rgb" else "grayscale")
         if isinstance(self.resize, int):
             parts.append(f"shorter side to {self.resize} ({self.interpolation}, antialiased)")
         elif self.resize is not None:
             parts.append(f"resize to {self.resize[0]} x {self.resize[1]} ({self.interpolation}, antialiased)")
         if self.crop is not None:
             parts.append(f"centre crop {self.crop[0]} x {self.crop[1]}")
-        parts.append("[0, 1]")
+        parts.append("[0, 1]" + (f" (above 8 bits: {self.max_value} is 1)" if self.max_value is not None else ""))
         if any(self.mean) or any(s != 1 for s in self.std):
             mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
             parts.append(f"minus ({mean}), over ({std})")
@@ -88,11 +93,11 @@ class Preprocessing:
         return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
-def make_geometry(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    """The part that worker processes do: a function from a PIL image to (C, H, W) pixels in [0, 255].
+def make_geometry(preprocessing: Preprocessing) -> Callable[[Pixels], Tensor]:
+    """The part that worker processes do: a function from decoded pixels to (C, H, W) pixels in [0, 255].
 
-    uint8, or float32 for a 16-bit image. The function raises :class:`ImageError` for an image that cannot be
-    resized or is smaller than the crop.
+    uint8, or float32 for an image of more than 8 bits. The function raises :class:`ImageError` for an image that
+    cannot be resized or is smaller than the crop.
     """
     from torchvision.transforms import v2
 
@@ -102,7 +107,7 @@ def make_geometry(preprocessing: Preprocessing) -> Callable[[Image.Image], Tenso
     crop = None if p.crop is None else v2.CenterCrop(p.crop)
     to_tensor = v2.PILToTensor()
 
-    def geometry(image: Image.Image) -> Tensor:
+    def fit(image: Image.Image) -> Tensor:
         _check_size(image.size, p)
         if resize is not None:
             image = resize(image)
@@ -113,12 +118,19 @@ def make_geometry(preprocessing: Preprocessing) -> Callable[[Image.Image], Tenso
                 )
             image = crop(image)
         pixels: Tensor = to_tensor(image)
+        # Between bright and dark the wider filters overshoot; 8-bit pixels are clipped there by their type.
+        return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
+
+    def geometry(image: Pixels) -> Tensor:
+        # Pillow has no float image of three channels: each goes through the same filter on its own.
+        pixels = torch.cat([fit(plane) for plane in image]) if isinstance(image, tuple) else fit(image)
         return pixels.expand(p.channels, -1, -1) if pixels.shape[0] != p.channels else pixels
 
     return geometry
 
 
 def _check_size(size: tuple[int, int], p: Preprocessing) -> None:
+    # Before any memory is taken: a strip of 1 x 20,000 pixels would become one of 256 x 5 million.
     if isinstance(p.resize, int):
         longer = p.resize * max(size) / min(size)
         if longer * p.resize > MAX_PIXELS:
@@ -153,6 +165,8 @@ def select_preprocessing(settings: PreprocessSettings, in_channels: int | None =
         std=_channel_values("std", settings.std, preset.std, channels, settings.preset),
         interpolation=settings.interpolation or preset.interpolation,
         color=color,
+        max_value=settings.max_value,
+        exif_orientation=settings.exif_orientation,
     )
     _check_crop(result)
     return result

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,21 @@ def test_sixteen_bit_keeps_its_fractions() -> None:
     assert 0 <= x.min() <= x.max() <= 1
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
+@pytest.mark.parametrize("size", [(40, 50), (200, 300)])
+def test_sixteen_bit_is_resized_as_eight_bits_are(interpolation: str, size: tuple[int, int]) -> None:
+    """The same picture as one 8-bit image or as three float images makes the same input but for the rounding."""
+    p = select_preprocessing(PreprocessSettings(preset="none", resize=size, interpolation=interpolation))
+    array = np.random.default_rng(0).integers(100, 156, (90, 110, 3)).astype(np.uint8)
+    red, green, blue = (Image.fromarray(array[..., channel].astype(np.float32)) for channel in range(3))
+    deep, plain = make_geometry(p)((red, green, blue)), make_geometry(p)(Image.fromarray(array))
+    assert (deep.dtype, plain.dtype, deep.shape) == (torch.float32, torch.uint8, plain.shape)
+    torch.testing.assert_close(deep, plain.to(torch.float32), rtol=0, atol=2)  # 8 bits are rounded in each direction
+    # Black and white edges make wide filters overshoot: float pixels too stay within the range.
+    edges = make_geometry(p)(Image.fromarray(np.where(array > 128, np.float32(255), np.float32(0))[..., 0]))
+    assert 0 <= edges.min() <= edges.max() <= 255
+
+
 def test_eps_and_bounds_in_pixels() -> None:
     """pixel eps and clip bounds are those of [0, 1] pixels, channel by channel."""
     p = select_preprocessing(PreprocessSettings())
@@ -115,6 +132,8 @@ def test_an_image_that_cannot_be_fitted_says_so() -> None:
         crop_only(noise(40, 60))
     with pytest.raises(ImageError, match="too long and thin"):
         make_geometry(select_preprocessing(PreprocessSettings()))(Image.new("L", (1, 20000)))
+    with pytest.raises(ImageError, match="too long and thin"):
+        make_geometry(select_preprocessing(PreprocessSettings()))(Image.new("RGB", (20000, 1)))
 
 
 def test_the_description_says_everything_in_order() -> None:
@@ -123,3 +142,10 @@ def test_the_description_says_everything_in_order() -> None:
         "RGB -> shorter side to 256 (bilinear, antialiased) -> centre crop 224 x 224 -> [0, 1]"
         " -> minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225)"
     )
+
+
+def test_the_description_names_what_is_off_by_default() -> None:
+    """Orientation by EXIF and the value of white are part of what is done, recorded with the rest."""
+    p = replace(select_preprocessing(PreprocessSettings(preset="none")), max_value=4095, exif_orientation=True)
+    assert p.describe() == "upright by EXIF -> RGB -> [0, 1] (above 8 bits: 4095 is 1)"
+    assert (p.to_dict()["max_value"], p.to_dict()["exif_orientation"]) == (4095, True)

@@ -1,0 +1,70 @@
+"""Decoded pixels whatever the file format: how many there may be, and more than 8 bits without loss."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from imbalance_perturb.errors import ImageError
+
+#: No image may have more pixels than this, decoded or resized: Pillow's own limit against decompression bombs.
+MAX_PIXELS = 178_956_970
+
+#: An image in mode ``RGB`` or ``L``; or, where a file has more than 8 bits, one in mode ``F`` for each channel
+#: (one or three), its full range scaled to [0, 255] with fractions.
+Pixels: TypeAlias = Image.Image | tuple[Image.Image, Image.Image, Image.Image]
+
+# ITU-R 601-2, as Pillow's convert("L") has it.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def check_pixel_count(height: int, width: int) -> None:
+    """Refuse, before memory is taken, an image that is empty or a decompression bomb.
+
+    Raises:
+        ImageError: naming both sides.
+    """
+    if height < 1 or width < 1:
+        raise ImageError(f"{height} x {width} pixels: the image is empty")
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"{height} x {width} pixels are more than {MAX_PIXELS:,} (a decompression bomb?); make the image smaller"
+        )
+
+
+def check_highest(values: npt.NDArray[Any], highest: int) -> None:
+    """Refuse pixels above the highest value that there should be: clipping would hide them.
+
+    Raises:
+        ImageError: naming the value found.
+    """
+    found = int(values.max())
+    if found > highest:
+        raise ImageError(
+            f"the highest pixel is {found}, above the {highest} expected; give --max-value {found} or more"
+        )
+
+
+def scale_pixels(values: npt.NDArray[Any], low: float, high: float, color: str) -> Pixels:
+    """Pixels of any number type, ``low`` (black) to ``high``, as float images in [0, 255].
+
+    Args:
+        values: (H, W), or (H, W, 3) red, green and blue.
+        low: the value that becomes 0; may be above ``high``, which inverts.
+        high: the value that becomes 255.
+        color: ``rgb`` or ``gray``; one channel stays one for either.
+    """
+    scaled = values.astype(np.float32)
+    scaled -= np.float32(low)
+    scaled *= np.float32(255 / (high - low))
+    # The ends of the range may be off by a rounding of float32.
+    np.clip(scaled, 0, 255, out=scaled)
+    if scaled.ndim == 2:
+        return Image.fromarray(scaled)
+    if color == "gray":
+        return Image.fromarray(scaled @ np.asarray(_LUMA, dtype=np.float32))
+    red, green, blue = (Image.fromarray(np.ascontiguousarray(scaled[..., channel])) for channel in range(3))
+    return red, green, blue

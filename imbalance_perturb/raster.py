@@ -1,0 +1,157 @@
+"""Pictures in the formats that Pillow reads, with care where it loses or mistakes pixels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+
+from imbalance_perturb.errors import ImageError
+from imbalance_perturb.pixels import Pixels, check_highest, check_pixel_count, scale_pixels
+
+#: Formats by Pillow's names. Others are left out on purpose: for some, such as EPS, Pillow starts another program.
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+_ORIENTATION = 0x0112
+
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow keeps the high byte of 16-bit colours; read in the other byte order it keeps the low one.
+_OTHER_ORDER = {"16L": "16B", "16B": "16L", "16N": "16B" if sys.byteorder == "little" else "16L"}
+
+
+def read_raster(stream: BinaryIO, color: str, max_value: int | None, exif_orientation: bool) -> Pixels:
+    """The first picture of an image file.
+
+    Args:
+        stream: the open file.
+        color: ``rgb`` or ``gray``.
+        max_value: the pixel value of white in files of more than 8 bits; ``None`` is the highest of the type.
+        exif_orientation: whether to turn the picture upright as its EXIF data say.
+
+    Raises:
+        ImageError: for what is not supported; whatever else Pillow raises is for the caller to word.
+    """
+    with _truncation_is_an_error(), Image.open(stream, formats=FORMATS) as image:
+        check_pixel_count(image.height, image.width)
+        _refuse_unusable(image)
+        pixels = _read(image, stream, color, max_value)
+        # Pillow itself has turned a TIFF upright when it loaded it. Asking before would load a PNG too early.
+        turn = None if image.format == "TIFF" or not exif_orientation else _find_turn(image)
+        if turn is None:
+            return pixels
+        if isinstance(pixels, tuple):
+            red, green, blue = (plane.transpose(turn) for plane in pixels)
+            return red, green, blue
+        return pixels.transpose(turn)
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    # Some libraries switch this on for the whole process: the missing part would be predicted as gray.
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _refuse_unusable(image: Any) -> None:
+    if image.mode == "F":
+        raise ImageError("pixels are floating-point numbers with no known range; convert to 8 or 16 bits")
+    if image.format == "TIFF":
+        if (pages := getattr(image, "n_frames", 1)) > 1:
+            raise ImageError(f"TIFF with {pages} pages; split it into one file a page")
+        if _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):
+            raise ImageError("TIFF with signed pixels, of which black and white are not known; convert to unsigned")
+        if _is_deep(image) and not image.mode.startswith("I") and ";16" not in _raw_mode(image):
+            # Pillow would return wrong pixels without a word.
+            raise ImageError("16-bit TIFF with its colours in separate planes; convert to interleaved colours")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ImageError("pixels are 32-bit whole numbers with no known range; convert to 8 or 16 bits")
+
+
+def _is_deep(image: Any) -> bool:
+    return int(max(image.tag_v2.get(_BITS, (1,)))) > 8
+
+
+def _read(image: Image.Image, stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
+    raw_mode = _raw_mode(image)
+    if image.mode.startswith("I"):
+        return _scale_gray(image, color, max_value)
+    if ";16" in raw_mode:
+        values = _read_colours(image, stream, raw_mode)
+        highest = max_value or 65535
+        check_highest(values, highest)
+        return scale_pixels(values, 0, highest, color)
+    # As torchvision loads images: alpha is dropped, not blended; CMYK is taken for inverted in JPEG, as Adobe does.
+    return image.convert("L" if color == "gray" else "RGB")
+
+
+def _scale_gray(image: Any, color: str, max_value: int | None) -> Pixels:
+    # convert("RGB") would clip everything above 255.
+    values = np.asarray(image).astype(np.uint16)
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    # Pillow has scaled a PGM, which states its own highest value, to all 16 bits.
+    highest = 65535 if image.format == "PPM" else max_value or 2 ** max(tags.get(_BITS, (16,))) - 1
+    check_highest(values, highest)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        return scale_pixels(values, highest, 0, color)
+    return scale_pixels(values, 0, highest, color)
+
+
+def _read_colours(image: Image.Image, stream: BinaryIO, raw_mode: str) -> npt.NDArray[Any]:
+    kind, _, order = raw_mode.partition(";")
+    if kind == "LA":
+        # Gray and alpha of two bytes each are as long as four channels of one byte each.
+        both = _load_as(image, "RGBA")
+        return both[..., 0].astype(np.uint16) << 8 | both[..., 1]
+    if kind not in ("RGB", "RGBA", "RGBX") or order not in _OTHER_ORDER:
+        raise ImageError(f"16-bit pixels of the kind {kind} cannot be read without loss; convert to 16-bit RGB")
+    high = np.asarray(image)[..., :3].astype(np.uint16)
+    stream.seek(0)
+    with Image.open(stream, formats=FORMATS) as again:
+        return high << 8 | _load_as(again, f"{kind};{_OTHER_ORDER[order]}")[..., :3]
+
+
+def _load_as(image: Any, raw_mode: str) -> npt.NDArray[np.uint8]:
+    tiles = []
+    for codec, extents, offset, args in image.tile:
+        tiles.append((codec, extents, offset, raw_mode if isinstance(args, str) else (raw_mode, *args[1:])))
+    image.tile = [
+        type(old)(*new) if hasattr(old, "_fields") else new for old, new in zip(image.tile, tiles, strict=True)
+    ]
+    return np.asarray(image)
+
+
+def _raw_mode(image: Any) -> str:
+    """How the pixels lie in the file, in Pillow's words, such as ``RGB;16B``."""
+    args = image.tile[0][3] if image.tile else ""
+    return str(args if isinstance(args, str) else args[0] if args else "")
+
+
+def _find_turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        exif = image.getexif()  # with a PNG's that follow its pixels, and with XMP
+        if data := image.info.get("exif"):
+            # Asked for the second time, damaged data look like none to Pillow, and it asks itself while opening.
+            Image.Exif().load(data)
+        return _TRANSPOSES.get(exif.get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - broken EXIF raises anything
+        raise ImageError("its EXIF data are damaged, so its orientation is not known; repair or remove them") from None
