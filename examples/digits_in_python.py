@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
     val = find_labelled_images(folder / "val", folder / "val.csv", classes)
-    tuning = tune(assemble(settings, val.images), val, TuningOptions(eps_grid=(0.001, 0.005, 0.01, 0.02, 0.05)))
+    tuning = tune(
+        assemble(settings, val.images, exact=True), val, TuningOptions(eps_grid=(0.001, 0.005, 0.01, 0.02, 0.05))
+    )
     print("tuning:", *tuning.summary, sep="\n  ")
 
     images = find_images(folder / "images")

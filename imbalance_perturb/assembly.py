@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from imbalance_perturb.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.counts import ClassCounts, load_class_counts
 from imbalance_perturb.errors import ImageError, ImbperturbError, SettingsError
 from imbalance_perturb.execution import Execution, select_execution
-from imbalance_perturb.images import ImageList, decode_image
+from imbalance_perturb.images import ImageList
 from imbalance_perturb.models import LoadedClassifier, ProbeResult, load_classifier, probe_classifier
-from imbalance_perturb.optimisation import Optimisation, optimise
+from imbalance_perturb.modes import full_precision
+from imbalance_perturb.optimisation import Optimisation, compiled, lower, optimise
+from imbalance_perturb.perturbation import gradient_sign
+from imbalance_perturb.prediction import load_pixels
+from imbalance_perturb.predictor import Predictor
 from imbalance_perturb.preprocessing import Preprocessing, make_geometry, select_preprocessing
 from imbalance_perturb.settings import DebiasSettings, ModelSettings, Settings
 from imbalance_perturb.target import load_target, target_distribution
+
+#: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
+MEASURED_FROM = 2000
 
 #: Height and width that a model is tried with where neither preprocessing nor an image says one.
 FALLBACK_SIZE = (224, 224)
@@ -27,7 +35,10 @@ FALLBACK_SIZE = (224, 224)
 
 @dataclass(frozen=True)
 class Assembly:
-    """Everything that turns images into predictions, checked: the model takes what preprocessing makes of an image."""
+    """Everything that turns images into predictions, checked: the model takes what preprocessing makes of an image.
+
+    ``debiased`` is the correction in full precision, ``low`` the same in low precision where the execution has one.
+    """
 
     settings: Settings
     counts: ClassCounts
@@ -38,6 +49,8 @@ class Assembly:
     preprocessing: Preprocessing
     execution: Execution
     debiased: PerturbedClassifier
+    low: PerturbedClassifier | None = None
+    low_optimisation: Optimisation | None = None
 
 
 class Probed(NamedTuple):
@@ -50,16 +63,30 @@ class Probed(NamedTuple):
     optimisation: Optimisation
 
 
-def assemble(settings: Settings, images: ImageList) -> Assembly:
+def assemble(settings: Settings, images: ImageList, *, exact: bool = False) -> Assembly:
     """Load, check and connect model, counts and preprocessing for these images.
+
+    Args:
+        settings: of the run.
+        images: what it is about.
+        exact: in full precision throughout, as a choice between corrections must be.
 
     Raises:
         ImbperturbError: the first thing that is wrong, with its remedy.
     """
     counts = load_counts(settings.model)
     target = select_target(settings, counts)
-    execution = select_execution(settings.run, len(images))
+    execution = select_execution(settings.run, len(images), exact=exact)
     probed = load_probed(settings, counts, images, execution)
+    execution, lowered = _lower(settings, probed, execution)
+    low = None
+    if lowered is not None:
+        low = make_debiased(settings.debias, lowered.model, counts, target, probed.preprocessing)
+    debiased = make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing)
+    if settings.run.batch_size is None:
+        execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, len(images)))
+    if settings.run.compile:
+        execution = _compile(probed, lowered, execution)
     return Assembly(
         settings=settings,
         counts=counts,
@@ -69,8 +96,73 @@ def assemble(settings: Settings, images: ImageList) -> Assembly:
         optimisation=probed.optimisation,
         preprocessing=probed.preprocessing,
         execution=execution,
-        debiased=make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing),
+        debiased=debiased,
+        low=low,
+        low_optimisation=None if lowered is None else lowered.optimisation,
     )
+
+
+def make_predictor(assembly: Assembly) -> Predictor:
+    """A fresh predictor, in the precision and with the close calls of the execution."""
+    execution = assembly.execution
+    return Predictor(
+        assembly.debiased,
+        assembly.low,
+        precision=execution.precision,
+        close_calls_only=execution.close_calls_only,
+        low_name=execution.low_name,
+    )
+
+
+class _Lowered(NamedTuple):
+    model: LoadedClassifier
+    optimisation: Optimisation
+
+
+def _lower(settings: Settings, probed: Probed, execution: Execution) -> tuple[Execution, _Lowered | None]:
+    """The model in the execution's low precision, if any; where it fails in it, ``auto`` is fp32 after all."""
+    if execution.low_dtype is None:
+        return execution, None
+    model, trial = probed.model, make_trial(probed.input_shape, execution.device)
+    try:
+        network, optimisation = lower(model.network, trial, execution.low_dtype)
+        lowered = LoadedClassifier(network, model.info, batch_range=model.batch_range)
+        gradient_sign(lowered, trial, torch.full((model.info.num_classes,), 1 / model.info.num_classes))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if settings.run.precision != "auto":
+            raise SettingsError(
+                f"precision is {execution.precision}, but the model fails in it ({reason}); use auto or fp32"
+            ) from error
+        notes = (*execution.notes, f"auto: the model fails in {execution.low_name} ({reason})")
+        return replace(execution, precision="fp32", low_dtype=None, notes=notes), None
+    return execution, _Lowered(lowered, optimisation)
+
+
+def _batch_size(probed: Probed, debiased: PerturbedClassifier, execution: Execution, n_images: int) -> int:
+    """Measured where the run is long enough and may depend on the clock, else from the size of the images."""
+    device, shape = execution.device, probed.input_shape
+    if execution.deterministic or n_images < MEASURED_FROM:
+        return usual_batch_size(device.type, shape)
+
+    def make_batch(n: int) -> Tensor:
+        return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    with full_precision(device):
+        return measure_batch_size(debiased.predict_both, make_batch, TRIED[device.type])
+
+
+def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> Execution:
+    """Compile what the models run, in place; reasons why not are noted."""
+    n, shape = execution.batch_size, probed.input_shape
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(execution.device)
+    notes = list(execution.notes)
+    for model in (probed.model, *(() if lowered is None else (lowered.model,))):
+        model.network, reason = compiled(model.network, x)
+        notes += [reason] if reason is not None and reason not in notes else []
+    return replace(execution, notes=tuple(notes))
 
 
 def load_counts(settings: ModelSettings) -> ClassCounts:
@@ -124,9 +216,13 @@ def load_probed(
     shape = (preprocessing.channels, *size)
     with _naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
-    trial = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(execution.device)
-    model.network, optimisation = optimise(model.network, trial)
+    model.network, optimisation = optimise(model.network, make_trial(shape, execution.device))
     return Probed(model, preprocessing, probe, shape, optimisation)
+
+
+def make_trial(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Two random inputs (2, C, H, W) to try a network on, the same every time."""
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def make_debiased(
@@ -152,7 +248,7 @@ def _trial_size(preprocessing: Preprocessing, images: ImageList | None) -> tuple
     geometry = make_geometry(preprocessing)
     for name in () if images is None else images.names:
         try:
-            pixels = geometry(decode_image(images.root / name, preprocessing.color))  # type: ignore[union-attr]
+            pixels = load_pixels(images.root / name, preprocessing, geometry)  # type: ignore[union-attr]
         except ImageError:
             continue  # its own row will say so
         return int(pixels.shape[1]), int(pixels.shape[2])

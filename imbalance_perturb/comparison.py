@@ -75,7 +75,7 @@ def compare_methods(
     test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
     if test is not None:
         _check_apart(val.images, test.images, files)
-    assembly = assemble(settings, val.images)
+    assembly = assemble(settings, val.images, exact=True)
     describe(assembly)
     run = Run(assembly, options, progress, _last_layer(assembly, val.images, options))
     cached = run.cache(val.images, run.grid())

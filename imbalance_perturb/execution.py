@@ -9,43 +9,120 @@ from dataclasses import dataclass
 
 import torch
 
-from imbalance_perturb.errors import DeviceError
+from imbalance_perturb.batching import usual_batch_size
+from imbalance_perturb.errors import DeviceError, SettingsError
+from imbalance_perturb.modes import full_precision
 from imbalance_perturb.settings import RunSettings
 
-_CPU_BATCH, _CUDA_BATCH = 32, 128
+#: Fewest images for which measuring what low precision or close calls would save costs less than they save.
+FEWEST_IMAGES = 256
+
+_LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_WORKERS = 8
+
+#: So many images are decoded before a worker process has started.
+_FEW = 32
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Settled choices of a run: nothing is ``auto`` any more."""
+    """Settled choices of a run.
+
+    ``precision``: ``fp32``; ``bf16`` or ``fp16`` throughout; or ``auto``, ``low_dtype`` with close calls in fp32.
+    ``notes`` say why precision or close calls are other than asked for.
+    """
 
     device: torch.device
     batch_size: int
     workers: int
     precision: str
     deterministic: bool
+    low_dtype: torch.dtype | None = None
+    close_calls_only: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def device_name(self) -> str:
         """The device as people know it."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
+    @property
+    def low_name(self) -> str | None:
+        """``bf16``, ``fp16`` or ``None``."""
+        return next((name for name, dtype in _LOW_DTYPES.items() if dtype == self.low_dtype), None)
 
-def select_execution(settings: RunSettings, n_images: int) -> Execution:
+    def describe_precision(self) -> str:
+        """The precision in words, with what is to be known about it."""
+        words = f"{self.low_name}, close calls in fp32" if self.precision == "auto" else self.precision
+        if self.close_calls_only:
+            words += ", only close calls corrected"
+        return words + (f" ({'; '.join(self.notes)})" if self.notes else "")
+
+
+def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool = False) -> Execution:
     """Settle what the settings leave to the machine.
+
+    Args:
+        settings: what is asked for.
+        n_images: in the run; ``None`` where that is not known, and taken for many.
+        exact: for a choice between corrections, which must not hang on rounding: ``auto`` is fp32.
 
     Raises:
         DeviceError: if the device asked for is not there.
+        SettingsError: if it has no such precision, or an exact run is asked for a low one.
     """
     device = select_device(settings.device)
-    batch_size = settings.batch_size or (_CUDA_BATCH if device.type == "cuda" else _CPU_BATCH)
+    batch_size = settings.batch_size or usual_batch_size(device.type)
     workers = settings.workers
     if workers is None:
         # On a CPU the passes need the cores more than decoding does; a handful of images needs no workers.
         spare = _cores() // 2 if device.type == "cpu" else _cores() - 1
-        workers = 0 if n_images <= batch_size else max(1, min(_MOST_WORKERS, spare))
-    return Execution(device, batch_size, workers, "fp32", settings.deterministic)
+        few = n_images is not None and n_images <= _FEW
+        workers = 0 if few else max(1, min(_MOST_WORKERS, spare))
+    if exact:
+        _check_exact(settings)
+        return Execution(device, batch_size, workers, "fp32", settings.deterministic)
+    precision, low_dtype, notes = _settle_precision(settings.precision, device, n_images)
+    close_calls_only = settings.close_calls_only
+    if close_calls_only and n_images is not None and n_images < FEWEST_IMAGES:
+        close_calls_only = False
+        notes = (*notes, f"all images corrected: fewer than {FEWEST_IMAGES}")
+    return Execution(device, batch_size, workers, precision, settings.deterministic, low_dtype, close_calls_only, notes)
+
+
+def _check_exact(settings: RunSettings) -> None:
+    if settings.precision in _LOW_DTYPES:
+        raise SettingsError(
+            f"precision is {settings.precision}; a choice between corrections must not hang on rounding: use fp32"
+            " (predict takes any)"
+        )
+
+
+def _settle_precision(
+    wanted: str, device: torch.device, n_images: int | None
+) -> tuple[str, torch.dtype | None, tuple[str, ...]]:
+    if wanted == "fp32":
+        return "fp32", None, ()
+    fast = fast_dtype(device)
+    if wanted == "auto":
+        if fast is None:
+            return "fp32", None, ("auto: this CPU has no bf16 instructions",)
+        if n_images is not None and n_images < FEWEST_IMAGES:
+            return "fp32", None, (f"auto: fewer than {FEWEST_IMAGES} images",)
+        return "auto", fast, ()
+    if wanted == "fp16" and device.type == "cpu":
+        raise SettingsError("precision is fp16, which is for CUDA; on a CPU use auto, fp32 or bf16")
+    slow = device.type == "cpu" and fast is None
+    return wanted, _LOW_DTYPES[wanted], ("slow: this CPU has no bf16 instructions",) if slow else ()
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """The low-precision format that the device computes faster than float32, or ``None``."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # Private names, that a later torch may not have; without their word it is fp32.
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if any(ask is not None and ask() for ask in asked) else None
 
 
 def select_device(name: str) -> torch.device:
@@ -71,12 +148,12 @@ def select_device(name: str) -> torch.device:
 
 @contextmanager
 def applied(execution: Execution) -> Iterator[None]:
-    """Inside: torch's global switches as the execution wants them; outside: as before.
+    """Inside: torch's global switches as the execution wants them, TF32 off; outside: as before.
 
     Raises:
         DeviceError: if the device's memory does not suffice inside.
     """
-    with _deterministic() if execution.deterministic else nullcontext():
+    with _deterministic() if execution.deterministic else nullcontext(), full_precision(execution.device):
         try:
             yield
         except RuntimeError as error:

@@ -35,6 +35,7 @@ class Inspection:
     preprocessing: Preprocessing
     input_shape: tuple[int, int, int]
     device: str
+    precision: str
     classes: tuple[ClassRow, ...]
     imbalance: float | None
 
@@ -47,7 +48,7 @@ def inspect_model(settings: Settings) -> Inspection:
     """
     counts = None if settings.model.counts is None else load_counts(settings.model)
     target = None if counts is None else select_target(settings, counts)
-    execution = select_execution(settings.run, 0)
+    execution = select_execution(settings.run, None)
     probed = load_probed(settings, counts, None, execution)
     model = probed.model
     if counts is None or target is None:
@@ -64,6 +65,7 @@ def inspect_model(settings: Settings) -> Inspection:
         preprocessing=probed.preprocessing,
         input_shape=probed.input_shape,
         device=str(execution.device),
+        precision=execution.describe_precision(),
         classes=rows,
         imbalance=None if counts is None else counts.imbalance,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,34 +14,36 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imbalance_perturb.classifier import PerturbedClassifier
+from imbalance_perturb.batching import BatchLimit
 from imbalance_perturb.errors import ImageError, ModelGradientError
 from imbalance_perturb.execution import Execution
 from imbalance_perturb.images import ImageList, decode_image
+from imbalance_perturb.pixels import Pixels
+from imbalance_perturb.predictor import Predicted, Predictor
 from imbalance_perturb.preprocessing import Preprocessing, make_geometry
 from imbalance_perturb.results import PredictionRow
+from imbalance_perturb.stopwatch import Stopwatch
+
+#: Images that a predictor is calibrated on, and the most of them in one batch.
+CALIBRATED, _CALIBRATION_BATCH = 64, 16
 
 
-@dataclass
-class Stopwatch:
-    """Seconds spent in each stage of a run; ``decode`` is summed over the workers, the rest is wall clock."""
+def load_pixels(path: Path, preprocessing: Preprocessing, geometry: Callable[[Pixels], Tensor]) -> Tensor:
+    """Pixels (C, H, W) of an image file, decoded and resized as ``preprocessing`` says.
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    ``geometry`` is what :func:`make_geometry` made of it, once for all images.
 
-    @contextmanager
-    def timing(self, stage: str, device: torch.device | None = None) -> Iterator[None]:
-        """Add the time inside to a stage; on CUDA the queue is waited for, or the time would be another stage's."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            if device is not None and device.type == "cuda":
-                torch.cuda.synchronize(device)
-            self.add(stage, time.perf_counter() - start)
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Add seconds to a stage."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+    Raises:
+        ImageError: if the file cannot be used.
+    """
+    return geometry(
+        decode_image(
+            path,
+            preprocessing.color,
+            max_value=preprocessing.max_value,
+            exif_orientation=preprocessing.exif_orientation,
+        )
+    )
 
 
 class InputGroup(NamedTuple):
@@ -80,7 +83,7 @@ class _Decoder:
         start = time.perf_counter()
         found: Tensor | str
         try:
-            found = self._geometry(decode_image(self._root / name, self._preprocessing.color))
+            found = load_pixels(self._root / name, self._preprocessing, self._geometry)
         except ImageError as error:
             found = str(error)
         return name, found, time.perf_counter() - start
@@ -144,21 +147,40 @@ def iter_inputs(
         yield InputBatch(decoded.names, decoded.errors, groups)
 
 
+def sample_inputs(
+    images: ImageList, preprocessing: Preprocessing, execution: Execution, *, count: int = CALIBRATED, seed: int = 0
+) -> Iterator[Tensor]:
+    """Inputs (n, C, H, W) of a random sample of all images, the usable ones: a folder's first are of one class."""
+    names = images.names
+    if len(names) > count:
+        names = sorted(random.Random(seed).sample(names, count))
+    batches = replace(execution, batch_size=min(execution.batch_size, _CALIBRATION_BATCH))
+    for batch in iter_inputs(replace(images, names=names), preprocessing, batches):
+        for _, x in batch.groups:
+            yield x
+
+
 def iter_predictions(
-    debiased: PerturbedClassifier,
+    predictor: Predictor,
     images: ImageList,
     preprocessing: Preprocessing,
     execution: Execution,
     *,
     probabilities: bool = False,
     stopwatch: Stopwatch | None = None,
+    limit: BatchLimit | None = None,
 ) -> Iterator[list[PredictionRow]]:
     """Base and corrected predictions of all images, a list of rows for each batch, in order.
 
     Exactly one row for each name; an image that cannot be decoded, or whose gradient or output is not finite,
-    has its reason in ``error``. Memory does not grow with the number of images.
+    has its reason in ``error``. Memory does not grow with the number of images. A predictor that needs calibration
+    is calibrated first, on :func:`sample_inputs`. Where memory runs out, batches are halved and nothing is lost;
+    ``limit`` then says to what.
     """
-    stopwatch = stopwatch or Stopwatch()
+    stopwatch, limit = stopwatch or Stopwatch(), limit or BatchLimit()
+    if predictor.needs_calibration:
+        with stopwatch.timing("calibration", execution.device):
+            predictor.calibrate(sample_inputs(images, preprocessing, execution))
     for batch in iter_inputs(images, preprocessing, execution, stopwatch):
         rows: list[PredictionRow | None] = [
             None if error is None else PredictionRow(name, error=error)
@@ -166,7 +188,8 @@ def iter_predictions(
         ]
         for positions, x in batch.groups:
             names = [batch.names[position] for position in positions]
-            predicted = _predict(debiased, names, x, probabilities, stopwatch)
+            compute = partial(_predict_part, predictor, names, x, probabilities, stopwatch)
+            predicted = limit.run(compute, len(names))
             for position, row in zip(positions, predicted, strict=True):
                 rows[position] = row
         yield [_present(row) for row in rows]
@@ -177,12 +200,17 @@ def _present(row: PredictionRow | None) -> PredictionRow:
     return row
 
 
+def _predict_part(
+    predictor: Predictor, names: list[str], x: Tensor, probabilities: bool, stopwatch: Stopwatch, part: slice
+) -> list[PredictionRow]:
+    return _predict(predictor, names[part], x[part], probabilities, stopwatch)
+
+
 def _predict(
-    debiased: PerturbedClassifier, names: list[str], x: Tensor, probabilities: bool, stopwatch: Stopwatch
+    predictor: Predictor, names: list[str], x: Tensor, probabilities: bool, stopwatch: Stopwatch
 ) -> list[PredictionRow]:
     try:
-        with stopwatch.timing("gradient pass", x.device):
-            base, moved = debiased.perturb_input(x)
+        predicted = predictor.predict(x, stopwatch)
     except ModelGradientError as error:
         if len(names) == 1:
             return [PredictionRow(names[0], error=str(error))]
@@ -190,16 +218,14 @@ def _predict(
         return [
             row
             for name, image in zip(names, x, strict=True)
-            for row in _predict(debiased, [name], image[None], probabilities, stopwatch)
+            for row in _predict(predictor, [name], image[None], probabilities, stopwatch)
         ]
-    with stopwatch.timing("final pass", x.device):
-        logits = debiased.predict_perturbed(moved) if debiased.active else debiased.adjust(base)
-    return _rows(names, base, logits, debiased.counts.names, probabilities)
+    return _rows(names, predicted, predictor.counts.names, probabilities)
 
 
-def _rows(
-    names: list[str], base: Tensor, logits: Tensor, classes: tuple[str, ...], probabilities: bool
-) -> list[PredictionRow]:
+def _rows(names: list[str], predicted: Predicted, classes: Sequence[str], probabilities: bool) -> list[PredictionRow]:
+    base, logits = predicted.base, predicted.logits
+    corrected = predicted.corrected.tolist()
     finite = (torch.isfinite(base).all(1) & torch.isfinite(logits).all(1)).tolist()
     # float64: a confidence is written with more digits than a float32 softmax keeps.
     base_probs, probs = (torch.softmax(z.double(), dim=1).cpu() for z in (base, logits))
@@ -219,6 +245,7 @@ def _rows(
                 confidence=probs[index, preds[index]].item(),
                 probs=tuple(probs[index].tolist()) if probabilities else (),
                 base_probs=tuple(base_probs[index].tolist()) if probabilities else (),
+                corrected=corrected[index],
             )
         )
     return rows

@@ -11,7 +11,8 @@ class PredictionRow:
 
     ``image`` is the POSIX path relative to the folder of images. Class names in ``base_pred`` and ``pred``;
     confidences are softmax probabilities of the predicted class in [0, 1]; ``probs`` and ``base_probs`` hold C
-    probabilities in class-index order. A row with an ``error`` has no prediction.
+    probabilities in class-index order. ``corrected`` says whether the correction was run on the image, where it was
+    left out for some. A row with an ``error`` has no prediction.
     """
 
     image: str
@@ -22,6 +23,7 @@ class PredictionRow:
     error: str | None = None
     probs: tuple[float, ...] = ()
     base_probs: tuple[float, ...] = ()
+    corrected: bool = True
 
     @property
     def changed(self) -> bool:

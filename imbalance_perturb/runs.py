@@ -10,11 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.assembly import Assembly
+from imbalance_perturb.agreement import Agreement
+from imbalance_perturb.assembly import Assembly, make_predictor
+from imbalance_perturb.batching import BatchLimit
 from imbalance_perturb.execution import applied
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.outputs import STDOUT, open_rows, run_path, sha256, write_json
-from imbalance_perturb.prediction import Stopwatch, iter_predictions
+from imbalance_perturb.prediction import iter_predictions
+from imbalance_perturb.stopwatch import Stopwatch
 
 #: Version of the layout of a run file.
 RUN_SCHEMA = 1
@@ -22,7 +25,10 @@ RUN_SCHEMA = 1
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to: numbers of images, seconds of wall clock, and the files written (``None``: stdout)."""
+    """What a run came to: numbers of images, seconds of wall clock, and the files written (``None``: stdout).
+
+    ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed.
+    """
 
     total: int
     done: int
@@ -32,6 +38,7 @@ class RunSummary:
     predictions: str | None
     run: str | None
     first_errors: tuple[tuple[str, str], ...]
+    agreement: Agreement | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -61,14 +68,17 @@ def predict_folder(
     errors: list[tuple[str, str]] = []
     start = time.perf_counter()
     classes = assembly.counts.names
-    with applied(assembly.execution), open_rows(out, classes, probabilities) as write:
+    predictor, limit = make_predictor(assembly), BatchLimit()
+    marked = assembly.settings.run.close_calls_only
+    with applied(assembly.execution), open_rows(out, classes, probabilities, corrected=marked) as write:
         for rows in iter_predictions(
-            assembly.debiased,
+            predictor,
             images,
             assembly.preprocessing,
             assembly.execution,
             probabilities=probabilities,
             stopwatch=stopwatch,
+            limit=limit,
         ):
             with stopwatch.timing("write"):
                 for row in rows:
@@ -89,14 +99,26 @@ def predict_folder(
         predictions=None if out == STDOUT else out,
         run=None if run is None else str(run),
         first_errors=tuple(errors),
+        agreement=predictor.summary() if assembly.low is not None or assembly.execution.close_calls_only else None,
     )
     if run is not None:
-        write_json(run, describe_run(assembly, images, summary, stopwatch))
+        write_json(run, describe_run(assembly, images, summary, stopwatch, batch_ceiling=limit.most))
     return summary
 
 
-def describe_run(assembly: Assembly, images: ImageList, summary: RunSummary, stopwatch: Stopwatch) -> dict[str, Any]:
-    """Everything that made a predictions file, as JSON has it."""
+def describe_run(
+    assembly: Assembly,
+    images: ImageList,
+    summary: RunSummary,
+    stopwatch: Stopwatch,
+    *,
+    batch_ceiling: int | None = None,
+) -> dict[str, Any]:
+    """Everything that made a predictions file, as JSON has it.
+
+    ``batch_ceiling``: to how many images batches had to be cut, where memory ran out.
+    """
+    import PIL
     import torch
     import torchvision
 
@@ -113,6 +135,8 @@ def describe_run(assembly: Assembly, images: ImageList, summary: RunSummary, sto
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
+            # Decoders can differ by a level of a pixel.
+            "pillow": PIL.__version__,
         },
         "model": {"sha256": sha256(str(settings.model.model)), **asdict(info)},
         "counts": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
@@ -128,12 +152,18 @@ def describe_run(assembly: Assembly, images: ImageList, summary: RunSummary, sto
             "device": str(assembly.execution.device),
             "device_name": assembly.execution.device_name,
             "precision": assembly.execution.precision,
+            "low_dtype": assembly.execution.low_name,
+            "close_calls_only": assembly.execution.close_calls_only,
+            "notes": list(assembly.execution.notes),
             "network": assembly.optimisation.path,
+            "low_network": None if assembly.low_optimisation is None else assembly.low_optimisation.path,
             "batch_size": assembly.execution.batch_size,
+            "batch_ceiling": batch_ceiling,
             "workers": assembly.execution.workers,
             "deterministic": assembly.execution.deterministic,
             "threads": torch.get_num_threads(),
         },
+        "agreement": None if summary.agreement is None else summary.agreement.to_dict(),
         "images": {
             "source": str(images.source),
             "total": summary.total,

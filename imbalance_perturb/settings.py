@@ -13,7 +13,7 @@ LOSSES = ("cross-entropy", "mse", "focal")
 TARGETS = ("log", "inverse", "sqrt", "effective-number")
 EPS_SPACES = ("input", "pixel")
 OUTPUTS = ("auto", "logits", "probabilities")
-PRECISIONS = ("auto", "fp32")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLORS = ("rgb", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
@@ -84,6 +84,8 @@ class PreprocessSettings:
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     color: str | None = None
+    max_value: int | None = None
+    exif_orientation: bool = False
 
     def __post_init__(self) -> None:
         _check_text_and_flags(self)
@@ -102,6 +104,9 @@ class PreprocessSettings:
             _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         if self.color is not None:
             _one_of("color", self.color, COLORS)
+        if self.max_value is not None:
+            ok = _is_int(self.max_value) and 1 <= self.max_value <= 65535
+            _check(ok, "max_value", self.max_value, "a whole number from 1 to 65535")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,8 @@ class RunSettings:
     batch_size: int | None = None
     workers: int | None = None
     precision: str = "auto"
+    close_calls_only: bool = False
+    compile: bool = False
     deterministic: bool = False
 
     def __post_init__(self) -> None:

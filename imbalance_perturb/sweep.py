@@ -9,17 +9,20 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from imbalance_perturb.assembly import Assembly
+from imbalance_perturb.batching import BatchLimit
 from imbalance_perturb.errors import ModelGradientError, SettingsError
 from imbalance_perturb.execution import applied
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.perturbation import Measure, gradient_signs, step
-from imbalance_perturb.prediction import Stopwatch, iter_inputs
+from imbalance_perturb.prediction import iter_inputs
+from imbalance_perturb.stopwatch import Stopwatch
 
 #: Steps that are tried: about log-spaced around the paper's 0.001.
 EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)
@@ -83,7 +86,7 @@ def run_sweep(
     """
     if assembly.debiased.steps != 1:
         raise SettingsError(f"steps is {assembly.debiased.steps}; a sweep shares one gradient, so it needs steps = 1")
-    stopwatch = Stopwatch()
+    stopwatch, limit = Stopwatch(), BatchLimit()
     collected = _Collected(logits={variant: [] for variant in variants if variant.eps > 0})
     with applied(assembly.execution):
         for batch in iter_inputs(images, assembly.preprocessing, assembly.execution, stopwatch):
@@ -94,8 +97,10 @@ def run_sweep(
             kept: list[tuple[int, str, dict[Variant | None, Tensor]]] = []
             for positions, x in batch.groups:
                 names = [batch.names[position] for position in positions]
-                for index, found in _sweep_group(assembly, names, x, collected, stopwatch):
-                    kept.append((positions[index], names[index], found))
+                compute = partial(_sweep_part, assembly, names, x, collected, stopwatch)
+                for position, name, found in zip(positions, names, limit.run(compute, len(names)), strict=True):
+                    if found is not None:
+                        kept.append((position, name, found))
             for _, name, found in sorted(kept, key=lambda item: item[0]):
                 collected.names.append(name)
                 collected.base.append(found[None])
@@ -106,6 +111,14 @@ def run_sweep(
     base = _stack(collected.base, classes)
     logits = {v: _stack(collected.logits[v], classes) if v.eps > 0 else base for v in variants}
     return Sweep(collected.names, collected.errors, base, logits, collected.passes, stopwatch.seconds)
+
+
+def _sweep_part(
+    assembly: Assembly, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch, part: slice
+) -> list[dict[Variant | None, Tensor] | None]:
+    """For each image of a part its rows of logits by variant, or ``None`` where it has an error."""
+    found = dict(_sweep_group(assembly, names[part], x[part], collected, stopwatch))
+    return [found.get(index) for index in range(len(names[part]))]
 
 
 def _sweep_group(

@@ -111,6 +111,21 @@ class PreprocessOptions:
             rich_help_panel=_PREPROCESS,
         ),
     ] = None
+    max_value: Annotated[
+        int | None,
+        Option(
+            help=_help("Pixel value of white in images of more than 8 bits.", default="the highest of the type"),
+            rich_help_panel=_PREPROCESS,
+        ),
+    ] = None
+    exif_orientation: Annotated[
+        bool | None,
+        Option(
+            "--exif-orientation/--no-exif-orientation",
+            help=_help("Turn pictures upright as their EXIF data say.", default="no-exif-orientation"),
+            rich_help_panel=_PREPROCESS,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +196,8 @@ class RunOptions:
         str | None, Option(help=_help("auto | cpu | cuda[:N].", default="auto"), rich_help_panel=_RUN)
     ] = None
     batch_size: Annotated[
-        int | None, Option(help=_help("Images a batch.", default="32 on a CPU, 128 on CUDA"), rich_help_panel=_RUN)
+        int | None,
+        Option(help=_help("Images a batch.", default="measured, or from the image size"), rich_help_panel=_RUN),
     ] = None
     workers: Annotated[
         int | None,
@@ -191,7 +207,35 @@ class RunOptions:
     ] = None
     precision: Annotated[
         str | None,
-        Option(help=_help("Number format of the passes:", default="auto", choices=PRECISIONS), rich_help_panel=_RUN),
+        Option(
+            help=_help(
+                "Number format of the passes; auto computes in a fast one, and again in fp32 where a label is a close"
+                " call:",
+                default="auto",
+                choices=PRECISIONS,
+            ),
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    close_calls_only: Annotated[
+        bool | None,
+        Option(
+            "--close-calls-only/--no-close-calls-only",
+            help=_help(
+                "predict: correct only images whose label the correction may change, and mark them in a column"
+                " 'corrected'.",
+                default="no",
+            ),
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    compile: Annotated[
+        bool | None,
+        Option(
+            "--compile/--no-compile",
+            help=_help("Compile the passes by torch.compile, where that is faster on trial.", default="no-compile"),
+            rich_help_panel=_RUN,
+        ),
     ] = None
     deterministic: Annotated[
         bool | None,

@@ -11,6 +11,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imbalance_perturb.cells import printable
+
 if TYPE_CHECKING:
     from imbalance_perturb.assembly import Assembly
     from imbalance_perturb.counts import ClassCounts
@@ -69,8 +71,8 @@ class Narrator:
         else:
             self.line("correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else ""))
         self.line(
-            f"running on {e.device_name} ({e.device}), {e.precision}, batches of {e.batch_size}, {e.workers} workers;"
-            f" network: {assembly.optimisation.path}"
+            f"running on {e.device_name} ({e.device}), {e.describe_precision()}, batches of {e.batch_size},"
+            f" {e.workers} workers; network: {assembly.optimisation.path}"
         )
 
     def model(self, info: ModelInfo, probe: ProbeResult) -> None:
@@ -95,8 +97,12 @@ class Narrator:
             f"{summary.done:,} predicted, {summary.changed:,} changed by the correction{share},"
             f" {summary.failed:,} failed; {summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s{where}"
         )
+        if summary.agreement is not None:
+            self.line(f"precision: {summary.agreement.sentence()}")
+            if summary.agreement.warning is not None:
+                self.line(f"warning: {summary.agreement.warning}")
         for image, error in summary.first_errors:
-            self.line(f"  failed: {image}: {error}")
+            self.line(f"  failed: {printable(image)}: {printable(error)}")
         if summary.failed > len(summary.first_errors):
             self.line(f"  and {summary.failed - len(summary.first_errors)} more: see the column 'error'")
 
@@ -181,6 +187,7 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         ("each image", inspection.preprocessing.describe()),
         ("tried on", f"{inspection.device}, 2 random images of {' x '.join(map(str, inspection.input_shape))}"),
         ("runs", f"{inspection.optimisation.path} (logits move by {inspection.optimisation.difference:.1g} at most)"),
+        ("precision", inspection.precision),
         ("gradient", f"finite, non-zero at {probe.gradient_nonzero:.1%} of the input"),
         ("repeatable", f"same batch twice: largest difference {probe.repeat_difference:.2g}"),
         ("batch", f"image alone against in a batch: largest difference {probe.batch_difference:.2g}"),

@@ -200,7 +200,7 @@ def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOpti
     labelled = find_labelled_images(val, labels, counts.names)
     say.images(labelled.images)
     check_tuning(labelled, settings, counts, options.rule)
-    assembly = assemble(settings, labelled.images)
+    assembly = assemble(settings, labelled.images, exact=True)
     _say_assembly(say, assembly, options)
     with say.progress(len(labelled.images)) as progress:
         return tune(assembly, labelled, options, progress=progress)

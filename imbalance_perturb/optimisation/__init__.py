@@ -17,11 +17,15 @@ from torch.fx.experimental.optimization import fuse
 
 from imbalance_perturb.modes import frozen_eval, full_precision
 from imbalance_perturb.optimisation import convolution
+from imbalance_perturb.optimisation.compilation import compile_network
 from imbalance_perturb.optimisation.conversion import convert
 from imbalance_perturb.optimisation.rewriting import Rewriter
 
 #: Largest difference of a logit, relative to the largest logit, that counts as rounding in float32.
 TOLERANCE = 1e-3
+
+#: The same for two ways to compute in bfloat16 or float16.
+LOW_TOLERANCE = 0.05
 
 #: Least cosine between the two networks' gradients of a logit: rounding flips activations near their kinks.
 LEAST_COSINE = 0.99
@@ -59,6 +63,11 @@ class Rewritten(ChannelsLast):
     def source(self) -> fx.GraphModule:
         """The traced network, batch norm folded, not rewritten: what another precision starts from."""
         return self._source[0]
+
+    @property
+    def traced(self) -> nn.Module:
+        """The same for a compiler, which fuses in its own way."""
+        return ChannelsLast(self.source)
 
 
 class LowPrecision(nn.Module):
@@ -132,12 +141,29 @@ def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module,
     if isinstance(network, Rewritten) and dtype is torch.bfloat16:
         rewritten = _rewrite(network.source, x, dtype)
         if rewritten is not None:
-            candidate, path = ChannelsLast(rewritten[0]), f"{name} inside the convolutions, the rest by autocast"
+            candidate, path = (
+                Rewritten(rewritten[0], network.source),
+                f"{name} inside the convolutions, the rest by autocast",
+            )
     lowered = LowPrecision(candidate, dtype)
     found = _output(lowered, x)
     if found is None or expected is None:
         return lowered, Optimisation(path, 0.0)
     return lowered, Optimisation(path, _difference(found, expected))
+
+
+def compiled(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
+    """What :func:`optimise` or :func:`lower` returned, compiled where that gains, or as it is and the reason.
+
+    Args:
+        network: not to be used any more but through what is returned.
+        x: a trial batch (N, C, H, W), of the size of the batches to come.
+    """
+    if isinstance(network, LowPrecision):
+        inner = network.network
+        source = LowPrecision(inner.traced, network.dtype) if isinstance(inner, Rewritten) else network
+        return compile_network(network, source, x, LOW_TOLERANCE)
+    return compile_network(network, network.traced if isinstance(network, Rewritten) else network, x, TOLERANCE)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -35,15 +35,16 @@ class Compiled(nn.Module):
         return (self._recorded if recorded else self._plain)(x)  # type: ignore[no-any-return]
 
 
-def compile_network(network: nn.Module, x: Tensor, tolerance: float) -> tuple[nn.Module, str | None]:
+def compile_network(network: nn.Module, source: nn.Module, x: Tensor, tolerance: float) -> tuple[nn.Module, str | None]:
     """The network compiled, or as it is and the reason.
 
     Args:
         network: frozen, in eval mode, on its device.
+        source: what to compile: the network itself, or one that computes the same and suits a compiler better.
         x: a trial batch (N, C, H, W) there, of the size of the batches to come.
         tolerance: largest difference of a logit, relative to the largest, that counts as rounding.
     """
-    compiled = Compiled(network)
+    compiled = Compiled(source)
     try:
         with full_precision(x.device), frozen_eval(network):
             expected, found = _passes(network, x), _passes(compiled, x)

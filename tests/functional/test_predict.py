@@ -48,6 +48,8 @@ def test_predictions_and_run_file(workplace: Workplace) -> None:
         "std": [0.229, 0.224, 0.225],
         "interpolation": "bilinear",
         "color": "rgb",
+        "max_value": None,
+        "exif_orientation": False,
     }
     assert run["images"]["total"] == run["images"]["done"] == 9
     assert run["images"]["changed"] == sum(int(row["changed"]) for row in found)

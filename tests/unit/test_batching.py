@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imbalance_perturb.batching import BatchLimit, is_out_of_memory, measure_batch_size
+from imbalance_perturb.batching import BatchLimit, is_out_of_memory, measure_batch_size, usual_batch_size
 from imbalance_perturb.errors import DeviceError
 
 
@@ -82,3 +82,10 @@ def test_the_fastest_size_an_image_is_taken() -> None:
 def test_equal_sizes_leave_the_smallest() -> None:
     """Where larger batches gain nothing, the smallest is taken."""
     assert measure_batch_size(lambda x: time.sleep(0.01 * len(x)), lambda n: torch.empty(n, 1), (2, 4, 8)) == 2
+
+
+def test_the_usual_batch_suits_the_size_of_the_images() -> None:
+    """Smaller images make larger batches, within limits, in powers of two."""
+    sides = (32, 64, 112, 224, 384, 1024)
+    assert [usual_batch_size("cpu", (3, side, side)) for side in sides] == [64, 64, 32, 8, 2, 2]
+    assert usual_batch_size("cuda") == 128

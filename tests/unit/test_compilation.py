@@ -25,7 +25,7 @@ def test_compiled_passes_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     """Logits and the input's gradient of the compiled network are those of the plain one, at other batch sizes too."""
     monkeypatch.setattr(compilation, "_time", lambda call, x: 1.0)  # whether it is faster is not asked here
     network, x = small_network(), torch.randn(4, 3, 16, 16)
-    compiled, reason = compile_network(network, x, 1e-4)
+    compiled, reason = compile_network(network, network, x, 1e-4)
     assert reason is None
     assert isinstance(compiled, Compiled)
     for batch in (x, x[:1]):
@@ -66,7 +66,7 @@ def test_what_gains_nothing_runs_as_it_is(
     times = iter(seconds)
     monkeypatch.setattr(compilation, "_time", lambda call, x: next(times))
     network = small_network()
-    found, why = compile_network(network, torch.randn(2, 3, 16, 16), 1e-4)
+    found, why = compile_network(network, network, torch.randn(2, 3, 16, 16), 1e-4)
     assert found is network
     assert why is not None
     assert reason in why

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imbalance_perturb.errors import DeviceError
-from imbalance_perturb.execution import Execution, applied, select_device, select_execution
+from imbalance_perturb.errors import DeviceError, SettingsError
+from imbalance_perturb.execution import Execution, applied, fast_dtype, select_device, select_execution
 from imbalance_perturb.modes import full_precision
 from imbalance_perturb.settings import RunSettings
 
@@ -35,10 +35,95 @@ def test_what_is_left_open_is_settled() -> None:
     """Batch size and workers are chosen where not given: no workers for a handful of images."""
     few = select_execution(RunSettings(device="cpu"), 10)
     many = select_execution(RunSettings(device="cpu"), 10_000)
-    assert (few.batch_size, few.workers, few.precision) == (32, 0, "fp32")
+    assert (few.batch_size, few.workers, few.precision) == (8, 0, "fp32")
     assert 1 <= many.workers <= 8
     given = select_execution(RunSettings(device="cpu", batch_size=3, workers=0, deterministic=True), 10_000)
     assert (given.batch_size, given.workers, given.deterministic) == (3, 0, True)
+
+
+@pytest.fixture
+def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+
+
+@pytest.fixture
+def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+
+
+def settle(n_images: int | None, *, exact: bool = False, **settings: object) -> Execution:
+    return select_execution(RunSettings(device="cpu", **settings), n_images, exact=exact)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("with_bf16")
+def test_auto_is_bf16_with_close_calls_in_fp32_where_it_pays() -> None:
+    """With bf16 instructions auto is bf16 for many images; for few it is fp32 and says so; fp32 is always fp32."""
+    many = settle(10_000)
+    assert (many.precision, many.low_dtype, many.low_name, many.notes) == ("auto", torch.bfloat16, "bf16", ())
+    assert many.describe_precision() == "bf16, close calls in fp32"
+    assert settle(None) == many
+    few = settle(255)
+    assert (few.precision, few.low_dtype) == ("fp32", None)
+    assert few.describe_precision() == "fp32 (auto: fewer than 256 images)"
+    assert settle(256).precision == "auto"
+    given = settle(10_000, precision="fp32")
+    assert (given.precision, given.low_dtype, given.describe_precision()) == ("fp32", None, "fp32")
+
+
+@pytest.mark.usefixtures("without_bf16")
+def test_without_bf16_instructions_auto_is_fp32() -> None:
+    """A CPU without bf16 instructions runs auto in fp32; asked for by name, bf16 is slow, and that is said."""
+    auto = settle(10_000)
+    assert (auto.precision, auto.low_dtype) == ("fp32", None)
+    assert auto.describe_precision() == "fp32 (auto: this CPU has no bf16 instructions)"
+    slow = settle(10, precision="bf16")
+    assert (slow.precision, slow.low_dtype) == ("bf16", torch.bfloat16)
+    assert slow.describe_precision() == "bf16 (slow: this CPU has no bf16 instructions)"
+
+
+def test_fp16_is_not_for_a_cpu() -> None:
+    """fp16 on a CPU is refused with what to use instead."""
+    with pytest.raises(SettingsError, match="precision is fp16, which is for CUDA; on a CPU use auto, fp32 or bf16"):
+        settle(10, precision="fp16")
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_bf16_runs_fp16(supported: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA auto is bf16 where the GPU has it, not where it is emulated; there it is fp16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
+    assert fast_dtype(torch.device("cuda")) == dtype
+
+
+@pytest.mark.usefixtures("with_bf16")
+def test_few_images_are_all_corrected() -> None:
+    """Close calls only is settled too: for fewer than 256 images all are corrected, and that is said."""
+    assert settle(256, close_calls_only=True).close_calls_only
+    assert settle(256, close_calls_only=True).describe_precision().endswith(", only close calls corrected")
+    few = settle(255, close_calls_only=True, precision="fp32")
+    assert not few.close_calls_only
+    assert few.describe_precision() == "fp32 (all images corrected: fewer than 256)"
+
+
+@pytest.mark.usefixtures("with_bf16")
+def test_a_choice_between_corrections_is_exact() -> None:
+    """An exact run is fp32 and corrects every image whatever auto would be; low precision by name is refused."""
+    exact = settle(10_000, exact=True, close_calls_only=True)
+    assert (exact.precision, exact.low_dtype, exact.close_calls_only) == ("fp32", None, False)
+    with pytest.raises(SettingsError, match=r"precision is bf16; a choice between corrections .* use fp32"):
+        settle(10_000, exact=True, precision="bf16")
+
+
+def test_a_run_has_no_tf32() -> None:
+    """Inside a run fp32 is fp32 everywhere: TF32 is off, and as before afterwards."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        with applied(Execution(torch.device("cpu"), 1, 0, "fp32", False)):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_switches_are_put_back() -> None:

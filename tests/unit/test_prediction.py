@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from imbalance_perturb import ClassCounts, PerturbedClassifier
 from imbalance_perturb.execution import Execution
 from imbalance_perturb.images import ImageList, find_images
-from imbalance_perturb.prediction import Stopwatch, iter_inputs, iter_predictions
+from imbalance_perturb.prediction import iter_inputs, iter_predictions, sample_inputs
+from imbalance_perturb.predictor import Predictor
 from imbalance_perturb.preprocessing import Preprocessing, select_preprocessing
 from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.settings import PreprocessSettings
+from imbalance_perturb.stopwatch import Stopwatch
 
 COUNTS = ClassCounts(("dark", "middle", "bright"), (900, 30, 3))
 
@@ -64,7 +66,7 @@ def predict(
     images: ImageList, *, model: nn.Module | None = None, eps: float = 0.05, batch_size: int = 4, workers: int = 0
 ) -> list[PredictionRow]:
     debiased = PerturbedClassifier(model or Brightness(), COUNTS, eps=eps)
-    batches = iter_predictions(debiased, images, preset_none(), execution(batch_size, workers))
+    batches = iter_predictions(Predictor(debiased), images, preset_none(), execution(batch_size, workers))
     return [row for rows in batches for row in rows]
 
 
@@ -117,7 +119,7 @@ def test_probabilities_are_those_of_all_classes(folder: Path) -> None:
     images = find_images(folder)
     rows = [
         row
-        for rows in iter_predictions(debiased, images, preset_none(), execution(), probabilities=True)
+        for rows in iter_predictions(Predictor(debiased), images, preset_none(), execution(), probabilities=True)
         for row in rows
     ]
     for row in rows:
@@ -127,6 +129,49 @@ def test_probabilities_are_those_of_all_classes(folder: Path) -> None:
             assert row.base_probs[COUNTS.names.index(str(row.base_pred))] == row.base_confidence
         else:
             assert row.probs == row.base_probs == ()
+
+
+def test_calibration_images_are_from_the_whole_folder(folder: Path) -> None:
+    """The sample is random over all images, the same every time, without those that cannot be decoded."""
+    images = find_images(folder)
+    whole = [x for batch in iter_inputs(images, preset_none(), execution()) for _, x in batch.groups]
+    levels = {round(image.mean().item(), 4) for x in whole for image in x}
+
+    def sample(count: int) -> list[float]:
+        xs = sample_inputs(images, preset_none(), execution(), count=count)
+        return [round(image.mean().item(), 4) for x in xs for image in x]
+
+    found = sample(12)
+    assert len(found) <= 12
+    assert set(found) <= levels
+    assert found == sample(12)
+    assert found != [round(image.mean().item(), 4) for x in whole for image in x][: len(found)]
+    assert sorted(sample(1000)) == sorted(round(image.mean().item(), 4) for x in whole for image in x)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_low_precision_has_the_same_rows(folder: Path, precision: str) -> None:
+    """A predictor in low precision is calibrated by itself and gives the same rows, broken images among them."""
+    images = find_images(folder)
+    debiased = PerturbedClassifier(Brightness(), COUNTS, eps=0.05)
+    predictor = Predictor(debiased, debiased, precision=precision)
+    stopwatch = Stopwatch()
+    batches = iter_predictions(predictor, images, preset_none(), execution(), stopwatch=stopwatch)
+    assert [row for rows in batches for row in rows] == predict(images)
+    assert ("calibration" in stopwatch.seconds) == (precision == "auto")
+    assert predictor.summary().images == 23
+
+
+def test_an_image_that_makes_nan_fails_alone_in_low_precision(tmp_path: Path) -> None:
+    """NaN in both precisions is the image's own error, and its batch mates have their predictions."""
+    for index, level in enumerate([200, 0, 90, 0, 30]):
+        Image.new("RGB", (4, 4), (level,) * 3).save(tmp_path / f"{index}.png")
+    debiased = PerturbedClassifier(NanOnBlack(), COUNTS, eps=0.05)
+    batches = iter_predictions(
+        Predictor(debiased, debiased, precision="bf16"), find_images(tmp_path), preset_none(), execution(8)
+    )
+    rows = [row for rows in batches for row in rows]
+    assert [row.error is None for row in rows] == [True, False, True, False, True]
 
 
 def test_inputs_hold_every_position_once(folder: Path) -> None:

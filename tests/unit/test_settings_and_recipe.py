@@ -41,7 +41,8 @@ from imbalance_perturb.settings import (
         (lambda: RunSettings(device="cpu:0"), "device is 'cpu:0'"),
         (lambda: RunSettings(batch_size=0), "batch_size is 0"),
         (lambda: RunSettings(workers=-1), "workers is -1"),
-        (lambda: RunSettings(precision="fp8"), "precision is 'fp8'"),
+        (lambda: RunSettings(precision="fp8"), "precision is 'fp8'; expected one of auto, fp32, bf16, fp16"),
+        (lambda: RunSettings(close_calls_only="yes"), "close_calls_only is 'yes'; expected true or false"),
     ],
 )
 def test_values_out_of_range_name_the_option(make: type, cause: str) -> None:
@@ -56,7 +57,7 @@ def test_a_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
         model=ModelSettings(model="m.pt", counts="c.json", arch="resnet18", outputs="logits"),
         preprocess=PreprocessSettings(preset="none", resize=(64, 80), crop="none", mean=(0.5,), std=(0.1, 0.2, 0.3)),
         debias=DebiasSettings(eps=0.005, target="sqrt", clip=True, tau=0.25),
-        run=RunSettings(device="cpu", batch_size=7),
+        run=RunSettings(device="cpu", batch_size=7, precision="bf16", close_calls_only=True),
     )
     path = tmp_path / "imbperturb.toml"
     write_recipe(path, settings)

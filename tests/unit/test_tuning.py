@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from imbalance_perturb.assembly import Assembly, assemble
+from imbalance_perturb.assembly import Assembly, assemble, make_predictor
 from imbalance_perturb.choice import SelectionRule
 from imbalance_perturb.errors import ImageFolderError, LabelsError, SettingsError
 from imbalance_perturb.labelled_images import LabelledImages, find_labelled_images
@@ -77,7 +77,7 @@ def test_figures_are_those_of_predictions_with_that_eps(place: Path, tau: float)
     tuning = tune(assembly, labelled, OPTIONS)
     for attempt in tuning.attempts:
         single, _ = prepared(place, tau=tau, eps=attempt.eps)
-        batches = iter_predictions(single.debiased, labelled.images, single.preprocessing, single.execution)
+        batches = iter_predictions(make_predictor(single), labelled.images, single.preprocessing, single.execution)
         preds = [single.counts.names.index(str(row.pred)) for rows in batches for row in rows]
         labels = labelled.of(labelled.images.names)
         assert attempt.figures.mcr == pytest.approx(balanced_accuracy_score(labels, preds))

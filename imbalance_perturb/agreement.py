@@ -1,0 +1,112 @@
+"""What low precision and close calls came to in a run: how often they stood in for the full computation, how truly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scipy.special import bdtrc, betaincinv
+
+#: Share of labels that may differ from the full computation's before a run warns.
+TOLERATED = 0.001
+
+#: One-sided confidence of statements about all images made from the sampled ones.
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Counts of a run's images, and the bounds that decided on them.
+
+    Attributes:
+        precision: ``fp32``, ``auto``, ``bf16`` or ``fp16``, as it was run in the end.
+        low_dtype: the low-precision format that was in use, such as ``bf16``.
+        close_calls_only: whether only close calls were corrected, in the end.
+        notes: why precision or close_calls_only were given up, where they were.
+        calibrated_on: images that the bounds were measured on.
+        safety: how many times the typical difference the bounds are.
+        base_bound, bound: margins of base and corrected logits up to which low precision was not trusted.
+        reach_slope, reach_spread: how far the correction moves logits (see :class:`Reach`).
+        images: all images that were predicted.
+        recomputed: of them, by the full computation after all.
+        corrected: of them, with the correction (rather than by the plain model, whose label would not change).
+        sampled: images that were not recomputed and yet run through the full computation, to compare the labels.
+        base_agreed, agreed: of the sampled, with the same base label; with the same base and corrected labels.
+    """
+
+    precision: str
+    low_dtype: str | None
+    close_calls_only: bool
+    notes: tuple[str, ...]
+    calibrated_on: int
+    safety: float
+    base_bound: float | None
+    bound: float | None
+    reach_slope: float | None
+    reach_spread: float | None
+    images: int
+    recomputed: int
+    corrected: int
+    sampled: int
+    base_agreed: int
+    agreed: int
+
+    @property
+    def share_recomputed(self) -> float:
+        """Of all images, in [0, 1]."""
+        return self.recomputed / self.images if self.images else 0.0
+
+    @property
+    def share_corrected(self) -> float:
+        """Of all images, in [0, 1]."""
+        return self.corrected / self.images if self.images else 0.0
+
+    @property
+    def sampled_agreement(self) -> float | None:
+        """Share of the sampled images whose labels are those of the full computation."""
+        return self.agreed / self.sampled if self.sampled else None
+
+    @property
+    def disagreement_at_most(self) -> float | None:
+        """Largest share of differing labels that the sample leaves room for (Clopper-Pearson, 95 %, one-sided)."""
+        differ = self.sampled - self.agreed
+        if not self.sampled or differ == self.sampled:
+            return 1.0 if self.sampled else None
+        # Recomputed images are right by construction; the sample speaks for the others.
+        return float(betaincinv(differ + 1, self.agreed, LEVEL)) * (1 - self.share_recomputed)
+
+    @property
+    def warning(self) -> str | None:
+        """One line where more sampled labels differ than chance would let them at a tolerable share."""
+        differ = self.sampled - self.agreed
+        if differ == 0 or float(bdtrc(differ - 1, self.sampled, TOLERATED)) >= 1 - LEVEL:
+            return None
+        remedy = "--precision fp32" if self.low_dtype else "--no-close-calls-only"
+        if self.low_dtype and self.close_calls_only:
+            remedy += " and --no-close-calls-only"
+        return (
+            f"the labels of {differ} of {self.sampled} sampled images differ from those of the full computation;"
+            f" use {remedy} for its labels"
+        )
+
+    def sentence(self) -> str:
+        """What it came to, in one line."""
+        parts = [self.low_dtype or "fp32"]
+        if self.low_dtype and (self.precision == "auto" or self.recomputed):
+            parts.append(f"{self.share_recomputed:.1%} close calls recomputed in fp32")
+        if self.close_calls_only:
+            parts.append(f"{self.share_corrected:.1%} of the images corrected, the others clear")
+        if self.sampled:
+            parts.append(f"{self.agreed:,} of {self.sampled:,} sampled labels agree")
+        return ", ".join(parts) + "".join(f"; {note}" for note in self.notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: the fields and the shares that follow from them."""
+        return {
+            **asdict(self),
+            "notes": list(self.notes),
+            "share_recomputed": self.share_recomputed,
+            "share_corrected": self.share_corrected,
+            "sampled_agreement": self.sampled_agreement,
+            "disagreement_at_most": self.disagreement_at_most,
+        }
