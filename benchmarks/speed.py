@@ -40,6 +40,7 @@ from peers import AUTHORS, PEERS
 from subjects import CLASSES, COUNTS, Pool, make_subject, skin7_pool, synthetic_pool
 from torch import Tensor, nn
 
+from imbalance_perturb.batching import usual_batch_size
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.settings import PreprocessSettings
 from imbalance_perturb.target import target_distribution
@@ -145,18 +146,20 @@ def measure_case(case: Case, batch_sizes: list[int], rounds: int, log: Log) -> N
 def make_contenders(case: Case, made: Ours, batches: list[Tensor]) -> dict[str, Callable[[], Answer]]:
     """What is measured, in the order of the table; peers that are not installed are missing."""
     eager, trained = case.fresh(), case.fresh()
+    # As `predict` does where no batch size is asked for: the batches of others, in parts that suit the machine.
+    parts = [part for batch in batches for part in batch.split(usual_batch_size(case.device.type))]
     contenders: dict[str, Callable[[], Answer]] = {
         PLAIN: functools.partial(answer, plain(eager), batches),
-        OPTIMISED: functools.partial(answer, made.reference.predict_plain, batches),
+        OPTIMISED: functools.partial(answer, made.reference.predict_plain, parts),
     }
     if made.low is not None:
-        contenders[OPTIMISED_LOW] = functools.partial(answer, made.low.predict_plain, batches)
+        contenders[OPTIMISED_LOW] = functools.partial(answer, made.low.predict_plain, parts)
     for peer in PEERS:
         if peer.installed:
             step = functools.partial(_step_of, peer.step, trained, case.target)
             contenders[peer.title] = functools.partial(answer, step, batches)
     for name, mode in made.modes.items():
-        contenders[name] = functools.partial(answer_with, mode, batches)
+        contenders[name] = functools.partial(answer_with, mode, parts)
     return contenders
 
 
@@ -238,7 +241,9 @@ def introduce(options: argparse.Namespace, device: torch.device, log: Log) -> No
         "",
         "Ratios are to the plain eager float32 forward pass of the same images in the same round"
         + (" (with torch's own defaults: TF32 in convolutions)" if device.type == "cuda" else "")
-        + f"; networks have random parameters, tame filters and a head fitted on {what}, {SIZE} px, eps {EPS:g}."
+        + f"; optimised and ours go through each batch in parts of {usual_batch_size(device.type)}, `predict`'s usual"
+        " batch at this size, everyone else at once"
+        f"; networks have random parameters, tame filters and a head fitted on {what}, {SIZE} px, eps {EPS:g}."
         " Calibration of `auto` and close calls comes once a run and is not in the time; the random samples they are"
         " checked on are. 'asked' is the project's aim on a CPU with bf16 instructions. Labels: of the worst round,"
         " against a float32 transcription of the paper. Peers do the method's own step: "
