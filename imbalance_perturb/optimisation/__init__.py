@@ -111,7 +111,10 @@ def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
         steps.append("channels-last")
     if not steps:
         return network, Optimisation("as the file has it", 0.0)
-    found = _output(candidate, x)
+    try:
+        found = _output(candidate, x)
+    except Exception as error:  # noqa: BLE001 - whatever a rewritten graph fails on, the file itself has just run
+        return network, Optimisation(f"as the file has it ({', '.join(steps)}: {type(error).__name__})", 0.0)
     assert found is not None  # rewriting leaves the kind of output alone
     difference = _difference(found, expected)
     if not difference <= TOLERANCE:
@@ -138,6 +141,9 @@ def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module,
     name = str(dtype).removeprefix("torch.")
     expected = _output(network, x)
     candidate, path = network, f"{name} by autocast"
+    if x.device.type == "cuda" and x.ndim == 4 and any(parameter.ndim == 4 for parameter in network.parameters()):
+        # The half-precision units of a GPU work on channels-last tensors; others are laid out anew at each layer.
+        candidate, path = ChannelsLast(network), f"{path}, channels-last"
     if isinstance(network, Rewritten) and dtype is torch.bfloat16:
         rewritten = _rewrite(network.source, x, dtype)
         if rewritten is not None:
@@ -206,6 +212,11 @@ def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int] | None:
     except Exception:  # noqa: BLE001 - tracing runs the network's own code on symbols; if it raises, it runs as it is
         return None
     assert isinstance(folded, fx.GraphModule)
+    for node in folded.graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+            # The same where a view is possible, which depends on how the tensor lies; channels-last it may not be.
+            node.target = "reshape"
+    folded.recompile()
     return folded, before - _batch_norms(folded)
 
 
@@ -215,7 +226,10 @@ def _rewrite(graph: fx.GraphModule, x: Tensor, dtype: torch.dtype) -> tuple[fx.G
         return None
     # Modules are shared with the copy: the rewriter puts others beside them and changes none.
     duplicate = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    made = Rewriter(duplicate, x.contiguous(memory_format=torch.channels_last), dtype).rewrite()
+    try:
+        made = Rewriter(duplicate, x.contiguous(memory_format=torch.channels_last), dtype).rewrite()
+    except Exception:  # noqa: BLE001 - shapes are found by running the graph; one that fails then runs as it is
+        return None
     return (duplicate, made) if made else None
 
 

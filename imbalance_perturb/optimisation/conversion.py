@@ -8,6 +8,7 @@ flow, or an operation that writes into a tensor which is read again, ends the at
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -60,6 +61,9 @@ class _Builder:
             target.meta["written to"] = True
         if any(isinstance(a, fx.Node) and a.meta.get("gone") for a in args):
             raise NotConvertible(f"{operation} reads a tensor that was written to")
+        if operation in ("view", "_unsafe_view"):
+            # The same where a view is possible, which depends on how the tensor lies; channels-last it may not be.
+            overload = torch.reshape
         layer = _layer(operation, args, kwargs)
         if layer is None:
             args = [self._constant(a) for a in args]
@@ -73,6 +77,28 @@ class _Builder:
                 # Whoever reads the old name again would see the new value.
                 argument.meta["gone"] = True
         return made
+
+    def unpack(self, parts: Any, n: int) -> list[Any]:
+        """The n members of a list, which is one when the graph runs or now."""
+        if not isinstance(parts, fx.Node):
+            return list(parts)
+        return [self.graph.call_function(operator.getitem, (parts, index)) for index in range(n)]
+
+    def size(self, args: Sequence[Any]) -> Any:
+        """A side of a tensor: a number when the graph runs."""
+        return self.number(self.graph.call_method("size", tuple(args)))
+
+    def number(self, node: Any) -> Any:
+        if isinstance(node, fx.Node):
+            node.meta["number"] = True
+        return node
+
+    def arithmetic(self, operation: str, args: Sequence[Any]) -> Any:
+        """Arithmetic on sides, which TorchScript does on tensors of no dimension; ``None`` if it is none."""
+        function = _ARITHMETIC.get(operation)
+        if function is None or not any(isinstance(a, fx.Node) and a.meta.get("number") for a in args[:2]):
+            return None
+        return self.number(self.graph.call_function(function, tuple(args[:2])))
 
     def _constant(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -95,6 +121,18 @@ class _Builder:
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph)
 
+
+#: Arithmetic on the sides of tensors. Where it is on tensors, it is called as it is.
+_ARITHMETIC = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floor_divide": operator.floordiv,
+    "floordiv": operator.floordiv,
+}
+
+#: What TorchScript puts between a number and a tensor of no dimension.
+_NUMBERS = ("prim::NumToTensor", "aten::Int", "aten::IntImplicit", "aten::ScalarImplicit")
 
 #: Operations that write into their first argument and have a counterpart that does not.
 _FUNCTIONAL = {
@@ -200,14 +238,27 @@ def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
     for node in graph.nodes():
         kind, results = node.kind(), [output.debugName() for output in node.outputs()]
         arguments = [values.get(value.debugName(), NotConvertible) for value in node.inputs()]
-        if NotConvertible in arguments or len(results) != 1:
+        if any(argument is NotConvertible for argument in arguments):
             raise NotConvertible(kind)
-        if kind == "prim::Constant":
+        if kind in ("prim::ListUnpack", "prim::TupleUnpack", "prim::ConstantChunk"):
+            parts = arguments[0]
+            if kind == "prim::ConstantChunk":
+                parts = builder.graph.call_function(torch.chunk, (parts, node.i("chunks"), node.i("dim")))
+            values |= dict(zip(results, builder.unpack(parts, len(results)), strict=True))
+        elif len(results) != 1:
+            raise NotConvertible(kind)
+        elif kind == "prim::Constant":
             values[results[0]] = node.output().toIValue()
         elif kind in ("prim::ListConstruct", "prim::TupleConstruct"):
             values[results[0]] = list(arguments)
+        elif kind == "aten::size" and len(arguments) == 2:
+            values[results[0]] = builder.size(arguments)
+        elif kind in _NUMBERS:
+            values[results[0]] = builder.number(arguments[0])
         elif kind.startswith("aten::") and not list(node.blocks()):
-            values[results[0]] = builder.call(kind.removeprefix("aten::"), *_called(node.schema(), arguments))
+            name = kind.removeprefix("aten::")
+            number = builder.arithmetic(name, arguments)
+            values[results[0]] = builder.call(name, *_called(node.schema(), arguments)) if number is None else number
         else:
             raise NotConvertible(kind)
     outputs = [values[value.debugName()] for value in graph.outputs()]
@@ -255,6 +306,8 @@ def _from_exported(program: fx.GraphModule) -> fx.GraphModule:
             args, kwargs = list(known(tuple(node.args))), dict(known(node.kwargs))
             name = node.target._opname
             values[node] = builder.call(name, node.target, args, kwargs)
+        elif node.op == "call_function" and node.target in (operator.getitem, *_ARITHMETIC.values()):
+            values[node] = builder.graph.call_function(node.target, known(tuple(node.args)))
         elif node.op == "output":
             (result,) = node.args
             result = result[0] if isinstance(result, list | tuple) and len(result) == 1 else result

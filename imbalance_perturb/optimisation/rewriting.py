@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from imbalance_perturb.optimisation.convolution import Activation, FusedConvolution, convertible
 from imbalance_perturb.optimisation.dense_blocks import DenseBlock, DenseLayer, ScaledReLU
@@ -35,6 +34,15 @@ class FullPrecisionLinear(nn.Linear):
             return super().forward(x.float())
 
 
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape of each tensor at its node."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["shape"] = result.shape if isinstance(result, Tensor) else None
+        return result
+
+
 class Rewriter:
     """Rewrites one traced network in place.
 
@@ -48,7 +56,7 @@ class Rewriter:
         self._module, self._graph, self._dtype = graph, graph.graph, dtype
         self._modules: dict[str, nn.Module] = dict(graph.named_modules())
         with torch.no_grad():
-            ShapeProp(graph).propagate(x)
+            _Shapes(graph).run(x)
 
     def rewrite(self) -> dict[str, int]:
         """Do it; returns how many of each kind of layer were made, in words."""
@@ -245,5 +253,4 @@ def _known(size: torch.Size | None) -> torch.Size:
 
 
 def _shape(node: Any) -> torch.Size | None:
-    found = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return getattr(found, "shape", None)
+    return node.meta.get("shape") if isinstance(node, fx.Node) else None

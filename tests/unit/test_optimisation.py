@@ -190,7 +190,9 @@ def as_exported(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 @pytest.mark.parametrize("as_file", [as_torchscript, as_exported])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "vgg11_bn"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "vgg11_bn", "shufflenet_v2_x0_5"]
+)
 def test_files_that_bring_their_network_are_rewritten_too(
     name: str, as_file: Callable[[nn.Module, Tensor], nn.Module]
 ) -> None:
@@ -227,6 +229,35 @@ def test_control_flow_in_torchscript_runs_as_it_is() -> None:
     with torch.no_grad():
         for batch in (x.abs(), -x.abs()):
             torch.testing.assert_close(network(batch), model(batch))
+
+
+class Viewing(nn.Module):
+    """Flattens by `view`, which a channels-last tensor refuses, to a size worked out from the batch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4 * 14 * 14, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).relu_()
+        return self.fc(y.view(x.size(0), -1))
+
+
+def as_scripted(model: nn.Module, x: Tensor) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(model)
+
+
+@pytest.mark.parametrize("as_file", [lambda model, x: model, as_torchscript, as_scripted, as_exported])
+def test_views_are_no_obstacle(as_file: Callable[[nn.Module, Tensor], nn.Module]) -> None:
+    """A network that flattens by `view` is rewritten, and takes batches of any size as before."""
+    model, x = Viewing().eval().requires_grad_(False), torch.randn(3, 3, 16, 16)
+    network, done = optimise(as_file(copy.deepcopy(model), x), x[:2])
+    assert "1 fused convolutions" in done.path
+    with torch.no_grad():
+        for batch in (x, x[:1], torch.randn(5, 3, 16, 16)):
+            torch.testing.assert_close(network(batch), model(batch), rtol=1e-4, atol=1e-5)
 
 
 class Scripted(nn.Module):
