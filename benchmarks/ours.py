@@ -10,6 +10,7 @@ import torch
 from peers import TEMPERATURE
 from torch import Tensor, nn
 
+from imbalance_perturb.batching import usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.execution import fast_dtype
@@ -59,6 +60,8 @@ def make_ours(
         calibration: batches (n, C, H, W) on the device, of images like those to come.
         device: where it all runs.
     """
+    shape = calibration[0].shape
+    batch_size = usual_batch_size(device.type, (shape[1], shape[2], shape[3]))
     for parameter in network.parameters():  # one by one: TorchScript modules have no requires_grad_
         parameter.requires_grad_(False)
     optimised, done = optimise(network, calibration[0][:2])
@@ -72,7 +75,9 @@ def make_ours(
         if low is None and precision == "bf16":
             continue
         wanted = "fp32" if low is None else precision
-        modes[name] = Predictor(reference, low, precision=wanted, close_calls_only=close_calls_only)
+        modes[name] = Predictor(
+            reference, low, precision=wanted, close_calls_only=close_calls_only, batch_size=batch_size
+        )
         if modes[name].needs_calibration:
             modes[name].calibrate(calibration)
     return Ours(reference, low, modes, path)

@@ -73,8 +73,8 @@ class FromMemory:
         stopwatch: Stopwatch | None = None,
     ) -> Iterator[InputBatch]:
         """Batches of the images in their order; stacked the first time, kept from then on."""
-        for start in range(0, len(images), execution.batch_size):
-            names = tuple(images.names[start : start + execution.batch_size])
+        for start in range(0, len(images), execution.group_size):
+            names = tuple(images.names[start : start + execution.group_size])
             if names not in self._batches:
                 x = torch.stack([self._inputs[name] for name in names])
                 self._batches[names] = InputBatch(list(names), [None] * len(x), [InputGroup(list(range(len(x))), x)])

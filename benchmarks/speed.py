@@ -159,7 +159,7 @@ def make_contenders(case: Case, made: Ours, batches: list[Tensor]) -> dict[str, 
             step = functools.partial(_step_of, peer.step, trained, case.target)
             contenders[peer.title] = functools.partial(answer, step, batches)
     for name, mode in made.modes.items():
-        contenders[name] = functools.partial(answer_with, mode, parts)
+        contenders[name] = functools.partial(answer_with, mode, batches)
     return contenders
 
 

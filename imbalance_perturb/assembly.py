@@ -111,6 +111,7 @@ def make_predictor(assembly: Assembly) -> Predictor:
         precision=execution.precision,
         close_calls_only=execution.close_calls_only,
         low_name=execution.low_name,
+        batch_size=execution.batch_size,
     )
 
 

@@ -33,13 +33,13 @@ def usual_batch_size(kind: str, shape: tuple[int, int, int] = (3, 224, 224)) -> 
 
 
 class BatchLimit:
-    """The largest number of images that memory has been found to suffice for.
+    """The largest number of images that go through at once: ``most`` at the start, less once memory has run out.
 
-    ``most`` is ``None`` until memory has run out once.
+    ``None`` is no limit yet.
     """
 
-    def __init__(self) -> None:
-        self.most: int | None = None
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
 
     def run(self, compute: Callable[[slice], Sequence[Row]], n: int) -> list[Row]:
         """The results of n images, of all at once or in parts as small as memory demands.

@@ -19,6 +19,7 @@ FEWEST_IMAGES = 256
 
 _LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_WORKERS = 8
+_BATCHES_TOGETHER = 4
 
 #: So many images are decoded before a worker process has started.
 _FEW = 32
@@ -45,6 +46,11 @@ class Execution:
     def device_name(self) -> str:
         """The device as people know it."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+    @property
+    def group_size(self) -> int:
+        """Images that are decoded and predicted together, several batches of them: close calls are few in each."""
+        return _BATCHES_TOGETHER * self.batch_size
 
     @property
     def low_name(self) -> str | None:

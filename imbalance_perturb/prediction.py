@@ -120,14 +120,16 @@ class _Batches:
 def iter_inputs(
     images: ImageList, preprocessing: Preprocessing, execution: Execution, stopwatch: Stopwatch | None = None
 ) -> Iterator[InputBatch]:
-    """Decode in worker processes and yield model inputs batch by batch, in the order of ``images.names``.
+    """Decode in worker processes and yield model inputs in the order of ``images.names``, a group at a time.
+
+    A group is several batches (``execution.group_size`` images): what is given to a model is cut to size there.
 
     Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device.
     """
     stopwatch = stopwatch or Stopwatch()
     loader: DataLoader[Any] = DataLoader(
         _Decoder(images.root, preprocessing),  # type: ignore[arg-type]  # keyed by name: the sampler yields names
-        batch_sampler=_Batches(images.names, execution.batch_size),
+        batch_sampler=_Batches(images.names, execution.group_size),
         num_workers=execution.workers,
         collate_fn=_collate,
         pin_memory=execution.device.type == "cuda",
@@ -154,10 +156,9 @@ def sample_inputs(
     names = images.names
     if len(names) > count:
         names = sorted(random.Random(seed).sample(names, count))
-    batches = replace(execution, batch_size=min(execution.batch_size, _CALIBRATION_BATCH))
-    for batch in iter_inputs(replace(images, names=names), preprocessing, batches):
+    for batch in iter_inputs(replace(images, names=names), preprocessing, execution):
         for _, x in batch.groups:
-            yield x
+            yield from torch.split(x, min(execution.batch_size, _CALIBRATION_BATCH))
 
 
 def iter_predictions(

@@ -80,6 +80,8 @@ class Predictor:
             or ``fp16`` (low precision throughout).
         close_calls_only: correct only images whose label the correction may change.
         low_name: of the low-precision format, for the summary.
+        batch_size: most images that go through a network at once; ``None`` takes batches as they come. Larger
+            batches than that are still worth giving: close calls are gathered over all of one.
         seed: of the sample.
 
     Where ``needs_calibration`` is true (``auto``, ``close_calls_only``), :meth:`calibrate` comes first.
@@ -96,6 +98,7 @@ class Predictor:
         precision: str = "fp32",
         close_calls_only: bool = False,
         low_name: str | None = None,
+        batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
         if precision not in PRECISIONS:
@@ -108,6 +111,7 @@ class Predictor:
         self._low_name = low_name or precision
         # Without a step there is no correction to leave out.
         self._close_calls_only = close_calls_only and reference.active
+        self._batch_size = batch_size
         self._seed = seed
         self.needs_calibration = precision == "auto" or self._close_calls_only
         self._bounds = _Bounds()
@@ -159,14 +163,16 @@ class Predictor:
         """
         assert not self.needs_calibration, "calibrate() comes first"
         stopwatch = stopwatch or Stopwatch()
-        base, logits, corrected = self._compute(x, stopwatch)
+        computed = [self._compute(part, stopwatch) for part in self._parts(x)]
+        base, logits, corrected = (torch.cat(parts) for parts in zip(*computed, strict=True))
         refined = self._doubtful(base, logits)
         sampled = self._sample(len(x)).to(x.device) & ~refined & ~self._is_full(corrected)
         again = refined | sampled
         tally = _Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():
             with stopwatch.timing("refinement", x.device):
-                full_base, full = self._reference.predict_both(x[again])
+                full_parts = [self._reference.predict_both(part) for part in self._parts(x[again])]
+                full_base, full = (torch.cat(parts) for parts in zip(*full_parts, strict=True))
             among = sampled[again]
             base_same = (base[sampled].argmax(1) == full_base[among].argmax(1)).cpu()
             same = (logits[sampled].argmax(1) == full[among].argmax(1)).cpu()
@@ -198,6 +204,9 @@ class Predictor:
             base_agreed=tally.base_agreed,
             agreed=tally.agreed,
         )
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(x, self._batch_size or max(1, len(x)))
 
     def _compute(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
         """Base and corrected logits before anything is recomputed, and for which images the correction was run."""

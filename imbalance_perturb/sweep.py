@@ -86,7 +86,7 @@ def run_sweep(
     """
     if assembly.debiased.steps != 1:
         raise SettingsError(f"steps is {assembly.debiased.steps}; a sweep shares one gradient, so it needs steps = 1")
-    stopwatch, limit = Stopwatch(), BatchLimit()
+    stopwatch, limit = Stopwatch(), BatchLimit(assembly.execution.batch_size)
     collected = _Collected(logits={variant: [] for variant in variants if variant.eps > 0})
     with applied(assembly.execution):
         for batch in iter_inputs(images, assembly.preprocessing, assembly.execution, stopwatch):

@@ -67,11 +67,13 @@ def test_a_sweep_gives_the_logits_of_single_runs(place: Path) -> None:
     for variant in variants:
         debias = {"eps": variant.eps, "loss": variant.measure.loss, "temperature": variant.measure.temperature}
         single, _ = prepared(place, **debias)
-        expected = [
-            single.debiased.predict_both(group.x)
+        inputs = {
+            batch.names[position]: x
             for batch in iter_inputs(images, single.preprocessing, alone)
             for group in batch.groups
-        ]
+            for position, x in zip(group.positions, group.x, strict=True)
+        }
+        expected = [single.debiased.predict_both(inputs[name][None]) for name in sweep.names]
         torch.testing.assert_close(sweep.base, torch.cat([base for base, _ in expected]), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
             sweep.logits[variant], torch.cat([logits for _, logits in expected]), rtol=1e-4, atol=1e-5
