@@ -18,6 +18,7 @@ from torchvision.models import resnet18
 from torchvision.transforms.v2 import functional as tv
 
 from imbalance_perturb.cli.app import main
+from imbalance_perturb.execution import fast_dtype
 
 pytestmark = pytest.mark.skin7
 
@@ -136,6 +137,8 @@ def test_fold_0_reaches_the_published_figures(
         with out.open(newline="") as stream:
             found = list(csv.DictReader(stream))
         assert [Path(row["image"]).name for row in found] == [row["image"] for row in fold]
+        run = json.loads(out.with_suffix(".run.json").read_text())
+        assert run["execution"]["precision"] == ("fp32" if fast_dtype(torch.device("cpu")) is None else "auto")
         for column, figures in (("base_pred", case.figures[0.0]), ("pred", case.figures[eps])):
             preds = [row[column] for row in found]
             scr = recall_score(truth, preds, labels=["df"], average=None)[0]
@@ -150,6 +153,17 @@ def test_fold_0_reaches_the_published_figures(
             theirs = [CLASSES[i] for batch in plain for i in batch[index].tolist()]
             same = sum(row[column] == label for row, label in zip(found, theirs, strict=True)) / len(found)
             assert same >= 0.999, (column, eps, same)
+        if eps == 0.001:
+            close = tmp_path / "close.csv"
+            options = [*case.options, *NORMALISE, "--eps", str(eps), "--close-calls-only", "-o", str(close), "-q"]
+            with pytest.raises(SystemExit) as ended:
+                main(["predict", *arguments, *options])
+            assert not ended.value.code
+            with close.open(newline="") as stream:
+                rows = list(csv.DictReader(stream))
+            assert sum(int(row["corrected"]) for row in rows) < 0.3 * len(rows)
+            same = sum(row["pred"] == label for row, label in zip(rows, theirs, strict=True)) / len(rows)
+            assert same >= 0.998, same
 
 
 def test_batch_sizes_1_and_64_agree(
