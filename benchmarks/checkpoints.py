@@ -16,6 +16,7 @@ from sklearn.metrics import recall_score
 from subjects import CLASSES, Pool, skin7_counts, skin7_pool
 from torch import Tensor, nn
 
+from imbalance_perturb.batching import usual_batch_size
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.models import load_classifier
 from imbalance_perturb.settings import PreprocessSettings
@@ -111,7 +112,10 @@ def _compare(
         PLAIN: lambda: answer(plain(user), batches),
         "plain optimised fp32": lambda: answer(made.reference.predict_plain, batches),
     }
-    contenders |= {name: functools.partial(answer_with, mode, batches) for name, mode in made.modes.items()}
+    # As many at once as `predict` takes together; in batches of its usual size they go through the network.
+    together = pool.x.split(4 * usual_batch_size(plan.device.type, (3, pool.x.shape[2], pool.x.shape[3])))
+    groups = [group.to(plan.device) for group in together]
+    contenders |= {name: functools.partial(answer_with, mode, groups) for name, mode in made.modes.items()}
     for contender in contenders.values():
         contender()  # once through: long enough for TorchScript to have compiled, and for samples to be rare
     progress(f"{checkpoint.title}, eps {eps:g}: measuring")

@@ -79,6 +79,7 @@ class Case:
     settling: Tensor
     calibration: Tensor
     device: torch.device
+    peers: bool
 
     @property
     def target(self) -> Tensor:
@@ -113,7 +114,7 @@ def make_case(name: str, options: argparse.Namespace, device: torch.device) -> C
     if len(pool.x) < sum(sizes):
         raise SystemExit(f"{sum(sizes)} images are asked for; {pool.origin} has {len(pool.x)}: ask for fewer")
     head, timed, settling, calibration = pool.split(*sizes)
-    return Case(name, make_subject(name, head), timed, settling.x, calibration.x, device)
+    return Case(name, make_subject(name, head), timed, settling.x, calibration.x, device, not options.no_peers)
 
 
 def measure_case(case: Case, batch_sizes: list[int], rounds: int, log: Log) -> None:
@@ -154,7 +155,7 @@ def make_contenders(case: Case, made: Ours, batches: list[Tensor]) -> dict[str, 
     }
     if made.low is not None:
         contenders[OPTIMISED_LOW] = functools.partial(answer, made.low.predict_plain, parts)
-    for peer in PEERS:
+    for peer in PEERS if case.peers else ():
         if peer.installed:
             step = functools.partial(_step_of, peer.step, trained, case.target)
             contenders[peer.title] = functools.partial(answer, step, batches)
@@ -195,6 +196,8 @@ def rows(case: Case, measured: dict[str, Measured[Answer]], expected: Expected) 
     n = len(case.timed.x)
     for name in _order(measured):
         if name not in measured:
+            if not case.peers and name in {peer.title for peer in PEERS}:
+                continue
             reason = "not installed" if name not in MODES and name != OPTIMISED_LOW else "no fast bf16 on this device"
             yield [name, reason, *[""] * 6]
             continue
@@ -263,10 +266,10 @@ def main() -> None:
     for index, name in enumerate(options.networks):
         case = make_case(name, options, device)
         measure_case(case, options.batch_sizes, options.rounds, log)
-        if index == 0:
+        if index == 0 and not options.no_sweep:
             sweep = {"rounds": options.rounds, "images": options.sweep_images, "batch_size": options.batch_sizes[0]}
             sweeping.measure_sweep(case.network, name, log, **sweep, device=device)
-    if options.shared is not None:
+    if options.shared is not None and not options.no_checkpoints:
         log.say("### Checkpoints trained on Skin7", "")
         plan = Plan(options.rounds, max(options.batch_sizes), device)
         compare_checkpoints(options.shared, log, plan, options.skin7_images)
@@ -277,7 +280,10 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    words = functools.partial(str.split, sep=",")
+
+    def words(text: str) -> list[str]:
+        return [word for word in text.split(",") if word]
+
     parser.add_argument("--networks", type=words, default=list(NETWORKS), help="torchvision names (default: three)")
     parser.add_argument("--batch-sizes", type=_numbers, default=[8, 32], help="a table for each (default: 8,32)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each contender (default: 5)")
@@ -288,6 +294,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--skin7-images", type=int, help="of the checkpoints' fold (default: all)")
     parser.add_argument("--shared", type=Path, help="folder with data/skin7 and models")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
+    parser.add_argument(
+        "--no-peers",
+        action="store_true",
+        help="leave other libraries out: a process that has run them allocates otherwise, and plain eager gains by it",
+    )
+    parser.add_argument("--no-sweep", action="store_true", help="leave the sweep out")
+    parser.add_argument("--no-checkpoints", action="store_true", help="leave the trained checkpoints out")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/RESULTS.md")
     return parser

@@ -163,8 +163,7 @@ class Predictor:
         """
         assert not self.needs_calibration, "calibrate() comes first"
         stopwatch = stopwatch or Stopwatch()
-        computed = [self._compute(part, stopwatch) for part in self._parts(x)]
-        base, logits, corrected = (torch.cat(parts) for parts in zip(*computed, strict=True))
+        base, logits, corrected = self._compute(x, stopwatch)
         refined = self._doubtful(base, logits)
         sampled = self._sample(len(x)).to(x.device) & ~refined & ~self._is_full(corrected)
         again = refined | sampled
@@ -210,20 +209,25 @@ class Predictor:
 
     def _compute(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
         """Base and corrected logits before anything is recomputed, and for which images the correction was run."""
-        network, run = (self._reference, _predict_both) if self._low is None else (self._low, _attempt)
+        network = self._low or self._reference
         if not self._close_calls_only:
-            base, logits = run(network, x, stopwatch)
-            corrected = torch.full((len(x),), network.active, device=x.device)
-            return base.clone(), logits.clone(), corrected  # rows of either are replaced later
+            base, logits = self._run(x, stopwatch)
+            return base, logits, torch.full((len(x),), network.active, device=x.device)
         with stopwatch.timing("plain pass", x.device):
-            base = network.predict_plain(x).clone()
-        logits = network.adjust(base).clone()
+            base = torch.cat([network.predict_plain(part) for part in self._parts(x)])
+        logits = network.adjust(base).clone()  # rows are replaced below
         # Close calls of the precision go to the reference, with the correction, in any case.
         corrected = self._may_change(logits) & ~self._doubtful(base, logits)
         if corrected.any():
             # The base logits stay those of the plain pass, on which it was decided.
-            logits[corrected] = run(network, x[corrected], stopwatch)[1]
+            logits[corrected] = self._run(x[corrected], stopwatch)[1]
         return base, logits, corrected
+
+    def _run(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
+        """Base and corrected logits in the precision of the run, new tensors, a batch at a time."""
+        network, run = (self._reference, _predict_both) if self._low is None else (self._low, _attempt)
+        found = [run(network, part, stopwatch) for part in self._parts(x)]
+        return torch.cat([base for base, _ in found]), torch.cat([logits for _, logits in found])
 
     def _doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
         """(N,) whether only the reference can tell the labels."""
