@@ -191,7 +191,12 @@ def _by_input(scale: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def _packed(weight: Tensor, geometry: _Geometry, size: torch.Size) -> Tensor:
     # Without a size oneDNN packs for one that it makes up, and every call packs anew.
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(_channels_last(weight).to_mkldnn(), *geometry, list(size))  # type: ignore[call-arg]
+    weight = _channels_last(weight)
+    try:
+        return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *geometry, list(size))  # type: ignore[call-arg]
+    except RuntimeError:
+        # For a few geometries oneDNN's choice of layout has no name it could be packed to; plain weights work too.
+        return weight
 
 
 def _input_gradient(

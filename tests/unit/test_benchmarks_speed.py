@@ -109,7 +109,7 @@ def test_contenders_that_could_not_run_have_a_row_that_says_so(load: Load, monke
         "authors' loop": measuring.Measured([12.0], [other]),
         "ours, auto": measuring.Measured([3.0], [same._replace(recomputed=1, corrected=4)]),
     }
-    case = SimpleNamespace(name="resnet50", timed=SimpleNamespace(x=torch.zeros(4, 1)), device=CPU)
+    case = SimpleNamespace(peers=True, name="resnet50", timed=SimpleNamespace(x=torch.zeros(4, 1)), device=CPU)
     found = {row[0]: row[1:] for row in speed.rows(case, measured, speed.Expected(other, same))}
     assert found["nobody's step"][0] == "not installed"
     assert found["ours, bf16"][0] == "no fast bf16 on this device"

@@ -281,6 +281,17 @@ def test_other_outputs_are_left_alone() -> None:
     assert optimise(network, torch.randn(2, 3, 8, 8))[0] is network
 
 
+def test_weights_that_onednn_cannot_pack_are_used_as_they_are() -> None:
+    """A geometry whose layout has no name (three channels depthwise, one pixel wide, bfloat16) still computes."""
+    conv = nn.Conv2d(3, 3, 3, 2, 1, groups=3).requires_grad_(False)
+    x = torch.randn(2, 3, 2, 1, requires_grad=True)
+    fused = FusedConvolution(conv, sizes=(x.shape, conv(x).shape), dtype=torch.bfloat16)
+    found, expected = fused(x), conv(x)
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    wanted = torch.autograd.grad(expected.sum(), x)[0]
+    torch.testing.assert_close(torch.autograd.grad(found.float().sum(), x)[0], wanted, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
