@@ -13,7 +13,7 @@ from torch import Tensor
 from imbalance_perturb.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.counts import ClassCounts, load_class_counts
-from imbalance_perturb.errors import ImageError, ImbperturbError, SettingsError
+from imbalance_perturb.errors import ImageError, ImbperturbError, SettingsError, first_line
 from imbalance_perturb.execution import Execution, select_execution
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.models import LoadedClassifier, ProbeResult, load_classifier, probe_classifier
@@ -132,7 +132,7 @@ def _lower(settings: Settings, probed: Probed, execution: Execution) -> tuple[Ex
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if settings.run.precision != "auto":
             raise SettingsError(
                 f"precision is {execution.precision}, but the model fails in it ({reason}); use auto or fp32"
@@ -147,18 +147,13 @@ def _batch_size(probed: Probed, debiased: PerturbedClassifier, execution: Execut
     device, shape = execution.device, probed.input_shape
     if execution.deterministic or n_images < MEASURED_FROM:
         return usual_batch_size(device.type, shape)
-
-    def make_batch(n: int) -> Tensor:
-        return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-
     with full_precision(device):
-        return measure_batch_size(debiased.predict_both, make_batch, TRIED[device.type])
+        return measure_batch_size(debiased.predict_both, lambda n: make_trial(shape, device, n), TRIED[device.type])
 
 
 def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> Execution:
     """Compile what the models run, in place; reasons why not are noted."""
-    n, shape = execution.batch_size, probed.input_shape
-    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(execution.device)
+    x = make_trial(probed.input_shape, execution.device, execution.batch_size)
     notes = list(execution.notes)
     for model in (probed.model, *(() if lowered is None else (lowered.model,))):
         model.network, reason = compiled(model.network, x)
@@ -221,9 +216,9 @@ def load_probed(
     return Probed(model, preprocessing, probe, shape, optimisation)
 
 
-def make_trial(shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Two random inputs (2, C, H, W) to try a network on, the same every time."""
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+def make_trial(shape: tuple[int, int, int], device: torch.device, n: int = 2) -> Tensor:
+    """Random inputs (n, C, H, W) to try a network on, the same every time."""
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def make_debiased(

@@ -71,3 +71,8 @@ class TooManyFailuresError(ImbperturbError, RuntimeError):
 
 class DeviceError(ImbperturbError, RuntimeError):
     """The device asked for is not there, or ran out of memory."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing, on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

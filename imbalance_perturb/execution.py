@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from imbalance_perturb.batching import usual_batch_size
+from imbalance_perturb.batching import is_out_of_memory, usual_batch_size
 from imbalance_perturb.errors import DeviceError, SettingsError
 from imbalance_perturb.modes import full_precision
 from imbalance_perturb.settings import RunSettings
@@ -163,7 +163,7 @@ def applied(execution: Execution) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise DeviceError(
                 f"the memory of {execution.device} does not suffice for batches of {execution.batch_size};"

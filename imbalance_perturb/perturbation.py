@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.errors import ModelGradientError, ModelOutputError, SettingsError
+from imbalance_perturb.errors import ModelGradientError, ModelOutputError, SettingsError, first_line
 from imbalance_perturb.modes import frozen_eval
 
 #: γ of the focal loss (Lin et al. 2017, Sec. 3.2; the value its authors found best).
@@ -97,7 +97,7 @@ def _sign(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
     except RuntimeError as error:
         # Only what says that there is no derivative: out of memory, say, is another matter.
         if any(sign in str(error) for sign in _NO_DERIVATIVE):
-            raise ModelGradientError(f"no gradient reaches the model's input: {_first_line(error)}") from error
+            raise ModelGradientError(f"no gradient reaches the model's input: {first_line(error)}") from error
         raise
     if gradient is None:
         raise ModelGradientError(
@@ -207,7 +207,3 @@ def _forward(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
             " (frozen or quantised for inference, or it detaches its input)"
         )
     return logits
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

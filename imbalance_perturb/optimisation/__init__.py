@@ -101,7 +101,7 @@ def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
     if folded is not None:
         candidate, count = folded
         steps += [f"batch norm folded into {count} convolutions"] if count else []
-    if x.device.type == "cpu" and x.ndim == 4 and any(parameter.ndim == 4 for parameter in network.parameters()):
+    if x.device.type == "cpu" and _convolves(network, x):
         rewritten = None if folded is None else _rewrite(folded[0], x, torch.float32)
         if rewritten is None:
             candidate = ChannelsLast(candidate)
@@ -141,16 +141,14 @@ def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module,
     name = str(dtype).removeprefix("torch.")
     expected = _output(network, x)
     candidate, path = network, f"{name} by autocast"
-    if x.device.type == "cuda" and x.ndim == 4 and any(parameter.ndim == 4 for parameter in network.parameters()):
+    if x.device.type == "cuda" and _convolves(network, x):
         # The half-precision units of a GPU work on channels-last tensors; others are laid out anew at each layer.
         candidate, path = ChannelsLast(network), f"{path}, channels-last"
     if isinstance(network, Rewritten) and dtype is torch.bfloat16:
         rewritten = _rewrite(network.source, x, dtype)
         if rewritten is not None:
-            candidate, path = (
-                Rewritten(rewritten[0], network.source),
-                f"{name} inside the convolutions, the rest by autocast",
-            )
+            candidate = Rewritten(rewritten[0], network.source)
+            path = f"{name} inside the convolutions, the rest by autocast"
     lowered = LowPrecision(candidate, dtype)
     found = _output(lowered, x)
     if found is None or expected is None:
@@ -172,14 +170,18 @@ def compiled(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
     return compile_network(network, network.traced if isinstance(network, Rewritten) else network, x, TOLERANCE)
 
 
+def _convolves(network: nn.Module, x: Tensor) -> bool:
+    """Whether channels-last is a layout that the input and some parameter have."""
+    return x.ndim == 4 and any(parameter.ndim == 4 for parameter in network.parameters())
+
+
 def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
 
 
 def _same_gradient(network: nn.Module, candidate: nn.Module, x: Tensor) -> bool:
     """Whether both have the gradient of a logit at the input in common, up to flipped kinks of activations."""
-    found = [_gradient(module, x) for module in (network, candidate)]
-    first, second = found
+    first, second = (_gradient(module, x) for module in (network, candidate))
     if first is None or second is None:
         return first is second
     # Scaled first: an untrained network's gradient can be so small that its square is 0.

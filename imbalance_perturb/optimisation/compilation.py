@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from imbalance_perturb.errors import first_line
 from imbalance_perturb.modes import frozen_eval, full_precision
 
 #: Timed calls of each network; the first calls of all have been made before.
@@ -56,7 +57,7 @@ def compile_network(network: nn.Module, source: nn.Module, x: Tensor, tolerance:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a compiler can fail in any way, and what it failed on runs as it is
-        return network, f"not compiled: {_first_line(error)}"
+        return network, f"not compiled: {first_line(error)}"
     if slower > 1:
         return network, f"not compiled: compiled, it takes {slower:.1f} times as long"
     return compiled, None
@@ -82,7 +83,3 @@ def _time(call: Callable[[], object], x: Tensor) -> float:
             torch.cuda.synchronize(x.device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from imbalance_perturb.optimisation.convolution import FusedConvolution
-
-_aten = torch.ops.aten
+from imbalance_perturb.optimisation.convolution import Activation, FusedConvolution
 
 
 class ScaledReLU(nn.Module):
@@ -53,7 +51,7 @@ class _Recorded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
-        return _aten.threshold_backward(gradient, y, 0).to(ctx.dtype), None
+        return Activation.RELU.backward(gradient, y).to(ctx.dtype), None
 
 
 class DenseLayer(nn.Module):
@@ -67,10 +65,11 @@ class DenseLayer(nn.Module):
 class DenseBlock(nn.Module):
     """All features of a block, (N, C_0 + L * growth, H, W), from those it starts with, (N, C_0, H, W)."""
 
-    def __init__(self, layers: list[DenseLayer], growth: list[int], dtype: torch.dtype) -> None:
+    def __init__(self, layers: list[DenseLayer], dtype: torch.dtype) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.growth, self.dtype = growth, dtype
+        self.growth = [layer.last.out_channels for layer in layers]
+        self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's features."""
@@ -107,8 +106,7 @@ class DenseBlock(nn.Module):
             found = layer.last.run_backward(total[:, channels : channels + growth], second.shape)
             found = layer.bottleneck.activation.backward(found, second, in_place=True)
             found = layer.bottleneck.run_backward(found, first.shape)
-            _aten.threshold_backward.grad_input(found, first, 0, grad_input=found)
-            total[:, :channels] += found
+            total[:, :channels] += Activation.RELU.backward(found, first, in_place=True)
         return total[:, :channels]
 
 

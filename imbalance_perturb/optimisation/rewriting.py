@@ -78,15 +78,15 @@ class Rewriter:
         return {what: count for what, count in done.items() if count}
 
     def _is_convolution(self, node: fx.Node) -> bool:
-        if node.op != "call_module" or not convertible(self._modules[str(node.target)]):
+        module = self._at(node)
+        if module is None or not convertible(module):
             return False
         source = node.args[0] if node.args else None
         return isinstance(source, fx.Node) and _shape(source) is not None
 
     def _is_head(self, node: fx.Node) -> bool:
         """Whether a convolution gives the logits: such a head stays a layer with weights that can be read."""
-        output = next(node for node in self._graph.nodes if node.op == "output")
-        logits, own = _shape(output.args[0]), _shape(node)
+        logits, own = _shape(self._result()), _shape(node)
         return logits is not None and own is not None and logits[1] == own[1]
 
     def _fuse(self, node: fx.Node) -> None:
@@ -176,16 +176,15 @@ class Rewriter:
 
     def _gather(self, start: fx.Node, cats: list[fx.Node]) -> bool:
         """One block, if these concatenations and what stands between them are one."""
-        layers, growth = [], []
+        layers = []
         for cat, following in itertools.pairwise(cats):
             parts, more = _concatenated(cat), _concatenated(following)
             layer = self._dense_layer(cat)
             if layer is None or more[:-1] != parts or more[-1] is not layer[0]:
                 return False
             layers.append(layer[1])
-            growth.append(layer[1].last.out_channels)
         with self._graph.inserting_before(cats[-1]):
-            block = self._add("dense_block", DenseBlock(layers, growth, self._dtype))
+            block = self._add("dense_block", DenseBlock(layers, self._dtype))
             new = self._graph.call_module(block, (start,))
         new.meta = cats[-1].meta
         cats[-1].replace_all_uses_with(new)
@@ -197,7 +196,7 @@ class Rewriter:
         node: fx.Node | None = cat
         for kind in (ScaledReLU, FusedConvolution, FusedConvolution):
             node = None if node is None else _only_user(node)
-            module = None if node is None or node.op != "call_module" else self._modules.get(str(node.target))
+            module = None if node is None else self._at(node)
             if not isinstance(module, kind):
                 return None
             found.append(module)
@@ -214,16 +213,17 @@ class Rewriter:
                 alone = isinstance(self._at(user), FusedConvolution) and node not in user.args[1:]
                 self._at(node).owns_gradient = alone  # type: ignore[union-attr]
 
+    def _result(self) -> Any:
+        return next(node for node in self._graph.nodes if node.op == "output").args[0]
+
     def _at(self, node: fx.Node) -> nn.Module | None:
         return self._modules.get(str(node.target)) if node.op == "call_module" else None
 
     def _keep_head_precise(self) -> None:
-        output = next(node for node in self._graph.nodes if node.op == "output")
-        head = output.args[0]
-        if isinstance(head, fx.Node) and head.op == "call_module":
-            linear = self._modules[str(head.target)]
-            if type(linear) is nn.Linear:
-                head.target = self._add(f"{head.target}_precise", FullPrecisionLinear(linear))
+        head = self._result()
+        linear = self._at(head) if isinstance(head, fx.Node) else None
+        if type(linear) is nn.Linear:
+            head.target = self._add(f"{head.target}_precise", FullPrecisionLinear(linear))
 
     def _add(self, name: str, module: nn.Module) -> str:
         name = name.replace(".", "_")
