@@ -13,6 +13,7 @@ from torch import Tensor
 from imbalance_perturb.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.counts import ClassCounts, load_class_counts
+from imbalance_perturb.decoding import load_pixels
 from imbalance_perturb.errors import ImageError, ImbperturbError, SettingsError, first_line
 from imbalance_perturb.execution import Execution, select_execution
 from imbalance_perturb.images import ImageList
@@ -20,7 +21,6 @@ from imbalance_perturb.models import LoadedClassifier, ProbeResult, load_classif
 from imbalance_perturb.modes import full_precision
 from imbalance_perturb.optimisation import Optimisation, compiled, lower, optimise
 from imbalance_perturb.perturbation import gradient_sign
-from imbalance_perturb.prediction import load_pixels
 from imbalance_perturb.predictor import Predictor
 from imbalance_perturb.preprocessing import Preprocessing, make_geometry, select_preprocessing
 from imbalance_perturb.settings import DebiasSettings, ModelSettings, Settings
@@ -63,12 +63,13 @@ class Probed(NamedTuple):
     optimisation: Optimisation
 
 
-def assemble(settings: Settings, images: ImageList, *, exact: bool = False) -> Assembly:
+def assemble(settings: Settings, images: ImageList, *, exact: bool = False, n_images: int | None = None) -> Assembly:
     """Load, check and connect model, counts and preprocessing for these images.
 
     Args:
         settings: of the run.
         images: what it is about.
+        n_images: of how many images it is a part; by default those of the whole list.
         exact: in full precision throughout, as a choice between corrections must be.
 
     Raises:
@@ -76,7 +77,8 @@ def assemble(settings: Settings, images: ImageList, *, exact: bool = False) -> A
     """
     counts = load_counts(settings.model)
     target = select_target(settings, counts)
-    execution = select_execution(settings.run, len(images), exact=exact)
+    n_images = len(images.everything) if n_images is None else n_images
+    execution = select_execution(settings.run, n_images, exact=exact)
     probed = load_probed(settings, counts, images, execution)
     execution, lowered = _lower(settings, probed, execution)
     low = None
@@ -84,7 +86,7 @@ def assemble(settings: Settings, images: ImageList, *, exact: bool = False) -> A
         low = make_debiased(settings.debias, lowered.model, counts, target, probed.preprocessing)
     debiased = make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing)
     if settings.run.batch_size is None:
-        execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, len(images)))
+        execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, n_images))
     if settings.run.compile:
         execution = _compile(probed, lowered, execution)
     return Assembly(
@@ -112,6 +114,8 @@ def make_predictor(assembly: Assembly) -> Predictor:
         close_calls_only=execution.close_calls_only,
         low_name=execution.low_name,
         batch_size=execution.batch_size,
+        # Images that keep a size of their own are often alone in their batch: filled up they would cost four times.
+        alike=assembly.preprocessing.size is not None,
     )
 
 
@@ -242,7 +246,7 @@ def _trial_size(preprocessing: Preprocessing, images: ImageList | None) -> tuple
     if preprocessing.size is not None:
         return preprocessing.size
     geometry = make_geometry(preprocessing)
-    for name in () if images is None else images.names:
+    for name in () if images is None else images.everything:
         try:
             pixels = load_pixels(images.root / name, preprocessing, geometry)  # type: ignore[union-attr]
         except ImageError:

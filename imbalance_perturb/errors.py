@@ -65,6 +65,14 @@ class OutputFileError(ImbperturbError, OSError):
     """A result cannot be written where it was asked for."""
 
 
+class ResumeError(ImbperturbError, ValueError):
+    """What an unfinished run has left cannot be gone on with, or is in the way of a new one."""
+
+
+class InterruptedRunError(ImbperturbError, RuntimeError):
+    """A run was told to stop; what it had done is kept."""
+
+
 class TooManyFailuresError(ImbperturbError, RuntimeError):
     """More images failed than the caller allowed."""
 

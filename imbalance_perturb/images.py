@@ -47,13 +47,19 @@ class ImageList:
     """The images of a run: ``names`` sorted, distinct, POSIX paths relative to ``root``.
 
     ``source`` is what the user named (folder, CSV or image); ``ignored`` counts the other files of the folder by
-    suffix, so that nothing is left out in silence.
+    suffix, so that nothing is left out in silence. ``whole`` holds the names of which ``names`` are a part, if so.
     """
 
     source: Path
     root: Path
     names: Sequence[str]
     ignored: Counter[str] = field(default_factory=Counter)
+    whole: Sequence[str] | None = None
+
+    @property
+    def everything(self) -> Sequence[str]:
+        """The names of the whole list, of which ``names`` may be a part."""
+        return self.names if self.whole is None else self.whole
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,49 +1,26 @@
-"""The engine: images in, rows out. The only loop in the package that decodes images and runs a model on them."""
+"""The engine: images in, rows out. The only loop in the package that runs a model on images."""
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from imbalance_perturb.batching import BatchLimit
-from imbalance_perturb.errors import ImageError, ModelGradientError
+from imbalance_perturb.decoding import iter_decoded
+from imbalance_perturb.errors import ModelGradientError
 from imbalance_perturb.execution import Execution
-from imbalance_perturb.images import ImageList, decode_image
-from imbalance_perturb.pixels import Pixels
+from imbalance_perturb.images import ImageList
 from imbalance_perturb.predictor import Predicted, Predictor
-from imbalance_perturb.preprocessing import Preprocessing, make_geometry
+from imbalance_perturb.preprocessing import Preprocessing
 from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.stopwatch import Stopwatch
 
 #: Images that a predictor is calibrated on, and the most of them in one batch.
 CALIBRATED, _CALIBRATION_BATCH = 64, 16
-
-
-def load_pixels(path: Path, preprocessing: Preprocessing, geometry: Callable[[Pixels], Tensor]) -> Tensor:
-    """Pixels (C, H, W) of an image file, decoded and resized as ``preprocessing`` says.
-
-    ``geometry`` is what :func:`make_geometry` made of it, once for all images.
-
-    Raises:
-        ImageError: if the file cannot be used.
-    """
-    return geometry(
-        decode_image(
-            path,
-            preprocessing.color,
-            max_value=preprocessing.max_value,
-            exif_orientation=preprocessing.exif_orientation,
-        )
-    )
 
 
 class InputGroup(NamedTuple):
@@ -64,59 +41,6 @@ class InputBatch(NamedTuple):
     groups: list[InputGroup]
 
 
-class _DecodedBatch(NamedTuple):
-    names: list[str]
-    errors: list[str | None]
-    groups: list[tuple[list[int], Tensor]]
-    seconds: float
-
-
-class _Decoder:
-    """What a worker process does: a batch of names in, pixels out. It holds no list of the images."""
-
-    def __init__(self, root: Path, preprocessing: Preprocessing) -> None:
-        self._root = root
-        self._preprocessing = preprocessing
-        self._geometry = make_geometry(preprocessing)
-
-    def __getitem__(self, name: str) -> tuple[str, Tensor | str, float]:
-        start = time.perf_counter()
-        found: Tensor | str
-        try:
-            found = load_pixels(self._root / name, self._preprocessing, self._geometry)
-        except ImageError as error:
-            found = str(error)
-        return name, found, time.perf_counter() - start
-
-
-def _collate(items: Sequence[tuple[str, Tensor | str, float]]) -> _DecodedBatch:
-    # Each image keeps its position beside its pixels, so that no failure can shift a prediction to a neighbour.
-    errors: list[str | None] = [found if isinstance(found, str) else None for _, found, _ in items]
-    alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
-    for position, (_, found, _) in enumerate(items):
-        if isinstance(found, Tensor):
-            alike.setdefault((found.shape, found.dtype), []).append(position)
-    groups = [
-        (positions, torch.stack([found for p in positions if isinstance(found := items[p][1], Tensor)]))
-        for positions in alike.values()
-    ]
-    return _DecodedBatch([name for name, _, _ in items], errors, groups, sum(seconds for _, _, seconds in items))
-
-
-class _Batches:
-    """The order of the run: consecutive slices of the sorted names."""
-
-    def __init__(self, names: Sequence[str], size: int) -> None:
-        self._names, self._size = names, size
-
-    def __len__(self) -> int:
-        return -(-len(self._names) // self._size)
-
-    def __iter__(self) -> Iterator[list[str]]:
-        for start in range(0, len(self._names), self._size):
-            yield list(self._names[start : start + self._size])
-
-
 def iter_inputs(
     images: ImageList, preprocessing: Preprocessing, execution: Execution, stopwatch: Stopwatch | None = None
 ) -> Iterator[InputBatch]:
@@ -127,33 +51,34 @@ def iter_inputs(
     Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device.
     """
     stopwatch = stopwatch or Stopwatch()
-    loader: DataLoader[Any] = DataLoader(
-        _Decoder(images.root, preprocessing),  # type: ignore[arg-type]  # keyed by name: the sampler yields names
-        batch_sampler=_Batches(images.names, execution.group_size),
-        num_workers=execution.workers,
-        collate_fn=_collate,
-        pin_memory=execution.device.type == "cuda",
-    )
-    batches = iter(loader)
+    batches = iter_decoded(images, preprocessing, execution.group_size, execution.workers)
     while True:
         with stopwatch.timing("wait for images"):
-            decoded: _DecodedBatch | None = next(batches, None)
+            decoded = next(batches, None)
         if decoded is None:
             return
         stopwatch.add("decode", decoded.seconds)
         with stopwatch.timing("normalise", execution.device):
             groups = [
-                InputGroup(positions, preprocessing.normalise(pixels.to(execution.device, non_blocking=True)))
+                InputGroup(positions, preprocessing.normalise(_sent(pixels, execution.device)))
                 for positions, pixels in decoded.groups
             ]
         yield InputBatch(decoded.names, decoded.errors, groups)
 
 
+def _sent(pixels: Tensor, device: torch.device) -> Tensor:
+    # Only from pinned memory does a copy to the GPU go on beside other work.
+    return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
+
+
 def sample_inputs(
     images: ImageList, preprocessing: Preprocessing, execution: Execution, *, count: int = CALIBRATED, seed: int = 0
 ) -> Iterator[Tensor]:
-    """Inputs (n, C, H, W) of a random sample of all images, the usable ones: a folder's first are of one class."""
-    names = images.names
+    """Inputs (n, C, H, W) of a random sample of all images, the usable ones: a folder's first are of one class.
+
+    Of a shard it is the whole list's sample, so that all shards are calibrated alike.
+    """
+    names = images.everything
     if len(names) > count:
         names = sorted(random.Random(seed).sample(names, count))
     for batch in iter_inputs(replace(images, names=names), preprocessing, execution):
@@ -169,16 +94,14 @@ def iter_predictions(
     *,
     probabilities: bool = False,
     stopwatch: Stopwatch | None = None,
-    limit: BatchLimit | None = None,
-) -> Iterator[list[PredictionRow]]:
+) -> Generator[list[PredictionRow]]:
     """Base and corrected predictions of all images, a list of rows for each batch, in order.
 
     Exactly one row for each name; an image that cannot be decoded, or whose gradient or output is not finite,
     has its reason in ``error``. Memory does not grow with the number of images. A predictor that needs calibration
-    is calibrated first, on :func:`sample_inputs`. Where memory runs out, batches are halved and nothing is lost;
-    ``limit`` then says to what.
+    is calibrated first, on :func:`sample_inputs`.
     """
-    stopwatch, limit = stopwatch or Stopwatch(), limit or BatchLimit()
+    stopwatch = stopwatch or Stopwatch()
     if predictor.needs_calibration:
         with stopwatch.timing("calibration", execution.device):
             predictor.calibrate(sample_inputs(images, preprocessing, execution))
@@ -189,8 +112,7 @@ def iter_predictions(
         ]
         for positions, x in batch.groups:
             names = [batch.names[position] for position in positions]
-            compute = partial(_predict_part, predictor, names, x, probabilities, stopwatch)
-            predicted = limit.run(compute, len(names))
+            predicted = _predict(predictor, names, x, probabilities, stopwatch)
             for position, row in zip(positions, predicted, strict=True):
                 rows[position] = row
         yield [_present(row) for row in rows]
@@ -199,12 +121,6 @@ def iter_predictions(
 def _present(row: PredictionRow | None) -> PredictionRow:
     assert row is not None, "every image of a batch is in a group or has an error"
     return row
-
-
-def _predict_part(
-    predictor: Predictor, names: list[str], x: Tensor, probabilities: bool, stopwatch: Stopwatch, part: slice
-) -> list[PredictionRow]:
-    return _predict(predictor, names[part], x[part], probabilities, stopwatch)
 
 
 def _predict(

@@ -9,14 +9,15 @@ sample through the run says how often the labels agreed after all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from imbalance_perturb.agreement import Agreement
+from imbalance_perturb.batching import MULTIPLE, BatchLimit, filled
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.close_calls import SAFETY, Reach, close_bound, fit_reach, margins
 from imbalance_perturb.counts import ClassCounts
@@ -80,8 +81,11 @@ class Predictor:
             or ``fp16`` (low precision throughout).
         close_calls_only: correct only images whose label the correction may change.
         low_name: of the low-precision format, for the summary.
-        batch_size: most images that go through a network at once; ``None`` takes batches as they come. Larger
-            batches than that are still worth giving: close calls are gathered over all of one.
+        batch_size: most images that go through a network at once, halved where memory runs out; ``None`` takes
+            batches as they come. Larger batches than that are still worth giving: close calls are gathered over all
+            of one.
+        alike: whether batches of a multiple of four are filled up to one, so that an image's last digits do not
+            depend on its batch.
         seed: of the sample.
 
     Where ``needs_calibration`` is true (``auto``, ``close_calls_only``), :meth:`calibrate` comes first.
@@ -99,6 +103,7 @@ class Predictor:
         close_calls_only: bool = False,
         low_name: str | None = None,
         batch_size: int | None = None,
+        alike: bool = False,
         seed: int = 0,
     ) -> None:
         if precision not in PRECISIONS:
@@ -111,7 +116,8 @@ class Predictor:
         self._low_name = low_name or precision
         # Without a step there is no correction to leave out.
         self._close_calls_only = close_calls_only and reference.active
-        self._batch_size = batch_size
+        self._limit = BatchLimit(batch_size)
+        self._alike = alike
         self._seed = seed
         self.needs_calibration = precision == "auto" or self._close_calls_only
         self._bounds = _Bounds()
@@ -170,8 +176,7 @@ class Predictor:
         tally = _Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():
             with stopwatch.timing("refinement", x.device):
-                full_parts = [self._reference.predict_both(part) for part in self._parts(x[again])]
-                full_base, full = (torch.cat(parts) for parts in zip(*full_parts, strict=True))
+                full_base, full = self._by_parts(self._reference.predict_both, x[again])
             among = sampled[again]
             base_same = (base[sampled].argmax(1) == full_base[among].argmax(1)).cpu()
             same = (logits[sampled].argmax(1) == full[among].argmax(1)).cpu()
@@ -204,8 +209,44 @@ class Predictor:
             agreed=tally.agreed,
         )
 
-    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(x, self._batch_size or max(1, len(x)))
+    @property
+    def most_at_once(self) -> int | None:
+        """How many images go through at once: the batch size, or less after memory has run out."""
+        return self._limit.most
+
+    def state(self) -> dict[str, Any]:
+        """What a run that goes on later needs, as JSON has it (see :meth:`restore`)."""
+        return {
+            "low": self._low is not None,
+            "close_calls_only": self._close_calls_only,
+            "bounds": asdict(self._bounds),
+            "tally": asdict(self._tally),
+            "most_at_once": self._limit.most,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up where a predictor of the same arguments stood, calibrated, when :meth:`state` was asked."""
+        self._low = self._low if state["low"] else None
+        self._close_calls_only = state["close_calls_only"]
+        reach = state["bounds"]["reach"]
+        self._bounds = _Bounds(**{**state["bounds"], "reach": None if reach is None else Reach(*reach)})
+        self._tally = _Tally(**state["tally"])
+        self._limit.most = state["most_at_once"]
+        self.needs_calibration = False
+
+    def _by_parts(self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+        """What ``compute`` gives of a batch, one row for each image, of as many at once as memory allows."""
+
+        def rows(part: slice) -> list[tuple[Tensor, ...]]:
+            found = compute(filled(x[part], self._multiple))
+            return list(zip(*(logits[: part.stop - part.start].unbind() for logits in found), strict=True))
+
+        return tuple(torch.stack(logits) for logits in zip(*self._limit.run(rows, len(x)), strict=True))
+
+    @property
+    def _multiple(self) -> int:
+        # A batch size that is none of its multiples was chosen for itself, 1 above all.
+        return MULTIPLE if self._alike and (self._limit.most or MULTIPLE) % MULTIPLE == 0 else 1
 
     def _compute(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
         """Base and corrected logits before anything is recomputed, and for which images the correction was run."""
@@ -214,7 +255,7 @@ class Predictor:
             base, logits = self._run(x, stopwatch)
             return base, logits, torch.full((len(x),), network.active, device=x.device)
         with stopwatch.timing("plain pass", x.device):
-            base = torch.cat([network.predict_plain(part) for part in self._parts(x)])
+            (base,) = self._by_parts(lambda part: (network.predict_plain(part),), x)
         logits = network.adjust(base).clone()  # rows are replaced below
         # Close calls of the precision go to the reference, with the correction, in any case.
         corrected = self._may_change(logits) & ~self._doubtful(base, logits)
@@ -225,9 +266,27 @@ class Predictor:
 
     def _run(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
         """Base and corrected logits in the precision of the run, new tensors, a batch at a time."""
-        network, run = (self._reference, _predict_both) if self._low is None else (self._low, _attempt)
-        found = [run(network, part, stopwatch) for part in self._parts(x)]
+        network, run = (self._reference, _predict_both) if self._low is None else (self._low, self._attempt)
+        base, logits = self._by_parts(lambda part: run(network, part, stopwatch), x)
+        return base, logits
+
+    def _attempt(self, network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
+        """Both logits, NaN for images that have no usable gradient, which may be too much for the format alone."""
+        try:
+            return _predict_both(network, x, stopwatch)
+        except ModelGradientError:
+            found = [self._attempt_alone(network, image, stopwatch) for image in torch.split(x, 1)]
         return torch.cat([base for base, _ in found]), torch.cat([logits for _, logits in found])
+
+    def _attempt_alone(
+        self, network: PerturbedClassifier, image: Tensor, stopwatch: Stopwatch
+    ) -> tuple[Tensor, Tensor]:
+        try:
+            base, logits = _predict_both(network, filled(image, self._multiple), stopwatch)
+        except ModelGradientError:
+            nothing = image.new_full((1, len(network.counts)), torch.nan)
+            return nothing, nothing
+        return base[:1], logits[:1]
 
     def _doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
         """(N,) whether only the reference can tell the labels."""
@@ -256,8 +315,8 @@ class Predictor:
         nothing = torch.empty(0, len(self.counts))
         found: list[tuple[Tensor, ...]] = [(nothing,) * 4]
         for x in xs:
-            full = _attempt(self._reference, x, Stopwatch())
-            rows = full if self._low is None else _attempt(self._low, x, Stopwatch())
+            full = self._by_parts(lambda part: self._attempt(self._reference, part, Stopwatch()), x)
+            rows = full if self._low is None else self._run(x, Stopwatch())
             usable = torch.isfinite(full[0]).all(1) & torch.isfinite(full[1]).all(1)
             found.append(tuple(logits[usable] for logits in (*full, *rows)))
         full_base, full_logits, base, logits = (
@@ -291,18 +350,6 @@ def _predict_both(network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch)
         base, moved = network.perturb_input(x)
     with stopwatch.timing("final pass", x.device):
         return base, network.predict_perturbed(moved) if network.active else network.adjust(base)
-
-
-def _attempt(network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
-    """The same, with NaN for images that have no usable gradient, which may be too much for the format alone."""
-    try:
-        return _predict_both(network, x, stopwatch)
-    except ModelGradientError:
-        if len(x) == 1:
-            nothing = x.new_full((1, len(network.counts)), torch.nan)
-            return nothing, nothing
-    parts = [_attempt(network, image, stopwatch) for image in torch.split(x, 1)]
-    return torch.cat([base for base, _ in parts]), torch.cat([logits for _, logits in parts])
 
 
 def _is_sampled(seed: int, position: int) -> bool:

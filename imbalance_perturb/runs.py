@@ -1,33 +1,45 @@
-"""Predict a folder: rows written as they come, and beside them the run that made them."""
+"""Predict a folder: rows written as they come, gone on with where a run was cut off, and the run that made them."""
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.agreement import Agreement
 from imbalance_perturb.assembly import Assembly, make_predictor
-from imbalance_perturb.batching import BatchLimit
+from imbalance_perturb.counts import read_json
+from imbalance_perturb.errors import InterruptedRunError, PredictionsError, ResumeError, TooManyFailuresError
 from imbalance_perturb.execution import applied
+from imbalance_perturb.failures import FailureLimit
 from imbalance_perturb.images import ImageList
-from imbalance_perturb.outputs import STDOUT, open_rows, run_path, sha256, write_json
+from imbalance_perturb.journal import Journal, Mark, open_journal, progress_path, read_unfinished, rows_path
+from imbalance_perturb.outputs import STDOUT, run_path, sha256, write_json
 from imbalance_perturb.prediction import iter_predictions
+from imbalance_perturb.predictor import Predictor
+from imbalance_perturb.provenance import describe_making, differences
+from imbalance_perturb.results import PredictionRow
+from imbalance_perturb.row_formats import RowLayout, open_rows
+from imbalance_perturb.shards import Shard
 from imbalance_perturb.stopwatch import Stopwatch
 
 #: Version of the layout of a run file.
-RUN_SCHEMA = 1
+RUN_SCHEMA = 2
+
+#: Errors that a summary holds.
+_FIRST_ERRORS = 5
 
 
 @dataclass(frozen=True)
 class RunSummary:
     """What a run came to: numbers of images, seconds of wall clock, and the files written (``None``: stdout).
 
-    ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed.
+    ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed. Of the
+    images, ``resumed`` had been done by an earlier run that was cut off; its seconds are counted, too.
     """
 
     total: int
@@ -39,11 +51,58 @@ class RunSummary:
     run: str | None
     first_errors: tuple[tuple[str, str], ...]
     agreement: Agreement | None = None
+    resumed: int = 0
 
     @property
     def images_per_second(self) -> float:
         """Images per second of wall clock, decoding and writing included."""
         return self.total / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass
+class _Standing:
+    """Where a run stands: what is counted of its rows, and the seconds of earlier parts of it."""
+
+    done: int = 0
+    failed: int = 0
+    changed: int = 0
+    earlier_seconds: float = 0.0
+    first_errors: list[list[str]] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        return self.done + self.failed
+
+    def add(self, rows: list[PredictionRow], broken: list[PredictionRow]) -> None:
+        self.done += len(rows) - len(broken)
+        self.failed += len(broken)
+        self.changed += sum(row.changed for row in rows)
+        few = broken[: _FIRST_ERRORS - len(self.first_errors)]
+        self.first_errors += [[row.image, row.error or ""] for row in few]
+
+
+def check_unfinished(out: str, resume: bool | None) -> None:
+    """Refuse to write where an unfinished run has rows, unless it is said what to do with them.
+
+    Raises:
+        ResumeError: if there are some and ``resume`` is ``None``, or rows on stdout are to be gone on with.
+    """
+    if out == STDOUT:
+        if resume:
+            raise ResumeError("a run whose rows went to stdout cannot be resumed; write to a file with -o")
+        return
+    unfinished = None if resume is not None else read_unfinished(Path(out))
+    if unfinished is not None and unfinished.mark.rows:
+        raise ResumeError(
+            f"{rows_path(Path(out))}: holds {unfinished.mark.rows:,} rows of a run that did not end; --resume goes on"
+            " with it, --no-resume starts anew, -o writes elsewhere"
+        )
+
+
+def recorded_batch_size(out: str) -> int | None:
+    """The batch size that an unfinished run settled on, which one that goes on has to take."""
+    unfinished = None if out == STDOUT else read_unfinished(Path(out))
+    return None if unfinished is None else unfinished.made_by["execution"]["batch_size"]
 
 
 def predict_folder(
@@ -52,126 +111,219 @@ def predict_folder(
     out: str,
     *,
     probabilities: bool = False,
+    resume: bool | None = None,
+    shard: Shard | None = None,
+    failures: FailureLimit | None = None,
     progress: Callable[[int], None] = lambda advanced: None,
+    resumed: Callable[[int], None] = lambda rows: None,
+    should_stop: Callable[[], str | None] = lambda: None,
 ) -> RunSummary:
     """Predict all images and write one row for each, then the run file.
 
     Args:
         assembly: the checked model and its surroundings.
         images: what to predict.
-        out: ``.csv`` or ``.jsonl`` path, or ``-`` for CSV on stdout (then no run file is written).
+        out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
         probabilities: whether rows carry the probabilities of all classes.
+        resume: go on with an unfinished run's rows, or start anew; ``None`` starts where there are none.
+        shard: which part of all images these are, for the run file.
+        failures: how many images may fail.
         progress: called with the number of images done since the last call.
+        resumed: called once with the number of images that had been done before.
+        should_stop: asked after each batch; a name (of a signal, say) ends the run there, its rows kept.
+
+    Raises:
+        ResumeError: if there is an unfinished run and ``resume`` does not fit it.
+        TooManyFailuresError: if more images fail than may.
+        InterruptedRunError: if ``should_stop`` said so.
+        OutputFileError: if the rows cannot be written.
     """
-    stopwatch = Stopwatch()
-    done = failed = changed = 0
-    errors: list[tuple[str, str]] = []
-    start = time.perf_counter()
-    classes = assembly.counts.names
-    predictor, limit = make_predictor(assembly), BatchLimit()
-    marked = assembly.settings.run.close_calls_only
-    with applied(assembly.execution), open_rows(out, classes, probabilities, corrected=marked) as write:
-        for rows in iter_predictions(
-            predictor,
-            images,
-            assembly.preprocessing,
-            assembly.execution,
-            probabilities=probabilities,
-            stopwatch=stopwatch,
-            limit=limit,
-        ):
-            with stopwatch.timing("write"):
+    check_unfinished(out, resume)
+    layout = RowLayout(assembly.counts.names if probabilities else (), assembly.settings.run.close_calls_only)
+    run = _Run(assembly, images, failures or FailureLimit(), progress, should_stop, probabilities)
+    if out == STDOUT:
+        with open_rows(out, layout) as write:
+            for rows in run.iter_rows():
                 for row in rows:
                     write(row)
-            changed += sum(row.changed for row in rows)
-            broken = [row for row in rows if row.error is not None]
-            failed, done = failed + len(broken), done + len(rows) - len(broken)
-            errors += [(row.image, row.error or "") for row in broken[: 5 - len(errors)]]
-            progress(len(rows))
-    seconds = time.perf_counter() - start
-    run = None if out == STDOUT else run_path(Path(out))
-    summary = RunSummary(
-        total=len(images),
-        done=done,
-        failed=failed,
-        changed=changed,
-        seconds=seconds,
-        predictions=None if out == STDOUT else out,
-        run=None if run is None else str(run),
-        first_errors=tuple(errors),
-        agreement=predictor.summary() if assembly.low is not None or assembly.execution.close_calls_only else None,
-    )
-    if run is not None:
-        write_json(run, describe_run(assembly, images, summary, stopwatch, batch_ceiling=limit.most))
+        return run.summary(None)
+    path = Path(out)
+    made_by = describe_making(assembly, images, layout, path.suffix, shard)
+    if resume:
+        finished = _check_resumable(path, made_by)
+        if finished is not None:
+            return finished
+    with open_journal(path, layout, made_by, resume=bool(resume)) as (journal, mark):
+        if mark is not None:
+            run.go_on(mark)
+            resumed(mark.rows)
+        with _naming_rows(journal, path):
+            for rows in run.iter_rows():
+                with run.stopwatch.timing("write"):
+                    journal.write(rows)
+                    journal.commit(run.state())
+        journal.finish()
+        summary = run.summary(path)
+        write_json(run_path(path), describe_run(made_by, path, summary, run.stopwatch, run.predictor))
+        journal.forget()
     return summary
 
 
-def describe_run(
-    assembly: Assembly,
-    images: ImageList,
-    summary: RunSummary,
-    stopwatch: Stopwatch,
-    *,
-    batch_ceiling: int | None = None,
-) -> dict[str, Any]:
-    """Everything that made a predictions file, as JSON has it.
+class _Run:
+    """One run over the images, from where it stands."""
 
-    ``batch_ceiling``: to how many images batches had to be cut, where memory ran out.
+    def __init__(
+        self,
+        assembly: Assembly,
+        images: ImageList,
+        failures: FailureLimit,
+        progress: Callable[[int], None],
+        should_stop: Callable[[], str | None],
+        probabilities: bool,
+    ) -> None:
+        self._assembly, self._images, self._failures = assembly, images, failures
+        self._progress, self._should_stop, self._probabilities = progress, should_stop, probabilities
+        self.stopwatch, self.predictor = Stopwatch(), make_predictor(assembly)
+        self._standing, self._resumed = _Standing(), 0
+        self._start = time.perf_counter()
+
+    def iter_rows(self) -> Iterator[list[PredictionRow]]:
+        """Rows of the images that are left, a batch at a time; each is counted before it comes."""
+        left = replace(self._images, names=self._images.names[self._standing.images :])
+        assembly = self._assembly
+        batches = iter_predictions(
+            self.predictor,
+            left,
+            assembly.preprocessing,
+            assembly.execution,
+            probabilities=self._probabilities,
+            stopwatch=self.stopwatch,
+        )
+        with applied(assembly.execution), closing(batches):
+            for rows in batches if len(left) else ():
+                broken = [row for row in rows if row.error is not None]
+                self._failures.check(self._standing.failed + len(broken), broken[-1] if broken else None)
+                self._standing.add(rows, broken)
+                yield rows
+                self._progress(len(rows))
+                if self._standing.images < len(self._images) and (name := self._should_stop()):
+                    raise InterruptedRunError(
+                        f"stopped by {name} after {self._standing.images:,} of {len(self._images):,} images"
+                    )
+
+    def state(self) -> dict[str, Any]:
+        """All that going on from here needs, as JSON has it."""
+        standing = asdict(self._standing) | {"earlier_seconds": self._seconds()}
+        return {"standing": standing, "seconds": self.stopwatch.seconds, "predictor": self.predictor.state()}
+
+    def go_on(self, mark: Mark) -> None:
+        """Start from where a mark says that an earlier run stood."""
+        self._standing, self._resumed = _Standing(**mark.state["standing"]), mark.rows
+        self.stopwatch.seconds.update(mark.state["seconds"])
+        self.predictor.restore(mark.state["predictor"])
+
+    def summary(self, path: Path | None) -> RunSummary:
+        """What it came to."""
+        standing, assembly = self._standing, self._assembly
+        approximate = assembly.low is not None or assembly.execution.close_calls_only
+        return RunSummary(
+            total=len(self._images),
+            done=standing.done,
+            failed=standing.failed,
+            changed=standing.changed,
+            seconds=self._seconds(),
+            predictions=None if path is None else str(path),
+            run=None if path is None else str(run_path(path)),
+            first_errors=tuple((image, error) for image, error in standing.first_errors),
+            agreement=self.predictor.summary() if approximate else None,
+            resumed=self._resumed,
+        )
+
+    def _seconds(self) -> float:
+        return self._standing.earlier_seconds + time.perf_counter() - self._start
+
+
+@contextmanager
+def _naming_rows(journal: Journal, path: Path) -> Iterator[None]:
+    """Say where the rows are and how to go on, when a run ends before its time."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        where = (
+            f"; their rows are in {rows_path(path)}: the same command with --resume goes on" if journal.count else ""
+        )
+        raise InterruptedRunError(f"{error}{where}") from None
+    except TooManyFailuresError as error:
+        raise TooManyFailuresError(
+            f"{error}; put that right and go on with --resume (rows so far: {rows_path(path)})"
+        ) from None
+
+
+def _check_resumable(path: Path, made_by: Mapping[str, Any]) -> RunSummary | None:
+    """The summary of a run that has ended already, ``None`` where there is something left to do.
+
+    Raises:
+        ResumeError: if what is there was made by something else.
     """
-    import PIL
-    import torch
-    import torchvision
+    unfinished = read_unfinished(path)
+    if unfinished is not None:
+        _refuse_other(progress_path(path), unfinished.made_by, made_by)
+        return None
+    if not path.exists():
+        return None
+    try:
+        run = read_json(run_path(path), "the run that made the predictions", PredictionsError)
+        known = run["predictions_sha256"]
+    except (PredictionsError, KeyError, TypeError):
+        known = None
+    if known != sha256(path):
+        raise ResumeError(
+            f"{path}: is there, but is not what {run_path(path).name} tells of, so nothing can be resumed; --no-resume"
+            " writes it anew, -o writes elsewhere"
+        )
+    _refuse_other(path, run, made_by)
+    images = run["images"]
+    return RunSummary(
+        total=images["total"],
+        done=images["done"],
+        failed=images["failed"],
+        changed=images["changed"],
+        seconds=run["seconds"]["total"],
+        predictions=str(path),
+        run=str(run_path(path)),
+        first_errors=(),
+        resumed=images["total"],
+    )
 
-    import imbalance_perturb
 
-    settings, info = assembly.settings, assembly.model.info
+def _refuse_other(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    found = differences(then, now)
+    if found:
+        raise ResumeError(
+            f"{path}: was made by another run, so it cannot be resumed; different: {', '.join(found)}; give what it was"
+            " made with, or start anew with --no-resume"
+        )
+
+
+def describe_run(
+    made_by: Mapping[str, Any], path: Path, summary: RunSummary, stopwatch: Stopwatch, predictor: Predictor
+) -> dict[str, Any]:
+    """Everything about a predictions file, as JSON has it: what made it, and what came out."""
     seconds = {**stopwatch.seconds, "total": summary.seconds}
+    counted = {name: getattr(summary, name) for name in ("done", "failed", "changed")}
+    batch_size, most = made_by["execution"]["batch_size"], predictor.most_at_once
     return {
         "schema": RUN_SCHEMA,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "predictions": summary.predictions and Path(summary.predictions).name,
-        "versions": {
-            "imbalance_perturb": imbalance_perturb.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            # Decoders can differ by a level of a pixel.
-            "pillow": PIL.__version__,
-        },
-        "model": {"sha256": sha256(str(settings.model.model)), **asdict(info)},
-        "counts": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
-        "classes": [
-            {"index": index, "name": name, "count": count, "target": p}
-            for index, (name, count, p) in enumerate(
-                zip(assembly.counts.names, assembly.counts.counts, assembly.target.tolist(), strict=True)
-            )
-        ],
-        "settings": {"debias": asdict(settings.debias), "run": asdict(settings.run)},
-        "preprocessing": assembly.preprocessing.to_dict(),
-        "execution": {
-            "device": str(assembly.execution.device),
-            "device_name": assembly.execution.device_name,
-            "precision": assembly.execution.precision,
-            "low_dtype": assembly.execution.low_name,
-            "close_calls_only": assembly.execution.close_calls_only,
-            "notes": list(assembly.execution.notes),
-            "network": assembly.optimisation.path,
-            "low_network": None if assembly.low_optimisation is None else assembly.low_optimisation.path,
-            "batch_size": assembly.execution.batch_size,
-            "batch_ceiling": batch_ceiling,
-            "workers": assembly.execution.workers,
-            "deterministic": assembly.execution.deterministic,
-            "threads": torch.get_num_threads(),
-        },
+        "predictions": path.name,
+        "predictions_sha256": sha256(path),
+        **made_by,
+        # To how many images batches had to be cut, where memory ran out.
+        "execution": {**made_by["execution"], "batch_ceiling": most if most != batch_size else None},
+        "images": {**made_by["images"], **counted},
         "agreement": None if summary.agreement is None else summary.agreement.to_dict(),
-        "images": {
-            "source": str(images.source),
-            "total": summary.total,
-            "done": summary.done,
-            "failed": summary.failed,
-            "changed": summary.changed,
-            "ignored_files": dict(images.ignored),
-        },
+        # What `verify` takes up: bounds that would else be measured anew, on other images.
+        "predictor": predictor.state(),
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "images_per_second": {stage: round(summary.total / value, 2) for stage, value in seconds.items() if value > 0},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -99,8 +100,31 @@ def predict(
         ),
     ] = None,
     *,
-    out: Annotated[str, Option("--out", "-o", help=".csv or .jsonl file, or - for CSV on stdout.")] = "predictions.csv",
+    out: Annotated[
+        str, Option("--out", "-o", help=".csv, .jsonl or .parquet file, or - for CSV on stdout.")
+    ] = "predictions.csv",
     probs: Annotated[bool, Option("--probs", help="Also write the probabilities of all classes.")] = False,
+    resume: Annotated[
+        bool | None,
+        Option(
+            "--resume/--no-resume",
+            help="Go on with a run that was cut off, where there is one; or drop its rows and start anew. Without"
+            " either such rows are not touched.",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        Option(metavar="I/N", show_default=False, help="Only the I-th of N parts of the images, told by their paths."),
+    ] = None,
+    on_error: Annotated[
+        str,
+        Option(metavar="skip|fail", help="What an image that cannot be used does: a row with the reason, or the end."),
+    ] = "skip",
+    max_failures: Annotated[
+        str | None,
+        Option(metavar="N|P%", show_default=False, help="End when more images fail: a number or a share of all."),
+    ] = None,
     model_options: ModelOptions,
     preprocess: PreprocessOptions,
     debias: DebiasOptions,
@@ -112,28 +136,48 @@ def predict(
     MODEL and COUNTS may be left out where the recipe names them. Exit code 3: done, but some images have an error.
     """
     from imbalance_perturb.cli import render
+    from imbalance_perturb.cli.interruption import interruptible
+    from imbalance_perturb.failures import select_limit
     from imbalance_perturb.images import find_images
     from imbalance_perturb.outputs import STDOUT, check_output
+    from imbalance_perturb.shards import parse_shard
 
     if counts is None and images is None:
         model, images = None, model
     if images is None:
         raise SettingsError("no images are given: imbperturb predict MODEL COUNTS IMAGES (or IMAGES with a recipe)")
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
+    part = None if shard is None else parse_shard(shard)
     if out != STDOUT:
         check_output(Path(out))
     say = render.Narrator(common.quiet)
     say.recipe(recipe)
     found = find_images(images)
-    say.images(found)
+    found = found if part is None else part.take(found)
+    say.images(found, part)
+    failures = select_limit(on_error, max_failures, len(found))
 
     from imbalance_perturb.assembly import assemble
-    from imbalance_perturb.runs import predict_folder
+    from imbalance_perturb.runs import check_unfinished, predict_folder, recorded_batch_size
 
+    check_unfinished(out, resume)
+    if resume and settings.run.batch_size is None:
+        settings = replace(settings, run=replace(settings.run, batch_size=recorded_batch_size(out)))
     assembly = assemble(settings, found)
     say.assembly(assembly)
-    with say.progress(len(found)) as progress:
-        summary = predict_folder(assembly, found, out, probabilities=probs, progress=progress)
+    with interruptible() as should_stop, say.progress(len(found)) as progress:
+        summary = predict_folder(
+            assembly,
+            found,
+            out,
+            probabilities=probs,
+            resume=resume,
+            shard=part,
+            failures=failures,
+            progress=progress,
+            resumed=progress.skip,
+            should_stop=should_stop,
+        )
     say.summary(summary)
     if common.as_json and out != STDOUT:
         render.print_json(summary)

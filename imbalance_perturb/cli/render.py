@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from imbalance_perturb.inspection import Inspection
     from imbalance_perturb.models import ModelInfo, ProbeResult
     from imbalance_perturb.runs import RunSummary
+    from imbalance_perturb.shards import Shard
 
 #: Without a terminal, a plain line of progress is printed this often.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -47,13 +48,14 @@ class Narrator:
         if path is not None:
             self.line(f"recipe: {path}")
 
-    def images(self, images: ImageList) -> None:
+    def images(self, images: ImageList, shard: Shard | None = None) -> None:
         """How many images there are, and what else was left aside."""
         ignored = ""
         if images.ignored:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in images.ignored.most_common(5))
             ignored = f" ({images.ignored.total()} other files left aside: {kinds})"
-        self.line(f"images: {len(images):,} in {images.source}{ignored}")
+        part = "" if shard is None else f"part {shard}: {len(images):,} of "
+        self.line(f"images: {part}{len(images.everything):,} in {images.source}{ignored}")
 
     def assembly(self, assembly: Assembly) -> None:
         """What will be done to an image before it starts."""
@@ -93,6 +95,8 @@ class Narrator:
         """What came out, with the first errors in full."""
         share = f" ({summary.changed / summary.done:.1%})" if summary.done else ""
         where = f" -> {summary.predictions}, {summary.run}" if summary.predictions else ""
+        if summary.resumed:
+            self.line(f"resumed: {summary.resumed:,} of {summary.total:,} images had been done before")
         self.line(
             f"{summary.done:,} predicted, {summary.changed:,} changed by the correction{share},"
             f" {summary.failed:,} failed; {summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s{where}"
@@ -107,52 +111,78 @@ class Narrator:
             self.line(f"  and {summary.failed - len(summary.first_errors)} more: see the column 'error'")
 
     @contextmanager
-    def progress(self, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, total: int) -> Iterator[Progress]:
         """A function to call with the number of images just done."""
         if self._quiet:
-            yield lambda advanced: None
+            yield Progress(total)
         elif sys.stderr.isatty():
-            with _bar(total) as advance:
-                yield advance
+            with _Bar(total) as bar:
+                yield bar
         else:
             yield _Lines(self, total)
 
 
-class _Lines:
-    def __init__(self, narrator: Narrator, total: int) -> None:
-        self._narrator, self._total, self._done = narrator, total, 0
-        self._start = self._last = time.monotonic()
+class Progress:
+    """Counts images; called with the number of those just done. This one says nothing."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self._skipped = total, 0, 0
+        self._start = time.monotonic()
 
     def __call__(self, advanced: int) -> None:
-        self._done += advanced
+        """So many more are done."""
+        self.done += advanced
+        self.show()
+
+    def skip(self, rows: int) -> None:
+        """So many had been done before; they say nothing of how fast it goes."""
+        self._skipped = rows
+        self(rows)
+
+    def show(self) -> None:
+        """Tell how far it is."""
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return (self.done - self._skipped) / max(time.monotonic() - self._start, 1e-9)
+
+
+class _Lines(Progress):
+    def __init__(self, narrator: Narrator, total: int) -> None:
+        super().__init__(total)
+        self._narrator, self._last = narrator, self._start
+
+    def show(self) -> None:
         now = time.monotonic()
-        if now - self._last >= _SECONDS_BETWEEN_LINES and self._done < self._total:
+        if now - self._last >= _SECONDS_BETWEEN_LINES and self.done < self.total:
             self._last = now
-            rate = self._done / (now - self._start)
-            left = (self._total - self._done) / rate
-            self._narrator.line(f"{self._done:,} of {self._total:,} images, {rate:.1f} images/s, {left:.0f} s left")
+            left = f", {(self.total - self.done) / self.rate:.0f} s left" if self.rate else ""
+            self._narrator.line(f"{self.done:,} of {self.total:,} images, {self.rate:.1f} images/s{left}")
 
 
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class _Bar(Progress):
+    def __enter__(self) -> _Bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
 
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>6.1f} images/s"),
-        TimeRemainingColumn(),
-    )
-    start = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, rate=0.0)
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>6.1f} images/s"),
+            TimeRemainingColumn(),
+        )
+        self._bar = RichProgress(*columns, console=Console(stderr=True))
+        self._bar.start()
+        self._task = self._bar.add_task("", total=self.total, rate=0.0)
+        return self
 
-        def advance(advanced: int) -> None:
-            done = progress.tasks[0].completed + advanced
-            progress.update(task, advance=advanced, rate=done / max(time.monotonic() - start, 1e-9))
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
-        yield advance
+    def show(self) -> None:
+        self._bar.update(self._task, completed=self.done, rate=self.rate)
 
 
 def print_inspection(inspection: Inspection) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from imbalance_perturb.cells import decode_path, decode_text
 from imbalance_perturb.errors import OutputFileError
-from imbalance_perturb.outputs import check_output, open_rows, open_whole, partial_path, run_path, sha256, write_json
+from imbalance_perturb.outputs import check_output, open_whole, partial_path, run_path, sha256, write_json
 from imbalance_perturb.results import PredictionRow
+from imbalance_perturb.row_formats import RowLayout, open_rows
 
 CLASSES = ("nv", "mel,anoma")
 ROWS = [
@@ -24,7 +25,7 @@ ROWS = [
 
 
 def write(path: Path, probabilities: bool) -> None:
-    with open_rows(str(path), CLASSES, probabilities) as write_row:
+    with open_rows(str(path), RowLayout(CLASSES if probabilities else ())) as write_row:
         for row in ROWS:
             write_row(row)
 
@@ -75,7 +76,7 @@ def test_rows_say_what_was_corrected(tmp_path: Path, probabilities: bool) -> Non
     if not probabilities:
         rows = [replace(row, probs=(), base_probs=()) for row in rows]
     for name in ("p.csv", "p.jsonl"):
-        with open_rows(str(tmp_path / name), CLASSES, probabilities, corrected=True) as write_row:
+        with open_rows(str(tmp_path / name), RowLayout(CLASSES if probabilities else (), corrected=True)) as write_row:
             for row in rows:
                 write_row(row)
     with (tmp_path / "p.csv").open(newline="") as stream:
@@ -93,7 +94,7 @@ def test_a_file_is_whole_or_under_another_name(tmp_path: Path) -> None:
     path.write_text("old")
 
     def interrupted() -> None:
-        with open_rows(str(path), CLASSES, False) as write_row:
+        with open_rows(str(path), RowLayout()) as write_row:
             write_row(ROWS[0])
             raise KeyboardInterrupt
 
@@ -111,7 +112,7 @@ def test_names_that_are_not_utf8_do_not_end_the_run(tmp_path: Path) -> None:
     name = "bad\udcff.png"
     for suffix in (".csv", ".jsonl"):
         path = tmp_path / f"p{suffix}"
-        with open_rows(str(path), CLASSES, False) as write_row:
+        with open_rows(str(path), RowLayout()) as write_row:
             write_row(PredictionRow(name, error="x"))
         assert "bad\\udcff.png" in path.read_text(encoding="utf-8")
     assert json.loads(path.read_text())["image"] == name
@@ -131,7 +132,7 @@ def test_no_cell_runs_as_a_formula_and_names_read_back(tmp_path: Path) -> None:
     ]
     classes = ("=HYPERLINK(1)", "-1", "'quoted")
     path = tmp_path / "p.csv"
-    with open_rows(str(path), classes, True) as write_row:
+    with open_rows(str(path), RowLayout(classes)) as write_row:
         for index, name in enumerate(names):
             pred = classes[index % 3]
             write_row(PredictionRow(name, pred, 0.5, pred, 0.5, None, (0.5, 0.3, 0.2), (0.5, 0.3, 0.2)))
@@ -155,7 +156,7 @@ def test_parquet(tmp_path: Path, probabilities: bool) -> None:
     """Parquet has the columns of the CSV with their types, and null where a failed image has nothing."""
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow (the extra parquet)")
     path, rows = tmp_path / "p.parquet", [*ROWS, PredictionRow("bad\udcff.png", error="x")]
-    with open_rows(str(path), CLASSES, probabilities, corrected=True) as write_row:
+    with open_rows(str(path), RowLayout(CLASSES if probabilities else (), corrected=True)) as write_row:
         for row in rows:
             write_row(row if probabilities else replace(row, probs=(), base_probs=()))
     table = parquet.read_table(path)
@@ -181,7 +182,7 @@ def test_parquet_is_written_in_groups_and_the_same_bytes_each_time(
     monkeypatch.setattr("imbalance_perturb.parquet._GROUP_ROWS", 4)
     contents = []
     for name in ("a.parquet", "b.parquet"):
-        with open_rows(str(tmp_path / name), CLASSES, False) as write_row:
+        with open_rows(str(tmp_path / name), RowLayout()) as write_row:
             for index in range(10):
                 write_row(PredictionRow(f"{index}.png", "nv", 0.75, "nv", 0.5))
         contents.append((tmp_path / name).read_bytes())
@@ -196,7 +197,7 @@ def test_an_interrupted_parquet_file_has_another_name(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
 
     def interrupted() -> None:
-        with open_rows(str(path), CLASSES, False) as write_row:
+        with open_rows(str(path), RowLayout()) as write_row:
             write_row(PredictionRow("a.png", error="x"))
             raise KeyboardInterrupt
 
@@ -216,7 +217,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, name: str) 
     partial_path(path).symlink_to("/dev/full")
 
     def fill() -> None:
-        with open_rows(str(path), CLASSES, False) as write_row:
+        with open_rows(str(path), RowLayout()) as write_row:
             for index in range(20000):
                 write_row(PredictionRow(f"{index}.png", error="x" * 100))
 

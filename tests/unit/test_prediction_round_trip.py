@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from imbalance_perturb.errors import PredictionsError
-from imbalance_perturb.outputs import open_rows
 from imbalance_perturb.prediction_files import load_predictions
 from imbalance_perturb.results import PredictionRow
+from imbalance_perturb.row_formats import RowLayout, open_rows
 
 CLASSES = ("=1+1", "plain", "'quoted", "-1")
 IMAGES = ("=cmd.png", "a,b.png", 'say "x".png', "two\nlines.png", "\udcff.png", "ü/猫.png", "@sum(1).png")
@@ -21,7 +21,7 @@ def test_names_come_back_as_they_were(tmp_path: Path, suffix: str, corrected: bo
     """Images and classes that a spreadsheet, CSV or UTF-8 cannot take as they are survive writing and reading."""
     path = tmp_path / f"predictions{suffix}"
     probs = (0.1, 0.2, 0.3, 0.4)
-    with open_rows(str(path), CLASSES, True, corrected=corrected) as write:
+    with open_rows(str(path), RowLayout(CLASSES, corrected)) as write:
         for index, image in enumerate(IMAGES):
             base, pred = CLASSES[index % 4], CLASSES[(index + 1) % 4]
             write(PredictionRow(image, base, 0.4, pred, 0.4, probs=probs, base_probs=probs[::-1], corrected=True))

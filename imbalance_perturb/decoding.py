@@ -1,0 +1,216 @@
+"""Image files to pixels in worker processes, in order; a worker that dies costs no image but the one that killed it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imbalance_perturb.errors import ImageError
+from imbalance_perturb.images import ImageList, decode_image
+from imbalance_perturb.pixels import Pixels
+from imbalance_perturb.preprocessing import Preprocessing, make_geometry
+
+#: Slices that are under way for each worker: one in its hands and one waiting for it.
+_AHEAD = 2
+
+#: So often an image may end the process that decodes it, before it is given up: the first time may be chance.
+_TRIES = 2
+
+
+def load_pixels(path: Path, preprocessing: Preprocessing, geometry: Callable[[Pixels], Tensor]) -> Tensor:
+    """Pixels (C, H, W) of an image file, decoded and resized as ``preprocessing`` says.
+
+    ``geometry`` is what :func:`make_geometry` made of it, once for all images.
+
+    Raises:
+        ImageError: if the file cannot be used.
+    """
+    return geometry(
+        decode_image(
+            path,
+            preprocessing.color,
+            max_value=preprocessing.max_value,
+            exif_orientation=preprocessing.exif_orientation,
+        )
+    )
+
+
+class DecodedBatch(NamedTuple):
+    """Consecutive images: ``names``, for each the reason why it cannot be used or ``None``, and the usable ones.
+
+    ``groups``: positions in the batch and pixels (n, C, H, W) of the images of one size and type each.
+    """
+
+    names: list[str]
+    errors: list[str | None]
+    groups: list[tuple[list[int], Tensor]]
+    seconds: float
+
+
+class _Decoded(NamedTuple):
+    """One image as it comes from a worker; as an array, since tensors would be sent through shared memory."""
+
+    found: np.ndarray[Any, Any] | str
+    seconds: float
+
+
+class _Decoder:
+    """What a worker process does: names in, pixels out. It holds no list of the images."""
+
+    def __init__(self, root: Path, preprocessing: Preprocessing) -> None:
+        self._root = root
+        self._preprocessing = preprocessing
+        self._geometry = make_geometry(preprocessing)
+
+    def __call__(self, names: Sequence[str]) -> list[_Decoded]:
+        return [self._decode(name) for name in names]
+
+    def _decode(self, name: str) -> _Decoded:
+        start = time.perf_counter()
+        found: np.ndarray[Any, Any] | str
+        try:
+            found = load_pixels(self._root / name, self._preprocessing, self._geometry).numpy()
+        except ImageError as error:
+            found = str(error)
+        return _Decoded(found, time.perf_counter() - start)
+
+
+def iter_decoded(images: ImageList, preprocessing: Preprocessing, size: int, workers: int) -> Iterator[DecodedBatch]:
+    """Decode images in the order of ``images.names``, ``size`` of them at a time.
+
+    Every name comes exactly once, usable or with its error. ``workers``: processes; 0 decodes in this one.
+    """
+    slices = (list(images.names[start : start + size]) for start in range(0, len(images), size))
+    if workers == 0:
+        decode = _Decoder(images.root, preprocessing)
+        for names in slices:
+            yield _collate(names, decode(names))
+        return
+    workshop = _Workshop(images.root, preprocessing, workers)
+    try:
+        for names, decoded in workshop.decode_all(slices):
+            yield _collate(names, decoded)
+    finally:
+        workshop.close()
+
+
+class _Workshop:
+    """Worker processes, replaced when one of them dies."""
+
+    def __init__(self, root: Path, preprocessing: Preprocessing, workers: int) -> None:
+        self._root, self._preprocessing, self._workers = root, preprocessing, workers
+        self._pool = self._open(workers)
+
+    def decode_all(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[_Decoded]]]:
+        """Each slice with its images decoded, in order, some slices ahead of who asks."""
+        waiting: deque[tuple[list[str], Future[list[_Decoded]]]] = deque()
+        while True:
+            while len(waiting) < _AHEAD * self._workers and (names := next(slices, None)) is not None:
+                waiting.append((names, self._submit(names)))
+            if not waiting:
+                return
+            names, future = waiting[0]
+            try:
+                decoded = future.result()
+            except BrokenProcessPool:
+                # Whose fault it was is not known: all that waited begins anew, the first of it on its own.
+                self._reopen()
+                decoded = self._decode_apart(names)
+                waiting = deque((others, self._submit(others)) for others, _ in waiting)
+            waiting.popleft()
+            yield names, decoded
+
+    def close(self) -> None:
+        """End the workers, after what they are at."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _decode_apart(self, names: list[str]) -> list[_Decoded]:
+        """Images whose slice was lost with a worker: together once more, and then one by one."""
+        try:
+            return self._submit(names).result()
+        except BrokenProcessPool:
+            self._reopen()
+        return [self._decode_alone(name) for name in names]
+
+    def _decode_alone(self, name: str) -> _Decoded:
+        for _ in range(_TRIES):
+            try:
+                return self._submit([name]).result()[0]
+            except BrokenProcessPool:
+                self._reopen()
+        return _Decoded(f"decoding it ended its process {_TRIES} times (killed by the system, or out of memory)", 0.0)
+
+    def _submit(self, names: list[str]) -> Future[list[_Decoded]]:
+        try:
+            return self._pool.submit(_decode_in_worker, names)
+        except BrokenProcessPool:  # a worker died while nothing was waited for
+            self._reopen()
+            return self._pool.submit(_decode_in_worker, names)
+
+    def _reopen(self) -> None:
+        self.close()
+        self._pool = self._open(self._workers)
+
+    def _open(self, workers: int) -> ProcessPoolExecutor:
+        # Forked where that is usual: a fresh interpreter in each worker would import torch anew.
+        method = "fork" if "fork" in multiprocessing.get_all_start_methods() and os.name == "posix" else "spawn"
+        return ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context(method),
+            initializer=_start_worker,
+            initargs=(self._root, self._preprocessing),
+        )
+
+
+_decoder: _Decoder | None = None
+
+
+def _start_worker(root: Path, preprocessing: Preprocessing) -> None:
+    global _decoder
+    # Ctrl-C reaches every process of a terminal; the run decides what is still to be finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _decoder = _Decoder(root, preprocessing)
+
+
+def _end_with_parent() -> None:
+    # A pool's workers would wait for ever for the next task of a run that was killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _decode_in_worker(names: list[str]) -> list[_Decoded]:
+    assert _decoder is not None, "the worker was started"
+    return _decoder(names)
+
+
+def _collate(names: list[str], decoded: Sequence[_Decoded]) -> DecodedBatch:
+    # Each image keeps its position beside its pixels, so that no failure can shift a prediction to a neighbour.
+    assert len(names) == len(decoded)
+    errors = [found if isinstance(found, str) else None for found, _ in decoded]
+    alike: dict[tuple[tuple[int, ...], np.dtype[Any]], list[int]] = {}
+    for position, (found, _) in enumerate(decoded):
+        if not isinstance(found, str):
+            alike.setdefault((found.shape, found.dtype), []).append(position)
+    groups = [
+        (positions, torch.from_numpy(np.stack([decoded[position].found for position in positions])))
+        for positions in alike.values()
+    ]
+    return DecodedBatch(names, errors, groups, sum(seconds for _, seconds in decoded))

@@ -1,0 +1,146 @@
+"""What makes a predictions file what it is, as JSON has it, and what differs between two such accounts."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from imbalance_perturb.assembly import Assembly
+from imbalance_perturb.images import ImageList
+from imbalance_perturb.outputs import sha256
+from imbalance_perturb.row_formats import RowLayout
+from imbalance_perturb.shards import Shard, list_sha256
+
+#: Entries that must be the same for rows to be of one run, and how people call them. A table stands for its entries.
+_SAME_RUN = {
+    "versions.imbalance_perturb": "imbalance-perturb",
+    "versions.torch": "torch",
+    "versions.torchvision": "torchvision",
+    "versions.pillow": "Pillow",
+    "model.sha256": "the model file",
+    "model.arch": "arch",
+    "model.outputs": "outputs",
+    "classes": "the class counts or p*",
+    "settings.debias": "",
+    "settings.run.precision": "precision",
+    "settings.run.close_calls_only": "close_calls_only",
+    "settings.run.compile": "compile",
+    "settings.run.deterministic": "deterministic",
+    "preprocessing": "",
+    "execution.precision": "the precision",
+    "execution.low_dtype": "the low precision",
+    "output": "",
+    "images.list_sha256": "the list of images",
+}
+
+#: Entries that must be the same, too, for a run to go on.
+_SAME_PART = {"execution.device_name": "the device", "execution.batch_size": "the batch size", "images.shard": "shard"}
+
+
+def describe_making(
+    assembly: Assembly, images: ImageList, layout: RowLayout, suffix: str, shard: Shard | None = None
+) -> dict[str, Any]:
+    """Everything that makes the rows: versions, files, settings, machine and images."""
+    import PIL
+    import torch
+    import torchvision
+
+    import imbalance_perturb
+
+    settings, execution = assembly.settings, assembly.execution
+    return {
+        "versions": {
+            "imbalance_perturb": imbalance_perturb.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            # Decoders can differ by a level of a pixel.
+            "pillow": PIL.__version__,
+        },
+        "model": {"sha256": sha256(str(settings.model.model)), **asdict(assembly.model.info)},
+        "counts": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
+        "classes": [
+            {"index": index, "name": name, "count": count, "target": p}
+            for index, (name, count, p) in enumerate(
+                zip(assembly.counts.names, assembly.counts.counts, assembly.target.tolist(), strict=True)
+            )
+        ],
+        "settings": asdict(settings),
+        "preprocessing": assembly.preprocessing.to_dict(),
+        "execution": {
+            "device": str(execution.device),
+            "device_name": execution.device_name,
+            "precision": execution.precision,
+            "low_dtype": execution.low_name,
+            "close_calls_only": execution.close_calls_only,
+            "notes": list(execution.notes),
+            "network": assembly.optimisation.path,
+            "low_network": None if assembly.low_optimisation is None else assembly.low_optimisation.path,
+            "batch_size": execution.batch_size,
+            "workers": execution.workers,
+            "deterministic": execution.deterministic,
+            "threads": torch.get_num_threads(),
+        },
+        "output": {"format": suffix.lower(), "probabilities": bool(layout.classes)},
+        "images": {
+            "source": str(images.source),
+            "total": len(images),
+            "shard": None if shard is None else str(shard),
+            "list_total": len(images.everything),
+            "list_sha256": list_sha256(images.everything),
+            "ignored_files": dict(images.ignored),
+        },
+    }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, part: bool = True) -> list[str]:
+    """What is not the same in two accounts and would show in the rows, in words; empty where nothing is.
+
+    Args:
+        then, now: what :func:`describe_making` gave, perhaps read back from JSON.
+        part: whether they are to be of the same part of a run; else of parts of one run, on whatever machine.
+    """
+    words = []
+    for name, one, other in _entries(then, now, _SAME_RUN | (_SAME_PART if part else {})):
+        if one != other:
+            told = all(value is None or isinstance(value, str | int | float) for value in (one, other))
+            told = told and not any(isinstance(value, str) and len(value) > 40 for value in (one, other))
+            words.append(f"{name} ({_told(one)} then, {_told(other)} now)" if told else name)
+    return words
+
+
+def _entries(
+    then: Mapping[str, Any], now: Mapping[str, Any], wanted: Mapping[str, str]
+) -> Iterator[tuple[str, Any, Any]]:
+    for entry, name in wanted.items():
+        one, other = (_look_up(account, entry) for account in (then, now))
+        if name:
+            yield name, one, other
+            continue
+        one, other = (value if isinstance(value, Mapping) else {} for value in (one, other))
+        for key in sorted({*one, *other}):
+            yield key, _plain(one.get(key)), _plain(other.get(key))
+
+
+def _look_up(account: Any, entry: str) -> Any:
+    for key in entry.split("."):
+        account = account.get(key) if isinstance(account, Mapping) else None
+    return account
+
+
+def _plain(value: Any) -> Any:
+    # JSON has lists for tuples.
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _told(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def find_beside(path: str, run_file: Path) -> Path:
+    """A path that a run file names: as it stands, or, where that is not there, seen from the run file's folder."""
+    beside = run_file.parent / path
+    return Path(path) if Path(path).exists() or not beside.exists() else beside

@@ -1,0 +1,54 @@
+"""Parts of a list of images for runs side by side: which image is in which is told by its path alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from imbalance_perturb.errors import SettingsError
+
+if TYPE_CHECKING:
+    from imbalance_perturb.images import ImageList
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``index`` of ``count``, from 1 on."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def holds(self, name: str) -> bool:
+        """Whether the image of this name is in this part; the others of the list make no difference."""
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return int.from_bytes(digest) % self.count == self.index - 1
+
+    def take(self, images: ImageList) -> ImageList:
+        """The images of this part, which may be none, with the whole list beside them."""
+        names = [name for name in images.names if self.holds(name)]
+        return replace(images, names=names, whole=images.names)
+
+
+def parse_shard(text: str) -> Shard:
+    """``I/N``, such as ``3/8``.
+
+    Raises:
+        SettingsError: if it is not two whole numbers with I from 1 to N.
+    """
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+        return Shard(int(index), int(count))
+    raise SettingsError(f"shard is {text!r}; expected I/N with I from 1 to N, such as 3/8")
+
+
+def list_sha256(names: Sequence[str]) -> str:
+    """SHA-256 of a list of images, in hexadecimal: the same names in the same order, and nothing else, give it."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
