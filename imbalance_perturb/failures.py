@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imbalance_perturb.errors import SettingsError, TooManyFailuresError
@@ -17,20 +18,22 @@ class FailureLimit:
     most: int | None = None
     option: str = ""
 
-    def check(self, failed: int, last: PredictionRow | None) -> None:
+    def check(self, failed: int, broken: Sequence[PredictionRow]) -> None:
         """Refuse to go on.
 
         Args:
-            failed: images of the run that have failed so far.
-            last: the latest of them.
+            failed: images of the run that failed before.
+            broken: rows of those that failed now.
 
         Raises:
-            TooManyFailuresError: if they are more than may fail.
+            TooManyFailuresError: if they are more than may fail, naming the first too many.
         """
-        if self.most is None or failed <= self.most or last is None:
+        if self.most is None or not broken or failed + len(broken) <= self.most:
             return
+        index = max(0, self.most - failed)
+        row, count = broken[index], failed + index + 1
         raise TooManyFailuresError(
-            f"{last.image}: {last.error}; that makes {failed:,} failed image{'s' if failed > 1 else ''}, more than"
+            f"{row.image}: {row.error}; that makes {count:,} failed image{'s' if count > 1 else ''}, more than"
             f" {self.option} allows"
         )
 

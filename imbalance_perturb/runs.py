@@ -202,7 +202,7 @@ class _Run:
         with applied(assembly.execution), closing(batches):
             for rows in batches if len(left) else ():
                 broken = [row for row in rows if row.error is not None]
-                self._failures.check(self._standing.failed + len(broken), broken[-1] if broken else None)
+                self._failures.check(self._standing.failed, broken)
                 self._standing.add(rows, broken)
                 yield rows
                 self._progress(len(rows))

@@ -108,7 +108,8 @@ class Narrator:
         for image, error in summary.first_errors:
             self.line(f"  failed: {printable(image)}: {printable(error)}")
         if summary.failed > len(summary.first_errors):
-            self.line(f"  and {summary.failed - len(summary.first_errors)} more: see the column 'error'")
+            more = f"and {summary.failed - len(summary.first_errors)} more" if summary.first_errors else "why"
+            self.line(f"  {more}: see the column 'error'")
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Progress]:

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.images import ImageList
+from imbalance_perturb.shards import Shard, list_sha256, parse_shard
+
+
+@given(names=st.lists(st.text(min_size=1), unique=True), count=st.integers(1, 9))
+def test_every_image_is_in_exactly_one_part(names: list[str], count: int) -> None:
+    """The parts are disjoint, hold all images in their order, and know the whole list."""
+    images = ImageList(Path(), Path(), sorted(names))
+    parts = [Shard(index, count).take(images) for index in range(1, count + 1)]
+    assert sorted(name for part in parts for name in part.names) == sorted(names)
+    assert all(list(part.names) == sorted(part.names) for part in parts)
+    assert all(part.everything == images.names for part in parts)
+
+
+def test_a_part_is_told_by_the_path_alone() -> None:
+    """Other images in the list move none from its part, the parts are about equal, and they are so for good."""
+    names = sorted(f"{index}.png" for index in range(4000))
+    whole, half = (Shard(2, 8).take(ImageList(Path(), Path(), listed)).names for listed in (names, names[::2]))
+    assert list(half) == [name for name in whole if name in set(names[::2])]
+    assert 400 < len(whole) < 600
+    held = [name for name in ("a.png", "b/c.png", "é\udcff.png", "d.png") if Shard(1, 2).holds(name)]
+    assert held == ["a.png", "b/c.png", "d.png"]
+
+
+@pytest.mark.parametrize("text", ["", "3", "0/8", "9/8", "1/0", "-1/2", "1/2/3", "a/b", "1.5/2", "1/", "/2", "²/3"])
+def test_what_is_no_part_is_named(text: str) -> None:
+    """Anything but I/N with I from 1 to N is refused, saying what is expected."""
+    with pytest.raises(SettingsError, match="expected I/N with I from 1 to N, such as 3/8"):
+        parse_shard(text)
+
+
+def test_parts_read_back() -> None:
+    """A part is written as it is read."""
+    assert parse_shard("3/8") == Shard(3, 8)
+    assert str(Shard(3, 8)) == "3/8"
+
+
+def test_the_hash_of_a_list_tells_lists_apart() -> None:
+    """Names, their order and their ends all count."""
+    assert list_sha256(["a", "b"]) == list_sha256(("a", "b"))
+    assert len({list_sha256(names) for names in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], [], ["a\udcff"])}) == 6
