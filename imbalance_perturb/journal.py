@@ -1,7 +1,7 @@
 """Rows on disk while a run goes on, so that a run cut off by anything can go on from what it had done.
 
 Beside the file to be, ``predictions.csv``, lie two others until it is whole. ``predictions.csv.partial`` has its rows
-so far (those of Parquet, which cannot be read before it is whole, are JSON Lines, ``predictions.parquet.partial.jsonl``).
+so far (Parquet cannot be read before it is whole, so its rows are JSON Lines, ``predictions.parquet.partial.jsonl``).
 ``predictions.csv.progress`` begins with a line that says what the rows are made by; every further line is a mark: up
 to this byte, with this checksum, the rows are whole, and the run stood so. After a power cut the marks may be ahead of
 the rows or damaged themselves, so a mark counts only where the bytes before it have its checksum.
