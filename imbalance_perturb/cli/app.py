@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from imbalance_perturb.cli.compare import compare
 from imbalance_perturb.cli.evaluate import evaluate
+from imbalance_perturb.cli.merge import merge
 from imbalance_perturb.cli.options import (
     FAILED,
     SOME_FAILED,
@@ -184,6 +185,7 @@ def predict(
     raise typer.Exit(SOME_FAILED if summary.failed else 0)
 
 
+app.command()(merge)
 app.command()(evaluate)
 app.command()(tune_eps)
 app.command()(compare)
