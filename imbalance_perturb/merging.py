@@ -152,7 +152,7 @@ def _load(path: Path) -> _Part:
         raise PredictionsError(f"{run_path(path)}: does not tell of its images; expected what predict writes") from None
     if shard is None:
         raise MergeError(f"{path}: is no part: it was predicted without --shard")
-    return _Part(path, parse_shard(shard), run, found)
+    return _Part(path, parse_shard(str(shard)), run, found)
 
 
 def _check_complete(parts: Sequence[_Part]) -> None:

@@ -26,6 +26,7 @@ from imbalance_perturb.cli.options import (
     with_options,
 )
 from imbalance_perturb.cli.tune import tune_eps
+from imbalance_perturb.cli.verify import verify
 from imbalance_perturb.errors import ImbperturbError, SettingsError
 
 app = typer.Typer(
@@ -186,6 +187,7 @@ def predict(
 
 
 app.command()(merge)
+app.command()(verify)
 app.command()(evaluate)
 app.command()(tune_eps)
 app.command()(compare)
