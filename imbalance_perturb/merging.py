@@ -205,6 +205,13 @@ def _notes(parts: Sequence[_Part]) -> Iterator[str]:
         yield f"the parts were computed on {' and '.join(devices)}: last digits may differ from one run's"
     if any(part.run["predictor"]["bounds"] != used[0].run["predictor"]["bounds"] for part in used):
         yield "the bounds of close calls were measured differently in the parts: last digits may differ from one run's"
+    if not _is_one_size(used[0].run["preprocessing"]):
+        # Only batches of one size are filled up, so that an image's digits do not hang on its neighbours.
+        yield "the images kept sizes of their own: last digits may differ from one run's"
+
+
+def _is_one_size(preprocessing: Mapping[str, Any]) -> bool:
+    return preprocessing["crop"] is not None or isinstance(preprocessing["resize"], list)
 
 
 def _devices(parts: Sequence[_Part]) -> list[str]:

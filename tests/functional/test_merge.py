@@ -184,4 +184,26 @@ def test_parts_of_different_machines_are_merged_with_a_note(workplace: Workplace
     assert finished.code == 0, finished.err
     assert "note: the parts were computed on CPU and NVIDIA H100: last digits may differ" in finished.err
     assert "note: the bounds of close calls were measured differently" in finished.err
+    assert "sizes of their own" not in finished.err
     assert [part["device_name"] for part in read_run("merged.run.json")["parts"]] == ["NVIDIA H100", "CPU"]
+
+
+def test_images_of_their_own_sizes_are_merged_with_a_note(workplace: Workplace) -> None:
+    """Where images are not brought to one size, labels are those of one run, and it is said that digits may differ."""
+    Image.new("RGB", (50, 64), (200, 10, 10)).save("images/9.png")
+    own = ("--preset", "none", "--resize", "none", "--crop", "none")
+    predict(workplace, "whole.csv", *own)
+    finished = workplace.run("merge", *predict_parts(workplace, ".csv", *own, n=2), "-o", "merged.csv")
+    assert finished.code == 0, finished.err
+    assert "note: the images kept sizes of their own: last digits may differ" in finished.err
+    found = [[line.split(",")[index] for index in (0, 1, 3)] for line in Path("merged.csv").read_text().splitlines()]
+    assert found == [[x.split(",")[index] for index in (0, 1, 3)] for x in Path("whole.csv").read_text().splitlines()]
+
+
+def test_parts_without_images_are_merged(workplace: Workplace) -> None:
+    """Parts that no image fell into take part in the merge, with nothing to add."""
+    predict(workplace, "whole.csv")
+    parts = predict_parts(workplace, n=12)
+    assert workplace.run("merge", *parts, "-o", "merged.csv").code == 0
+    assert Path("merged.csv").read_bytes() == Path("whole.csv").read_bytes()
+    assert 0 in [part["images"] for part in read_run("merged.run.json")["parts"]]
