@@ -13,9 +13,9 @@ from imbalance_perturb.agreement import Agreement
 from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsError, SettingsError
 from imbalance_perturb.journal import progress_path, read_unfinished, rows_path
 from imbalance_perturb.outputs import check_output, run_path, sha256, write_json
-from imbalance_perturb.prediction_files import load_run_file
+from imbalance_perturb.prediction_files import load_run_file, run_layout
 from imbalance_perturb.provenance import differences
-from imbalance_perturb.row_formats import RowLayout, open_rows
+from imbalance_perturb.row_formats import open_rows
 from imbalance_perturb.row_reading import iter_images, iter_rows
 from imbalance_perturb.runs import RUN_SCHEMA
 from imbalance_perturb.shards import Shard, list_sha256, parse_shard
@@ -96,9 +96,7 @@ def merge_predictions(parts: Sequence[str | Path], out: str | Path) -> MergeSumm
     found.sort(key=lambda part: part.shard.index)
     _check_one_run(found)
     _check_names(found)
-    run = found[0].run
-    names = [entry["name"] for entry in run["classes"]] if run["output"]["probabilities"] else []
-    layout = RowLayout(tuple(names), run["settings"]["run"]["close_calls_only"])
+    layout = run_layout(found[0].run)
     with open_rows(str(out), layout) as write:
         for row in heapq.merge(*(iter_rows(part.path, layout) for part in found), key=lambda row: row.image):
             write(row)

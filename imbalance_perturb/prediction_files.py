@@ -11,6 +11,7 @@ from typing import Any
 
 from imbalance_perturb.counts import ClassCounts, read_json
 from imbalance_perturb.errors import CountsError, PredictionsError
+from imbalance_perturb.row_formats import RowLayout
 from imbalance_perturb.row_reading import iter_records
 from imbalance_perturb.tables import first_few
 
@@ -61,6 +62,12 @@ def load_run_file(path: str | Path) -> RunFile:
     except CountsError as error:
         raise PredictionsError(f"{path}: {error}") from None
     return RunFile(path, counts, data)
+
+
+def run_layout(run: Mapping[str, Any]) -> RowLayout:
+    """The columns of a run's predictions file."""
+    names = tuple(entry["name"] for entry in run["classes"]) if run["output"]["probabilities"] else ()
+    return RowLayout(names, run["settings"]["run"]["close_calls_only"])
 
 
 def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:

@@ -16,7 +16,7 @@ from imbalance_perturb.execution import applied
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.outputs import FORMATS, run_path, sha256
 from imbalance_perturb.prediction import iter_predictions
-from imbalance_perturb.prediction_files import load_run_file
+from imbalance_perturb.prediction_files import load_run_file, run_layout
 from imbalance_perturb.provenance import describe_making, differences, find_beside
 from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.row_formats import RowLayout, text_rows
@@ -93,28 +93,20 @@ def verify_run(
     path = Path(path)
     path = run_path(path) if path.suffix.lower() in FORMATS else path
     run = _load_run(path)
-    predictions = path.parent / run["predictions"]
-    if not predictions.is_file():
-        raise PredictionsError(f"{predictions}: no such file; keep the predictions beside {path}")
-    if sha256(predictions) != run["predictions_sha256"]:
-        raise PredictionsError(
-            f"{predictions}: is not the file that {path.name} tells of (its SHA-256 differs): it was changed after the"
-            " run; predict it again"
-        )
+    predictions = _find_predictions(path, run)
     settings = _settings(path, run)
-    settings = replace(
-        settings,
-        model=replace(
-            settings.model,
-            model=_find_file(path, settings.model.model, model, run["model"]["sha256"], "model"),
-            counts=_find_file(path, settings.model.counts, counts, run["counts"]["sha256"], "counts"),
-            trust_model_file=trust_model_file,
-        ),
-        run=replace(settings.run, device=device or settings.run.device, batch_size=run["execution"]["batch_size"]),
+    files = replace(
+        settings.model,
+        model=_find_file(path, settings.model.model, model, run["model"]["sha256"], "model"),
+        counts=_find_file(path, settings.model.counts, counts, run["counts"]["sha256"], "counts"),
+        trust_model_file=trust_model_file,
     )
+    machine = replace(settings.run, device=device or settings.run.device, batch_size=run["execution"]["batch_size"])
+    settings = replace(settings, model=files, run=machine)
     seed = secrets.randbits(32) if seed is None else seed
-    recorded = _sample_rows(predictions, _layout(run), run["images"]["total"], sample, seed)
-    again = _Again(path, run, settings, _find_images(path, run, images), recorded)
+    recorded = _sample_rows(predictions, run_layout(run), run["images"]["total"], sample, seed)
+    root = _find_images(path, run, images, recorded.first)
+    again = _Again(path, run, settings, root, recorded)
     return _compare(recorded.rows, again, seed=seed, predictions=predictions)
 
 
@@ -134,7 +126,7 @@ class _Again:
         source = Path(run["images"]["source"])
         names = [row.image for row in recorded.rows]
         self._images = ImageList(source, root, names, whole=recorded.first)
-        self.layout, self.suffix = _layout(run), str(run["output"]["format"])
+        self.layout, self.suffix = run_layout(run), str(run["output"]["format"])
 
     def compute(self) -> tuple[dict[str, PredictionRow], list[str]]:
         """The rows by their image, and what is different from the run."""
@@ -195,9 +187,16 @@ def _load_run(path: Path) -> Mapping[str, Any]:
     return run
 
 
-def _layout(run: Mapping[str, Any]) -> RowLayout:
-    names = [entry["name"] for entry in run["classes"]] if run["output"]["probabilities"] else []
-    return RowLayout(tuple(names), run["settings"]["run"]["close_calls_only"])
+def _find_predictions(path: Path, run: Mapping[str, Any]) -> Path:
+    predictions: Path = path.parent / run["predictions"]
+    if not predictions.is_file():
+        raise PredictionsError(f"{predictions}: no such file; keep the predictions beside {path}")
+    if sha256(predictions) != run["predictions_sha256"]:
+        raise PredictionsError(
+            f"{predictions}: is not the file that {path.name} tells of (its SHA-256 differs): it was changed after the"
+            " run; predict it again"
+        )
+    return predictions
 
 
 def _settings(path: Path, run: Mapping[str, Any]) -> Settings:
@@ -235,12 +234,14 @@ def _find_file(path: Path, recorded: str | None, given: str | Path | None, diges
     )
 
 
-def _find_images(path: Path, run: Mapping[str, Any], given: str | Path | None) -> Path:
-    """The folder that the images' names are relative to."""
-    source = find_beside(run["images"]["source"], path) if given is None else Path(given)
-    if not source.exists():
-        raise PredictionsError(f"{source}: the images of the run are not there; say where with --images PATH")
-    return source if source.is_dir() else source.parent
+def _find_images(path: Path, run: Mapping[str, Any], given: str | Path | None, names: Sequence[str]) -> Path:
+    """The folder that the images' names are relative to; of two that may be meant, the one with the first of them."""
+    source = Path(run["images"]["source"])
+    places = [source, path.parent / source] if given is None else [Path(given)]
+    roots = [place if place.is_dir() else place.parent for place in places if place.exists()]
+    if not roots:
+        raise PredictionsError(f"{places[0]}: the images of the run are not there; say where with --images PATH")
+    return next((root for root in roots if any((root / name).exists() for name in names[:1])), roots[0])
 
 
 def _sample_rows(predictions: Path, layout: RowLayout, total: int, sample: int, seed: int) -> _Recorded:

@@ -97,12 +97,13 @@ def test_another_target_is_refused(workplace: Workplace) -> None:
 
 
 def test_another_folder_works(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From another folder, even one with a model of that name, files are found beside the run file."""
+    """From another folder, even one with a model and images of that name, files are found beside the run file."""
     predict(workplace, "out.csv")
     other = workplace.folder / "other"
     other.mkdir()
     monkeypatch.chdir(other)
     Path("model.pth").write_bytes(b"another")
+    Path("images").mkdir()
     assert verify(workplace, "../out.run.json")["reproduced"] == 9
 
 
