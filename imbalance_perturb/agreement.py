@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from scipy.special import bdtrc, betaincinv
@@ -110,3 +111,17 @@ class Agreement:
             "sampled_agreement": self.sampled_agreement,
             "disagreement_at_most": self.disagreement_at_most,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Agreement:
+        """What :meth:`to_dict` was made of."""
+        known = {entry.name: data[entry.name] for entry in fields(cls)}
+        return cls(**(known | {"notes": tuple(data["notes"])}))
+
+    @classmethod
+    def summed(cls, parts: Sequence[Agreement]) -> Agreement:
+        """Of the parts of one run together; bounds are those of the first part that has images."""
+        first = next((part for part in parts if part.images), parts[0])
+        tallies = ("images", "recomputed", "corrected", "sampled", "base_agreed", "agreed")
+        sums = {name: sum(getattr(part, name) for part in parts) for name in tallies}
+        return replace(first, notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)), **sums)

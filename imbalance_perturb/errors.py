@@ -69,6 +69,14 @@ class ResumeError(ImbperturbError, ValueError):
     """What an unfinished run has left cannot be gone on with, or is in the way of a new one."""
 
 
+class MergeError(ImbperturbError, ValueError):
+    """Predictions files are not the parts of one run, or not all of them."""
+
+
+class VerificationError(ImbperturbError, RuntimeError):
+    """The rows of a run do not come out again."""
+
+
 class InterruptedRunError(ImbperturbError, RuntimeError):
     """A run was told to stop; what it had done is kept."""
 

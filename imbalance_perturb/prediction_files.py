@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.cells import decode_path, decode_text, decode_unicode
 from imbalance_perturb.counts import ClassCounts, read_json
 from imbalance_perturb.errors import CountsError, PredictionsError
-from imbalance_perturb.parquet import has_pyarrow
-from imbalance_perturb.tables import first_few, iter_table
-
-_COLUMNS = ("image", "base_pred", "pred", "error")
+from imbalance_perturb.row_formats import RowLayout
+from imbalance_perturb.row_reading import iter_records
+from imbalance_perturb.tables import first_few
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,12 @@ def load_run_file(path: str | Path) -> RunFile:
     return RunFile(path, counts, data)
 
 
+def run_layout(run: Mapping[str, Any]) -> RowLayout:
+    """The columns of a run's predictions file."""
+    names = tuple(entry["name"] for entry in run["classes"]) if run["output"]["probabilities"] else ()
+    return RowLayout(names, run["settings"]["run"]["close_calls_only"])
+
+
 def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:
     """Load a predictions file (``.csv``, ``.jsonl`` or ``.parquet``).
 
@@ -82,9 +84,8 @@ def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:
     path = Path(path)
     if not path.is_file():
         raise PredictionsError(f"{path}: no such file; imbperturb predict makes it")
-    rows = {".jsonl": _iter_json_lines, ".parquet": _iter_parquet}.get(path.suffix.lower(), _iter_csv)(path)
     reader = _Reader(path, names)
-    for line, row in rows:
+    for line, row in iter_records(path):
         reader.add(line, row)
     return reader.finish()
 
@@ -166,56 +167,6 @@ class _Reader:
                 f"{self._path}, line {line}: {column} is {row[column]!r}; expected a probability from 0 to 1"
             )
         return value
-
-
-def _iter_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows with names and texts as they were before they were made harmless to spreadsheets."""
-    texts = {"image": decode_path, "base_pred": decode_text, "pred": decode_text, "error": decode_text}
-    for line, row in iter_table(path, _COLUMNS, PredictionsError):
-        yield line, {decode_unicode(key): texts.get(key, str)(value) for key, value in row.items()}
-
-
-def _iter_parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    if not has_pyarrow():
-        raise PredictionsError(f"{path}: reading it needs pyarrow; pip install 'imbalance-perturb[parquet]'")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
-            if missing:
-                raise PredictionsError(f"{path}: has no column {first_few(missing)}; expected a file of predict")
-            records = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=4096))
-            for number, record in enumerate(records, start=1):
-                yield number, {decode_unicode(key): _text(value) for key, value in record.items()}
-    except (OSError, pa.ArrowException) as error:
-        raise PredictionsError(f"{path}: is not a Parquet file that can be read ({error})") from None
-
-
-def _text(value: object) -> str:
-    return "" if value is None else decode_unicode(value) if isinstance(value, str) else str(value)
-
-
-def _iter_json_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for line, text in enumerate(stream, start=1):
-                if not text.strip():
-                    continue
-                record = json.loads(text)
-                missing = [name for name in _COLUMNS if not isinstance(record, dict) or name not in record]
-                if missing:
-                    raise PredictionsError(
-                        f"{path}, line {line}: has no {first_few(missing)}; expected a row of predict"
-                    )
-                yield line, {key: "" if value is None else str(value) for key, value in record.items()}
-    except json.JSONDecodeError as error:
-        raise PredictionsError(f"{path}, line {line}: is not JSON ({error.msg}); expected one object a line") from None
-    except UnicodeDecodeError:
-        raise PredictionsError(f"{path}: is not UTF-8 text; expected one JSON object a line") from None
-    except OSError as error:
-        raise PredictionsError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def check_same_counts(run: RunFile, given: ClassCounts, given_path: str | Path) -> None:

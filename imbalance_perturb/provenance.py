@@ -104,11 +104,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, part: bool =
         part: whether they are to be of the same part of a run; else of parts of one run, on whatever machine.
     """
     words = []
+    then_is, now_is = ("then", "now") if part else ("there", "here")
     for name, one, other in _entries(then, now, _SAME_RUN | (_SAME_PART if part else {})):
         if one != other:
             told = all(value is None or isinstance(value, str | int | float) for value in (one, other))
             told = told and not any(isinstance(value, str) and len(value) > 40 for value in (one, other))
-            words.append(f"{name} ({_told(one)} then, {_told(other)} now)" if told else name)
+            words.append(f"{name} ({_told(one)} {then_is}, {_told(other)} {now_is})" if told else name)
     return words
 
 

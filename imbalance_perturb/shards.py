@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ def parse_shard(text: str) -> Shard:
     raise SettingsError(f"shard is {text!r}; expected I/N with I from 1 to N, such as 3/8")
 
 
-def list_sha256(names: Sequence[str]) -> str:
+def list_sha256(names: Iterable[str]) -> str:
     """SHA-256 of a list of images, in hexadecimal: the same names in the same order, and nothing else, give it."""
     digest = hashlib.sha256()
     for name in names:

@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from imbalance_perturb.cli.compare import compare
 from imbalance_perturb.cli.evaluate import evaluate
+from imbalance_perturb.cli.merge import merge
 from imbalance_perturb.cli.options import (
     FAILED,
     SOME_FAILED,
@@ -25,6 +26,7 @@ from imbalance_perturb.cli.options import (
     with_options,
 )
 from imbalance_perturb.cli.tune import tune_eps
+from imbalance_perturb.cli.verify import verify
 from imbalance_perturb.errors import ImbperturbError, SettingsError
 
 app = typer.Typer(
@@ -184,6 +186,8 @@ def predict(
     raise typer.Exit(SOME_FAILED if summary.failed else 0)
 
 
+app.command()(merge)
+app.command()(verify)
 app.command()(evaluate)
 app.command()(tune_eps)
 app.command()(compare)

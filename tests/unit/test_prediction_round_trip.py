@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from imbalance_perturb.errors import PredictionsError
 from imbalance_perturb.prediction_files import load_predictions
 from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.row_formats import RowLayout, open_rows
+from imbalance_perturb.row_reading import iter_images, iter_rows
 
 CLASSES = ("=1+1", "plain", "'quoted", "-1")
 IMAGES = ("=cmd.png", "a,b.png", 'say "x".png', "two\nlines.png", "\udcff.png", "ü/猫.png", "@sum(1).png")
@@ -41,3 +43,35 @@ def test_what_is_no_parquet_file_is_said(tmp_path: Path) -> None:
     path.write_bytes(b"image,pred\n")
     with pytest.raises(PredictionsError, match=r"predictions\.parquet: is not a Parquet file"):
         load_predictions(path, CLASSES)
+
+
+@pytest.mark.parametrize("layout", [RowLayout(), RowLayout(CLASSES, corrected=True)])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_rows_read_and_written_again_are_the_same_bytes(tmp_path: Path, suffix: str, layout: RowLayout) -> None:
+    """Rows that are read back and written anew make the same file, whatever names, errors and numbers are in them."""
+    rng = random.Random(0)
+    first, again = tmp_path / f"first{suffix}", tmp_path / f"again{suffix}"
+    errors = ("=not a formula", "'quoted", "two\nlines, a comma", "a byte \udcff", "\\udcff as text", "-1")
+    with open_rows(str(first), layout) as write:
+        for index, image in enumerate(IMAGES):
+            p, q, *_ = probs = tuple(rng.choice((rng.random(), 1e-9 * rng.random(), 1.0, 0.0)) for _ in CLASSES)
+            more = (probs, probs[::-1], bool(index % 2)) if layout.corrected else ((), (), True)
+            write(PredictionRow(image, CLASSES[index % 4], p, CLASSES[index // 2], q, None, *more))
+        for index, error in enumerate(errors):
+            write(PredictionRow(f"broken {index}.png", error=error))
+    with open_rows(str(again), layout) as write:
+        for row in iter_rows(first, layout):
+            write(row)
+    assert again.read_bytes() == first.read_bytes()
+    assert list(iter_images(first)) == [row.image for row in iter_rows(again, layout)]
+    assert [row.error for row in iter_rows(first, layout)][-len(errors) :] == list(errors)
+
+
+@pytest.mark.parametrize("cell", ["base_confidence", "pred", "corrected", "p_plain"])
+def test_a_row_without_a_value_is_named(tmp_path: Path, cell: str) -> None:
+    """A value that is not there is an error with file, line and column."""
+    columns = [name for name, _ in RowLayout(("plain", "b"), corrected=True).columns()]
+    values = dict.fromkeys(columns, "1") | {"error": "", cell: ""}
+    (tmp_path / "p.csv").write_text(f"{','.join(columns)}\n{','.join(values.values())}\n")
+    with pytest.raises(PredictionsError, match=rf"p\.csv, line 2: {cell} is ''; expected"):
+        list(iter_rows(tmp_path / "p.csv", RowLayout(("plain", "b"), corrected=True)))

@@ -1,0 +1,70 @@
+"""The command ``verify``: are the predictions those of the run, and do they come out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+def verify(
+    run: Annotated[Path, Argument(metavar="RUN", help="Run file that predict or merge wrote (predictions.run.json).")],
+    *,
+    sample: Annotated[int, Option("--sample", metavar="N", help="Rows to compute again.")] = 32,
+    seed: Annotated[
+        int | None, Option("--seed", help="Of the sample. (default: drawn, and said)", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None, Option("--model", metavar="FILE", help="Where the model file is now. (default: as the run says)")
+    ] = None,
+    counts: Annotated[
+        Path | None, Option("--counts", metavar="FILE", help="Where the counts are now. (default: as the run says)")
+    ] = None,
+    images: Annotated[
+        Path | None, Option("--images", metavar="PATH", help="Where the images are now. (default: as the run says)")
+    ] = None,
+    device: Annotated[
+        str | None, Option("--device", help="auto | cpu | cuda[:N]. (default: that of the run)", show_default=False)
+    ] = None,
+    trust_model_file: Annotated[
+        bool, Option("--trust-model-file", help="Load a model file that runs code of its own. Only for files you made.")
+    ] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Check a run's files by their hashes and compute a random sample of its rows again.
+
+    Exit code 0: all come out again, confidences within 0.0001.
+    """
+    from imbalance_perturb.cells import printable
+    from imbalance_perturb.cli import render
+    from imbalance_perturb.errors import VerificationError
+    from imbalance_perturb.verification import verify_run
+
+    found = verify_run(
+        run,
+        sample=sample,
+        seed=seed,
+        model=model,
+        counts=counts,
+        images=images,
+        device=device,
+        trust_model_file=trust_model_file,
+    )
+    say = render.Narrator(quiet)
+    for note in found.notes:
+        say.line(f"note: other than in the run: {note}")
+    say.line(
+        f"{found.predictions}: as the run wrote it; {found.reproduced:,} of {found.sampled:,} sampled rows come out"
+        f" again (of {found.total:,}, seed {found.seed}), {found.identical:,} to the last digit; confidences differ by"
+        f" {found.largest_difference:.1g} at most"
+    )
+    if as_json:
+        render.print_json(found)
+    if found.mismatches:
+        image, reason = found.mismatches[0]
+        raise VerificationError(
+            f"{found.predictions}: {len(found.mismatches):,} of {found.sampled:,} sampled rows do not come out again;"
+            f" first: {printable(image)}: {printable(reason)}"
+        )
