@@ -294,8 +294,8 @@ def _mutated_pickle(content: bytes, source: random.Random) -> bytes:
 
 _NUMBERS = (b"K\0", b"K\1", b"K\x7f", b"M\xff\xff", b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff")
 _ODD_OPERATIONS = (
-    b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f", b"\x85" * 5000, b"(" * 5000, b"]" * 3000 + b"a" * 2999, b"N", b"(", b"0",
-    b"2", b"t", b"R", b"b", b"Q", b"}", b")", b"cposix\nmkdir\n", b"c__builtin__\nbytearray\n", b"h\0",
+    b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f", b"\x85" * 5000, b"(" * 5000, b"]" * 3000 + b"a" * 2999, b"N", b"(",
+    b"0", b"2", b"t", b"R", b"b", b"Q", b"}", b")", b"cposix\nmkdir\n", b"c__builtin__\nbytearray\n", b"h\0",
     b"X\4\0\0\0data", b"G\x7f\xf0\0\0\0\0\0\0", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f",
     b"c__builtin__\nbytearray\n\x8a\x06\xff\xff\xff\xff\xff\x7f\x85R", pickle.dumps(_RunsCode())[:-1],
 )  # fmt: skip
