@@ -154,6 +154,8 @@ def _check_script_pickle(part: str, content: bytes, sizes: Mapping[str, int], na
     found = describe(io.BytesIO(content), strict=True)
     if any(text_depth(text) > 50 for text in found.texts):
         raise OddPickleError("it names a type that is nested too deeply")
+    if found.beyond is not None and found.beyond >= 0:
+        raise OddPickleError("it refers to a text that it does not have")
     # The tensors of data.pkl are in data/, those of constants.pkl in constants/.
     _check_storages(found.storages, sizes, name, part.rpartition("/")[2].removesuffix(".pkl"))
 

@@ -60,12 +60,15 @@ class Description:
         shown: bytes of all tensors, as if none shared a storage.
         names: the classes and functions that it names.
         texts: the strings in it.
+        beyond: the largest number in a list of places in the pickle's own table of texts, less that table's length;
+            None without such a table, as the notes have that TorchScript keeps on its source.
     """
 
     storages: dict[str, int] = field(default_factory=dict)
     shown: int = 0
     names: set[str] = field(default_factory=set)
     texts: list[str] = field(default_factory=list)
+    beyond: int | None = None
 
 
 def describe(file: BinaryIO, *, strict: bool) -> Description:
@@ -91,7 +94,17 @@ def describe(file: BinaryIO, *, strict: bool) -> Description:
         reader.check()  # its reader would make what stands before
         raise UnknownOperationError(str(error)) from error
     reader.check()
+    reader.found.beyond = _beyond_table(reader.root, reader.made)
     return reader.found
+
+
+def _beyond_table(root: Any, made: list[_Made]) -> int | None:
+    parts = root.parts if isinstance(root, _Made) else []
+    if len(parts) < 2 or parts[0] != "FORMAT_WITH_STRING_TABLE" or not isinstance(parts[1], _Made):
+        return None
+    # Negative places count as far beyond.
+    places = [part for one in made if one.kind == "list" for part in one.parts if isinstance(part, int)]
+    return max((len(parts[1].parts) if place < 0 else place for place in places), default=-1) - len(parts[1].parts)
 
 
 class _Reader:
@@ -103,6 +116,7 @@ class _Reader:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.made: list[_Made] = []
+        self.root: Any = None
 
     def follow(self, name: str, argument: Any) -> None:
         """Do one operation."""
@@ -241,7 +255,7 @@ class _Reader:
         "NEWOBJ": _call,
         "BUILD": _build,
         "BINPERSID": _persistent,
-        "STOP": lambda self: self._pop(),
+        "STOP": lambda self: setattr(self, "root", self._pop()),
     }
 
 

@@ -73,9 +73,9 @@ def draw(seed: int, index: int, names: Sequence[str], choices: int) -> tuple[str
 class Target(NamedTuple):
     """A kind of files to fuzz.
 
-    ``samples`` makes whole files by name (in a child process, so it is a function at the top of a module);
+    ``samples`` makes whole files by name;
     ``damaged`` makes one bad, from the sample, edits and a number below ``choices``; ``check`` uses it and says how it
-    went, in a word of ``fine``, or raises; ``start`` prepares the process.
+    went, in a word of ``fine``, or raises; ``start`` prepares the process. All are found by name in a child process.
     """
 
     word: str
@@ -87,10 +87,9 @@ class Target(NamedTuple):
     start: Callable[[], Any]
 
 
-def _work(sender: Connection, target: Target, seed: int, first: int, last: int) -> None:
+def _work(sender: Connection, target: Target, files: dict[str, bytes], seed: int, first: int, last: int) -> None:
     # Native libraries write messages of their own; they would bury the findings.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    files = target.samples()
     target.start()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / target.word
@@ -120,7 +119,9 @@ def run(target: Target) -> int:
     context = multiprocessing.get_context("spawn")
     while index < options.count:
         receiver, sender = context.Pipe(duplex=False)
-        worker = context.Process(target=_work, args=(sender, target, options.seed, index, options.count), daemon=True)
+        worker = context.Process(
+            target=_work, args=(sender, target, files, options.seed, index, options.count), daemon=True
+        )
         worker.start()
         sender.close()
         limit = 60.0  # the first answer comes after the imports
