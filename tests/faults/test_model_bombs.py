@@ -114,6 +114,18 @@ def test_script_that_reads_beyond_its_tensors_is_refused(old: bytes, new: bytes,
         assert reason in refusal(path, trust_model_file=trust)
 
 
+def test_notes_on_the_source_that_point_nowhere_are_refused(tmp_path: Path) -> None:
+    """The notes beside TorchScript's code name texts by number, which its reader looks up as they are."""
+    notes = ("FORMAT_WITH_STRING_TABLE", ["a text"])
+    assert describe(io.BytesIO(pickle.dumps((*notes, [0]), protocol=2)), strict=True).beyond == -1
+    path = rewrite(
+        scripted(),
+        tmp_path / "m.pt",
+        lambda name, content: pickle.dumps((*notes, [0, 931]), protocol=2) if name.endswith("debug_pkl") else content,
+    )
+    assert "a text that it does not have" in refusal(path)
+
+
 @pytest.mark.parametrize("nested", ["(" * 100_000, "-" * 100_000, "input" + "[0]" * 50_000])
 def test_deeply_nested_script_is_refused(nested: str, tmp_path: Path) -> None:
     """Code whose nesting would overflow the stack of TorchScript's reader is refused."""
