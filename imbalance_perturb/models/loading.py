@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError
+from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line
 from imbalance_perturb.models.checkpoint import parse_checkpoint
 from imbalance_perturb.models.files import (
     read_checkpoint,
@@ -128,6 +128,17 @@ def _torchscript(path: Path, *, trust: bool) -> _Opaque:
 
 def _export(path: Path, *, trust: bool) -> _Opaque:
     program = read_export(path, trust=trust)
+    try:
+        return _program(program, path)
+    except ModelOutputError:
+        raise
+    except Exception as error:  # a graph that was read but does not hold together
+        raise ModelFileError(
+            f"{path}: the graph of this torch.export file is damaged ({first_line(error)}); export the model again"
+        ) from error
+
+
+def _program(program: torch.export.ExportedProgram, path: Path) -> _Opaque:
     names = program.graph_signature.user_inputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [values.get(name) for name in names if isinstance(name, str)]
