@@ -12,15 +12,14 @@ import json
 import os
 import re
 import tokenize
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from imbalance_perturb.errors import ModelFileError, UntrustedModelError
+from imbalance_perturb.models.container import read_parts
+from imbalance_perturb.models.contents import records
 
 #: What an identifier or a dotted tensor name may look like: anything else could end up in generated source code.
 _NAME = re.compile(r"[\w.:<>+\-]*", re.ASCII)
@@ -80,18 +79,23 @@ def check_export(path: Path) -> None:
         UntrustedModelError: naming what was found.
         ModelFileError: if the archive cannot be read.
     """
-    for name, record in _records(path):
-        if "data/aotinductor/" in f"/{name}":
+    with path.open("rb") as file:
+        if any("data/aotinductor/" in f"/{part.filename}" for part in read_parts(file, str(path))):
             raise _untrusted(path, "holds compiled native code (AOTInductor)")
+    for name, record in _records(path):
         if not name.endswith(".json"):
             continue
         try:
             content = json.loads(record)
+            reason = _unsafe_in_payload(content) if name.endswith("_config.json") else _unsafe_in_graph(content)
         except ValueError as error:
             raise ModelFileError(
                 f"{path}: the part {name} of this torch.export file is not JSON; export it again"
             ) from error
-        reason = _unsafe_in_payload(content) if name.endswith("_config.json") else _unsafe_in_graph(content)
+        except RecursionError as error:
+            raise ModelFileError(
+                f"{path}: the part {name} of this torch.export file is nested too deeply; export it again"
+            ) from error
         if reason:
             raise _untrusted(path, reason)
 
@@ -120,26 +124,11 @@ def _untrusted(path: Path, reason: str) -> UntrustedModelError:
 
 
 def _records(path: Path) -> Iterator[tuple[str, bytes]]:
-    # Torch reads a zip by its own parser and, for files of old versions, by Python's. A file made to look
-    # different to the two must pass as each of them sees it.
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(set(names)) != len(names):
-                raise _untrusted(path, "holds two parts of the same name")
-            yield from ((name, archive.read(name)) for name in names if _is_checked(name))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ModelFileError(f"{path}: the archive is damaged ({error}); copy or save it again") from error
-    try:
-        reader = torch._C.PyTorchFileReader(str(path))
-        found = [(name, reader.get_record(name)) for name in reader.get_all_records() if _is_checked(name)]
-    except RuntimeError:
-        return  # torch's parser cannot read it (the layout before 2.8), so it will not load anything by it
-    yield from found
-
-
-def _is_checked(name: str) -> bool:
-    return name.endswith((".json", ".py", ".pkl")) or "aotinductor" in name
+    with path.open("rb") as file:
+        names = [part.filename for part in read_parts(file, str(path))]
+        if len(set(names)) != len(names):
+            raise _untrusted(path, "holds two parts of the same name")
+        yield from records(file, str(path), (".json", ".py", ".pkl"))
 
 
 def _names_in_code(path: Path, text: str) -> set[str]:
@@ -231,7 +220,7 @@ def _unsafe_in_tree(text: str) -> str | None:
         return None
     try:
         _, tree = json.loads(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return f"describes its inputs in an unknown way ({text[:40]!r})"
     waiting = [tree]
     while waiting:

@@ -7,7 +7,6 @@ import pickle
 import re
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch
 
 from imbalance_perturb.errors import ModelFileError, UntrustedModelError
 from imbalance_perturb.models.archive import check_export, check_torchscript, tensors_only
+from imbalance_perturb.models.container import read_parts
+from imbalance_perturb.models.contents import check_checkpoint, check_program, check_script
 
 TRUST_REMEDY = "if you trust where it comes from, pass --trust-model-file (trust_model_file=True)"
 SAVE_REMEDY = "save it with torch.save(model.state_dict(), 'model.pth')"
@@ -31,10 +32,8 @@ _FOREIGN = (
     (b"\xff\xd8\xff", 0, "a JPEG image"),
 )
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
-_LOAD_ERRORS = (
-    RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError, EOFError, OSError, AssertionError,
-    IndexError, pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
+#: torch's loaders raise whatever a damaged file leads them to: struct.error, OverflowError, SyntaxError, ...
+_LOAD_ERRORS = (Exception,)
 
 
 def sniff(path: Path) -> str:
@@ -69,6 +68,8 @@ def read_checkpoint(path: Path, *, trust: bool) -> tuple[Any, str | None]:
         UntrustedModelError: if it needs code and ``trust`` is not given.
         ModelFileError: if it is damaged or cannot be read.
     """
+    with path.open("rb") as file:
+        check_checkpoint(file, str(path))
     try:
         with tensors_only(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
@@ -106,12 +107,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ModelFileError: if it is damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, *_LOAD_ERRORS) as error:
+    except _LOAD_ERRORS as error:
         raise ModelFileError(
             f"{path}: this safetensors file is damaged or cut off ({first_line(error)}); copy or download it again"
         ) from error
@@ -124,6 +124,7 @@ def read_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
         UntrustedModelError: if it uses more than tensor operators and ``trust`` is not given.
         ModelFileError: if it cannot be read.
     """
+    check_script(path)
     if not trust:
         check_torchscript(path)
     try:
@@ -145,6 +146,7 @@ def read_export(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
         UntrustedModelError: if it holds more than tensors and a graph, and ``trust`` is not given.
         ModelFileError: if it cannot be read.
     """
+    check_program(path)
     try:
         if trust:
             with importable_from_here():
@@ -157,7 +159,7 @@ def read_export(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
             f"{path}: a part of this torch.export file is a pickle that needs code to load"
             f" ({_some(_named_globals(error))}); {TRUST_REMEDY}"
         ) from error
-    except UntrustedModelError:
+    except ModelFileError:
         raise
     except _LOAD_ERRORS as error:
         raise ModelFileError(
@@ -213,11 +215,8 @@ def _head(path: Path) -> tuple[int, bytes]:
 
 
 def _sniff_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise ModelFileError(f"{path}: this zip archive is damaged or cut off; copy or download it again") from error
+    with path.open("rb") as file:
+        names = [part.filename for part in read_parts(file, str(path))]
     parts = {name.split("/", 1)[-1] for name in names}
     if parts & {"archive_format", "models/model.json", "serialized_exported_program.json"}:
         return "export"
@@ -240,7 +239,7 @@ def _not_a_model(path: Path, what: str) -> ModelFileError:
 def _needed_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or _named_globals(error)
-    except (ValueError, *_LOAD_ERRORS):
+    except _LOAD_ERRORS:
         return _named_globals(error)  # the layout before torch 1.6, or a pickle too odd to be taken apart
 
 

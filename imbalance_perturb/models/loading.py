@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.errors import ModelOutputError, SettingsError
+from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line
 from imbalance_perturb.models.checkpoint import parse_checkpoint
 from imbalance_perturb.models.files import (
     read_checkpoint,
@@ -19,6 +20,9 @@ from imbalance_perturb.models.files import (
 )
 from imbalance_perturb.models.networks import Built, build_network, parameter_count
 from imbalance_perturb.models.wrapping import LoadedClassifier, ModelInfo, look_at_output
+
+#: Of one message: tensors may have names of any length.
+_MOST_TEXT = 2000
 
 
 class _Opaque(NamedTuple):
@@ -62,7 +66,29 @@ def load_classifier(
         raise SettingsError(f"outputs is {outputs!r}; expected one of auto, logits, probabilities")
     if arch and factory:
         raise SettingsError("arch and factory are both given; each names the network, so give one")
-    path = Path(path)
+    try:
+        loaded = _load(Path(path), arch, factory, outputs, trust_model_file, input_shape)
+    except (ModelFileError, ModelOutputError) as error:
+        raise type(error)(_plain(str(error))) from error
+    loaded.info = replace(loaded.info, notes=tuple(map(_plain, loaded.info.notes)))
+    return loaded
+
+
+def _plain(text: str) -> str:
+    """The text on one line of printable characters: a file's names may hold line ends and terminal commands."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
+
+
+def _load(
+    path: Path,
+    arch: str | None,
+    factory: str | None,
+    outputs: str,
+    trust_model_file: bool,
+    input_shape: tuple[int, ...],
+) -> LoadedClassifier:
     kind = sniff(path)
     if kind == "torchscript":
         found: _Opaque | Built = _torchscript(path, trust=trust_model_file)
@@ -102,6 +128,17 @@ def _torchscript(path: Path, *, trust: bool) -> _Opaque:
 
 def _export(path: Path, *, trust: bool) -> _Opaque:
     program = read_export(path, trust=trust)
+    try:
+        return _program(program, path)
+    except ModelOutputError:
+        raise
+    except Exception as error:  # a graph that was read but does not hold together
+        raise ModelFileError(
+            f"{path}: the graph of this torch.export file is damaged ({first_line(error)}); export the model again"
+        ) from error
+
+
+def _program(program: torch.export.ExportedProgram, path: Path) -> _Opaque:
     names = program.graph_signature.user_inputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [values.get(name) for name in names if isinstance(name, str)]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.fuzz_images import KINDS, SECONDS, Edit, check, damage
+from tests.faults.fuzz_images import check
+from tests.faults.fuzzing import KINDS, SECONDS, Edit, damage
 from tests.image_samples import dicom_samples, samples
 
 shares = st.floats(0, 1, exclude_max=True)

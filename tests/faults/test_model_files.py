@@ -124,7 +124,7 @@ def zipped(path: Path, *names: str) -> Path:
         (lambda d: write(d / "m.pkl", pickle.dumps({"a": 1})), "not written by torch.save"),
         (lambda d: write(d / "m.pkl", b"\x80\x04"), "damaged"),
         (lambda d: zipped(d / "m.pt", "m/data.pkl"), "damaged|not written"),
-        (lambda d: zipped(d / "m.pt", "m/data.pkl", "m/constants.pkl", "m/code/a.py"), "cannot be read"),
+        (lambda d: zipped(d / "m.pt", "m/data.pkl", "m/constants.pkl", "m/code/a.py"), "is damaged"),
         (lambda d: zipped(d / "m.pt2", "m/archive_format", "m/models/model.json"), "not JSON"),
         (lambda d: zipped(d / "m.pt2", "m/archive_format", "m/archive_version"), "cannot be read"),
     ],
