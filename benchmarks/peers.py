@@ -37,6 +37,11 @@ class Peer(NamedTuple):
         return self.module is None or importlib.util.find_spec(self.module) is not None
 
     @property
+    def word(self) -> str:
+        """What it is called on the command line."""
+        return self.name.split()[0].rstrip("'")
+
+    @property
     def title(self) -> str:
         """Name and version, as the table has it."""
         if self.distribution is None:

@@ -20,15 +20,13 @@ from imbalance_perturb.optimisation import convolution
 from imbalance_perturb.optimisation.compilation import compile_network
 from imbalance_perturb.optimisation.conversion import convert
 from imbalance_perturb.optimisation.rewriting import Rewriter
+from imbalance_perturb.optimisation.trial import LEAST_COSINE, LOW_LEAST_COSINE, same_gradient
 
 #: Largest difference of a logit, relative to the largest logit, that counts as rounding in float32.
 TOLERANCE = 1e-3
 
 #: The same for two ways to compute in bfloat16 or float16.
 LOW_TOLERANCE = 0.05
-
-#: Least cosine between the two networks' gradients of a logit: rounding flips activations near their kinks.
-LEAST_COSINE = 0.99
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
         return network, Optimisation(
             f"as the file has it ({', '.join(steps)} moved its logits by {difference:.2g})", 0.0
         )
-    if not _same_gradient(network, candidate, x):
+    if not same_gradient(network, candidate, x):
         return network, Optimisation(f"as the file has it ({', '.join(steps)} changed its gradient)", 0.0)
     return candidate, Optimisation(", ".join(steps), difference)
 
@@ -165,9 +163,10 @@ def compiled(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
     """
     if isinstance(network, LowPrecision):
         inner = network.network
-        source = LowPrecision(inner.traced, network.dtype) if isinstance(inner, Rewritten) else network
-        return compile_network(network, source, x, LOW_TOLERANCE)
-    return compile_network(network, network.traced if isinstance(network, Rewritten) else network, x, TOLERANCE)
+        low = LowPrecision(inner.traced, network.dtype) if isinstance(inner, Rewritten) else network
+        return compile_network(network, low, x, LOW_TOLERANCE, LOW_LEAST_COSINE)
+    source = network.traced if isinstance(network, Rewritten) else network
+    return compile_network(network, source, x, TOLERANCE, LEAST_COSINE)
 
 
 def _convolves(network: nn.Module, x: Tensor) -> bool:
@@ -177,28 +176,6 @@ def _convolves(network: nn.Module, x: Tensor) -> bool:
 
 def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
-
-
-def _same_gradient(network: nn.Module, candidate: nn.Module, x: Tensor) -> bool:
-    """Whether both have the gradient of a logit at the input in common, up to flipped kinks of activations."""
-    first, second = (_gradient(module, x) for module in (network, candidate))
-    if first is None or second is None:
-        return first is second
-    # Scaled first: an untrained network's gradient can be so small that its square is 0.
-    scale = first.abs().max().double().clamp_min(torch.finfo(torch.float64).tiny)
-    a, b = (gradient.flatten().double() / scale for gradient in (first, second))
-    return bool(a @ b >= LEAST_COSINE * a.norm() * b.norm()) and bool(a.any()) == bool(b.any())
-
-
-def _gradient(network: nn.Module, x: Tensor) -> Tensor | None:
-    """Gradient of the first logit at the input, ``None`` where autograd doesn't reach it."""
-    with torch.inference_mode(False), torch.enable_grad(), frozen_eval(network), full_precision(x.device):
-        leaf = x.detach().clone().requires_grad_(True)
-        logits = network(leaf.clone())
-        if not logits.requires_grad:
-            return None
-        (gradient,) = torch.autograd.grad(logits[:, 0].sum(), leaf, allow_unused=True)
-    return gradient
 
 
 def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int] | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from imbalance_perturb.errors import first_line
 from imbalance_perturb.modes import frozen_eval, full_precision
+from imbalance_perturb.optimisation.trial import alike
 
 #: Timed calls of each network; the first calls of all have been made before.
 _CALLS = 3
@@ -36,7 +37,9 @@ class Compiled(nn.Module):
         return (self._recorded if recorded else self._plain)(x)  # type: ignore[no-any-return]
 
 
-def compile_network(network: nn.Module, source: nn.Module, x: Tensor, tolerance: float) -> tuple[nn.Module, str | None]:
+def compile_network(
+    network: nn.Module, source: nn.Module, x: Tensor, tolerance: float, least_cosine: float
+) -> tuple[nn.Module, str | None]:
     """The network compiled, or as it is and the reason.
 
     Args:
@@ -44,6 +47,7 @@ def compile_network(network: nn.Module, source: nn.Module, x: Tensor, tolerance:
         source: what to compile: the network itself, or one that computes the same and suits a compiler better.
         x: a trial batch (N, C, H, W) there, of the size of the batches to come.
         tolerance: largest difference of a logit, relative to the largest, that counts as rounding.
+        least_cosine: between the gradients, down to which they count as the same.
     """
     compiled = Compiled(source)
     try:
@@ -53,6 +57,8 @@ def compile_network(network: nn.Module, source: nn.Module, x: Tensor, tolerance:
                 difference = float((mine - other).abs().max() / other.abs().max().clamp_min(1e-6))
                 if not difference <= tolerance:
                     return network, f"not compiled: compiled, its logits differ by {difference:.2g}"
+            if not alike(expected[1], found[1], least_cosine):
+                return network, "not compiled: compiled, its gradient differs"
             slower = _time(lambda: _passes(compiled, x), x) / _time(lambda: _passes(network, x), x)
     except torch.OutOfMemoryError:
         raise

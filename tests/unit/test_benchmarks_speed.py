@@ -97,26 +97,84 @@ def test_a_table_is_markdown(load: Load) -> None:
     assert found == ["| name | ms |", "| --- | ---: |", "| a | 1.0 |"]
 
 
-def test_contenders_that_could_not_run_have_a_row_that_says_so(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_that_could_not_run_have_a_row_that_says_so(load: Load) -> None:
     """A peer that is missing, and low precision on a device without, are never left out in silence."""
     speed, peers, measuring = load("speed"), load("peers"), load("measuring")
     missing = peers.Peer("nobody's step", "no-such-thing", "no_such_thing", peers.authors_loop, "")
-    monkeypatch.setattr(speed, "PEERS", (peers.AUTHORS, missing))
-    same, other = (speed.Answer(torch.tensor(preds)) for preds in ([0, 1, 2, 2], [0, 1, 2, 0]))
+    same, other = (speed.Answer(preds) for preds in ([0, 1, 2, 2], [0, 1, 2, 0]))
     measured = {
         speed.PLAIN: measuring.Measured([4.0], [other]),
         speed.OPTIMISED: measuring.Measured([1.0], [other]),
         "authors' loop": measuring.Measured([12.0], [other]),
-        "ours, auto": measuring.Measured([3.0], [same._replace(recomputed=1, corrected=4)]),
+        "ours, auto": measuring.Measured([3.8], [same._replace(recomputed=1)]),
     }
-    case = SimpleNamespace(peers=True, name="resnet50", timed=SimpleNamespace(x=torch.zeros(4, 1)), device=CPU)
-    found = {row[0]: row[1:] for row in speed.rows(case, measured, speed.Expected(other, same))}
-    assert found["nobody's step"][0] == "not installed"
-    assert found["ours, bf16"][0] == "no fast bf16 on this device"
-    assert found[speed.PLAIN] == ["1000.0", "1.00", "1.00-1.00", "", "4/4", "", ""]
-    assert found["authors' loop"][1] == "3.00"
-    assert found["authors' loop"][4] == "3/4"
-    assert found["ours, auto"] == ["750.0", "0.75", "0.75-0.75", "<= 0.9", "4/4", "25.0%", "100.0%"]
+    expected = speed.Expected([other], [same])
+    found = speed.Found("resnet50", measured, expected, 4, CPU, (peers.AUTHORS, missing))
+    table = {row[0]: row[1:] for row in speed.rows(found)}
+    assert table["nobody's step"][0] == "not installed"
+    assert table["ours, bf16"][0] == "no fast bf16 on this device"
+    assert table[speed.PLAIN] == ["1000.0", "1.00", "1.00-1.00", "", "4/4", "", ""]
+    assert table["authors' loop"] == ["3000.0", "3.00", "3.00-3.00", "", "3/4", "4/4", ""]
+    assert table["ours, auto"] == ["950.0", "0.95", "0.95-0.95", "<= 0.9, MISSED", "4/4", "3/4", "25.0%"]
+    assert list(speed._against_peers(measured)) == [
+        "Throughput of `auto`: 3.2 times that of authors' loop (asked: 2.5, met)."
+    ]
+
+
+def test_each_contender_answers_from_a_process_of_its_own(load: Load) -> None:
+    """Processes are asked for the same request in a round, keep what they have built, and burn nothing meanwhile."""
+    processes = load("processes")
+    with processes.Team(_count_calls, ["a", "b"], 10, threads=1) as team:
+        measured = team.take_turns(3)
+        assert [worker.notes for worker in team.workers.values()] == [["a is ready"], ["b is ready"]]
+        assert team.idle_share < 0.5
+    pids = {name: {pid for pid, _, _ in own.found} for name, own in measured.items()}
+    assert all(len(own) == 1 for own in pids.values())
+    assert len(pids["a"] | pids["b"] | {os.getpid()}) == 3
+    assert [answer[1:] for answer in measured["a"].found] == [(1, 10), (2, 11), (3, 12)]
+    assert all(seconds < 5 for seconds in measured["a"].seconds)
+    assert not any(worker.process.is_alive() for worker in team.workers.values())
+
+
+def test_a_process_that_cannot_build_its_contender_ends_the_run(load: Load) -> None:
+    """The error is one line that names the contender, and no process is left over."""
+    with pytest.raises(SystemExit, match="b ended with 1"):
+        load("processes").Team(_count_calls, ["a", "b"], "no number", threads=1)
+
+
+def _count_calls(name: str, start: int | str) -> object:
+    """What such a process builds: its id, how often it was asked, and the request's number on top of ``start``."""
+    if name == "b":
+        start = int(start)
+    calls: list[int] = []
+
+    def run(index: int) -> tuple[int, int, object]:
+        calls.append(index)
+        return os.getpid(), len(calls), start + index  # type: ignore[operator]
+
+    return importlib.import_module("processes").Ready(run, [f"{name} is ready"])
+
+
+def test_labels_are_compared_request_by_request(load: Load) -> None:
+    """Where all requests are about the same images, each is compared with the one answer that is expected."""
+    contenders = load("contenders")
+    found = [contenders.Answer([0, 1]), contenders.Answer([0, 2])]
+    assert contenders.count_same(found, [contenders.Answer([0, 1])]) == 3
+    assert contenders.count_same(found, found) == 4
+
+
+def test_our_modes_and_the_others_have_the_references_labels(load: Load, network: nn.Module, tmp_path: Path) -> None:
+    """Contenders built from a model file as their processes do it come to the labels of the transcription."""
+    contenders, peers = load("contenders"), load("peers")
+    torch.jit.save(torch.jit.script(network), tmp_path / "model.pt")
+    x = torch.randn(80, 3, 16, 16)
+    torch.save(([x[:8], x[8:16]], x[16:48], x[16:]), tmp_path / "inputs.pt")
+    task = contenders.Task(tmp_path / "model.pt", None, tmp_path / "inputs.pt", COUNTS, 0.5, 4, 8, CPU)
+    expected = contenders.expect(task)
+    assert contenders.count_same(expected.base, expected.corrected) < 16
+    for name in (contenders.PLAIN, contenders.OPTIMISED, peers.AUTHORS.title, "ours, fp32"):
+        run = contenders.build(name, task).run
+        assert contenders.count_same([run(0), run(1)], expected.of(name)) == 16
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -136,10 +194,10 @@ def test_the_reference_has_the_packages_labels(load: Load, network: nn.Module) -
     """The transcription that labels are checked against agrees with the package, for base and corrected."""
     x = torch.randn(40, 3, 16, 16)
     both = PerturbedClassifier(network, COUNTS, eps=0.05).predict_both(x)
-    found = load("ours").written_plainly(network, target_distribution(COUNTS).float(), 0.05, x.split(16), CPU)
+    found = load("contenders").written_plainly(network, target_distribution(COUNTS).float(), 0.05, x)
     for own, logits in zip(found, both, strict=True):
-        assert torch.equal(own.preds, logits.argmax(1))
-    assert not torch.equal(found[0].preds, found[1].preds)
+        assert torch.equal(own, logits.argmax(1))
+    assert not torch.equal(*found)
 
 
 def test_heads_are_as_confident_as_those_of_trained_networks(load: Load) -> None:

@@ -25,7 +25,7 @@ def test_compiled_passes_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     """Logits and the input's gradient of the compiled network are those of the plain one, at other batch sizes too."""
     monkeypatch.setattr(compilation, "_time", lambda call, x: 1.0)  # whether it is faster is not asked here
     network, x = small_network(), torch.randn(4, 3, 16, 16)
-    compiled, reason = compile_network(network, network, x, 1e-4)
+    compiled, reason = compile_network(network, network, x, 1e-4, 0.99)
     assert reason is None
     assert isinstance(compiled, Compiled)
     for batch in (x, x[:1]):
@@ -49,14 +49,27 @@ class Unstable(nn.Module):
         return 1.5 * self.network(x)
 
 
+class WrongBackward(nn.Module):
+    """Has the network's logits, and half of their gradient lost on the way back."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=3)
+        return self.network(torch.cat([left, right.detach()], dim=3))
+
+
 @pytest.mark.parametrize(
     ("make", "seconds", "reason"),
     [
         (Unstable, [1.0, 1.0], "its logits differ by 0.5"),
+        (WrongBackward, [1.0, 1.0], "its gradient differs"),
         (nn.Identity, [1.0, 1.0], "not compiled: "),
         (lambda network: nn.Sequential(network), [2.5, 1.0], "it takes 2.5 times as long"),
     ],
-    ids=["differs", "fails", "slower"],
+    ids=["differs", "wrong gradient", "fails", "slower"],
 )
 def test_what_gains_nothing_runs_as_it_is(
     make: object, seconds: list[float], reason: str, monkeypatch: pytest.MonkeyPatch
@@ -66,7 +79,7 @@ def test_what_gains_nothing_runs_as_it_is(
     times = iter(seconds)
     monkeypatch.setattr(compilation, "_time", lambda call, x: next(times))
     network = small_network()
-    found, why = compile_network(network, network, torch.randn(2, 3, 16, 16), 1e-4)
+    found, why = compile_network(network, network, torch.randn(2, 3, 16, 16), 1e-4, 0.99)
     assert found is network
     assert why is not None
     assert reason in why
