@@ -84,15 +84,15 @@ def _peak_of(command: list[str]) -> Peak:
     tree = main = 0.0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
-            resident = {pid: _resident(pid) for pid in _family(process.pid)}
-            tree, main = max(tree, sum(resident.values())), max(main, resident[process.pid])
+            held = {pid: resident(pid) for pid in family(process.pid)}
+            tree, main = max(tree, sum(held.values())), max(main, held[process.pid])
             time.sleep(0.05)
     if process.returncode:
         raise SystemExit(f"the command ended with {process.returncode}: {' '.join(command)}")
     return Peak(tree, main)
 
 
-def _family(pid: int) -> set[int]:
+def family(pid: int) -> set[int]:
     """A process and those it started, down to the last."""
     parents = {}
     for folder in Path("/proc").iterdir():
@@ -109,7 +109,7 @@ def _family(pid: int) -> set[int]:
     return family
 
 
-def _resident(pid: int) -> float:
+def resident(pid: int) -> float:
     """Resident memory in MiB, 0 for a process that has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -23,6 +23,7 @@ _SAME_RUN = {
     "model.sha256": "the model file",
     "model.arch": "arch",
     "model.outputs": "outputs",
+    "settings.model.factory": "factory",
     "classes": "the class counts or p*",
     "settings.debias": "",
     "settings.run.precision": "precision",

@@ -244,4 +244,4 @@ def test_the_peak_covers_a_process_and_its_children(load: Load) -> None:
     peak = load("memory")._peak_of([sys.executable, "-c", nested])
     assert peak.tree > 80
     assert peak.main < 80
-    assert os.getpid() in load("memory")._family(os.getpid())
+    assert os.getpid() in load("memory").family(os.getpid())
