@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -165,8 +166,8 @@ class _Workshop:
         self._pool = self._open(self._workers)
 
     def _open(self, workers: int) -> ProcessPoolExecutor:
-        # Forked where that is usual: a fresh interpreter in each worker would import torch anew.
-        method = "fork" if "fork" in multiprocessing.get_all_start_methods() and os.name == "posix" else "spawn"
+        # Forked where that is safe: a fresh interpreter in each worker has to import torch anew.
+        method = "fork" if sys.platform == "linux" else "spawn"
         return ProcessPoolExecutor(
             workers,
             mp_context=multiprocessing.get_context(method),

@@ -12,17 +12,17 @@ from typing import Any
 
 from imbalance_perturb.agreement import Agreement
 from imbalance_perturb.assembly import Assembly, make_predictor
-from imbalance_perturb.counts import read_json
-from imbalance_perturb.errors import InterruptedRunError, PredictionsError, ResumeError, TooManyFailuresError
+from imbalance_perturb.errors import InterruptedRunError, TooManyFailuresError
 from imbalance_perturb.execution import applied
 from imbalance_perturb.failures import FailureLimit
 from imbalance_perturb.images import ImageList
-from imbalance_perturb.journal import Journal, Mark, open_journal, progress_path, read_unfinished, rows_path
+from imbalance_perturb.journal import Journal, Mark, open_journal, rows_path
 from imbalance_perturb.outputs import STDOUT, run_path, sha256, write_json
 from imbalance_perturb.prediction import iter_predictions
 from imbalance_perturb.predictor import Predictor
-from imbalance_perturb.provenance import describe_making, differences
+from imbalance_perturb.provenance import describe_making
 from imbalance_perturb.results import PredictionRow
+from imbalance_perturb.resuming import check_unfinished, find_finished
 from imbalance_perturb.row_formats import RowLayout, open_rows
 from imbalance_perturb.shards import Shard
 from imbalance_perturb.stopwatch import Stopwatch
@@ -81,30 +81,6 @@ class _Standing:
         self.first_errors += [[row.image, row.error or ""] for row in few]
 
 
-def check_unfinished(out: str, resume: bool | None) -> None:
-    """Refuse to write where an unfinished run has rows, unless it is said what to do with them.
-
-    Raises:
-        ResumeError: if there are some and ``resume`` is ``None``, or rows on stdout are to be gone on with.
-    """
-    if out == STDOUT:
-        if resume:
-            raise ResumeError("a run whose rows went to stdout cannot be resumed; write to a file with -o")
-        return
-    unfinished = None if resume is not None else read_unfinished(Path(out))
-    if unfinished is not None and unfinished.mark.rows:
-        raise ResumeError(
-            f"{rows_path(Path(out))}: holds {unfinished.mark.rows:,} rows of a run that did not end; --resume goes on"
-            " with it, --no-resume starts anew, -o writes elsewhere"
-        )
-
-
-def recorded_batch_size(out: str) -> int | None:
-    """The batch size that an unfinished run settled on, which one that goes on has to take."""
-    unfinished = None if out == STDOUT else read_unfinished(Path(out))
-    return None if unfinished is None else unfinished.made_by["execution"]["batch_size"]
-
-
 def predict_folder(
     assembly: Assembly,
     images: ImageList,
@@ -150,9 +126,9 @@ def predict_folder(
     path = Path(out)
     made_by = describe_making(assembly, images, layout, path.suffix, shard)
     if resume:
-        finished = _check_resumable(path, made_by)
+        finished = find_finished(path, made_by)
         if finished is not None:
-            return finished
+            return _summary_of(finished, path)
     with open_journal(path, layout, made_by, resume=bool(resume)) as (journal, mark):
         if mark is not None:
             run.go_on(mark)
@@ -259,29 +235,8 @@ def _naming_rows(journal: Journal, path: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_resumable(path: Path, made_by: Mapping[str, Any]) -> RunSummary | None:
-    """The summary of a run that has ended already, ``None`` where there is something left to do.
-
-    Raises:
-        ResumeError: if what is there was made by something else.
-    """
-    unfinished = read_unfinished(path)
-    if unfinished is not None:
-        _refuse_other(progress_path(path), unfinished.made_by, made_by)
-        return None
-    if not path.exists():
-        return None
-    try:
-        run = read_json(run_path(path), "the run that made the predictions", PredictionsError)
-        known = run["predictions_sha256"]
-    except (PredictionsError, KeyError, TypeError):
-        known = None
-    if known != sha256(path):
-        raise ResumeError(
-            f"{path}: is there, but is not what {run_path(path).name} tells of, so nothing can be resumed; --no-resume"
-            " writes it anew, -o writes elsewhere"
-        )
-    _refuse_other(path, run, made_by)
+def _summary_of(run: Mapping[str, Any], path: Path) -> RunSummary:
+    """The summary of a run that had ended before, from its run file."""
     images = run["images"]
     return RunSummary(
         total=images["total"],
@@ -294,15 +249,6 @@ def _check_resumable(path: Path, made_by: Mapping[str, Any]) -> RunSummary | Non
         first_errors=(),
         resumed=images["total"],
     )
-
-
-def _refuse_other(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    found = differences(then, now)
-    if found:
-        raise ResumeError(
-            f"{path}: was made by another run, so it cannot be resumed; different: {', '.join(found)}; give what it was"
-            " made with, or start anew with --no-resume"
-        )
 
 
 def describe_run(

@@ -160,7 +160,8 @@ def predict(
     failures = select_limit(on_error, max_failures, len(found))
 
     from imbalance_perturb.assembly import assemble
-    from imbalance_perturb.runs import check_unfinished, predict_folder, recorded_batch_size
+    from imbalance_perturb.resuming import check_unfinished, recorded_batch_size
+    from imbalance_perturb.runs import predict_folder
 
     check_unfinished(out, resume)
     if resume and settings.run.batch_size is None:
