@@ -31,13 +31,11 @@ from torch import Tensor
 
 from imbalance_perturb import prediction
 from imbalance_perturb.assembly import Assembly, assemble
-from imbalance_perturb.execution import Execution
+from imbalance_perturb.decoding import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.images import ImageList
-from imbalance_perturb.prediction import InputBatch, InputGroup, iter_inputs
 from imbalance_perturb.preprocessing import Preprocessing
 from imbalance_perturb.runs import predict_folder
 from imbalance_perturb.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
-from imbalance_perturb.stopwatch import Stopwatch
 
 #: Height and width of the JPEGs.
 SIZE = (450, 600)
@@ -56,29 +54,31 @@ class Cost(NamedTuple):
 
 
 class FromMemory:
-    """Stands in for :func:`iter_inputs`: the same batches, decoded and normalised beforehand."""
+    """Stands in for :func:`iter_decoded`: the same batches, decoded beforehand."""
 
     def __init__(self, assembly: Assembly, images: ImageList) -> None:
-        self._batches: dict[tuple[str, ...], InputBatch] = {}
-        self._inputs: dict[str, Tensor] = {}
-        for batch in iter_inputs(images, assembly.preprocessing, assembly.execution):
-            for positions, x in batch.groups:
-                self._inputs |= {batch.names[position]: one for position, one in zip(positions, x, strict=True)}
+        self._batches: dict[tuple[str, ...], DecodedBatch] = {}
+        self._pixels: dict[str, Tensor] = {}
+        for batch in _decode(assembly, images):
+            for positions, pixels in batch.groups:
+                self._pixels |= {batch.names[position]: one for position, one in zip(positions, pixels, strict=True)}
 
     def __call__(
-        self,
-        images: ImageList,
-        preprocessing: Preprocessing,
-        execution: Execution,
-        stopwatch: Stopwatch | None = None,
-    ) -> Iterator[InputBatch]:
-        """Batches of the images in their order; stacked the first time, kept from then on."""
-        for start in range(0, len(images), execution.group_size):
-            names = tuple(images.names[start : start + execution.group_size])
-            if names not in self._batches:
-                x = torch.stack([self._inputs[name] for name in names])
-                self._batches[names] = InputBatch(list(names), [None] * len(x), [InputGroup(list(range(len(x))), x)])
-            yield self._batches[names]
+        self, root: Path, slices: Iterator[list[str]], preprocessing: Preprocessing, workers: int
+    ) -> Iterator[DecodedBatch]:
+        """A batch for each slice; stacked the first time, kept from then on."""
+        for names in slices:
+            key = tuple(names)
+            if key not in self._batches:
+                group = list(range(len(names))), torch.stack([self._pixels[name] for name in names])
+                self._batches[key] = DecodedBatch(names, [None] * len(names), [group], 0.0)
+            yield self._batches[key]
+
+
+def _decode(assembly: Assembly, images: ImageList) -> Iterator[DecodedBatch]:
+    execution = assembly.execution
+    slices = in_slices(images.names, execution.group_size)
+    return iter_decoded(images.root, slices, assembly.preprocessing, execution.workers)
 
 
 def make_contenders(assembly: Assembly, images: ImageList, work: Path) -> dict[str, Callable[[], Cost]]:
@@ -92,13 +92,13 @@ def make_contenders(assembly: Assembly, images: ImageList, work: Path) -> dict[s
         return Cost(json.loads(Path(summary.run).read_text())["seconds"], 0.0)
 
     def decode() -> Cost:
-        for _ in iter_inputs(images, assembly.preprocessing, assembly.execution):
+        for _ in _decode(assembly, images):
             pass
         return Cost({}, 0.0)
 
     def compute() -> Cost:
         # The engine's own loop, fed from memory: rows, calibration and writing are those of the pipeline.
-        with mock.patch.object(prediction, "iter_inputs", memory):
+        with mock.patch.object(prediction, "iter_decoded", memory):
             return run()
 
     return {PIPELINE: _clocked(run), DECODE: _clocked(decode), COMPUTE: _clocked(compute)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from imbalance_perturb.errors import ImageError
-from imbalance_perturb.images import ImageList, decode_image
+from imbalance_perturb.images import decode_image
 from imbalance_perturb.pixels import Pixels
 from imbalance_perturb.preprocessing import Preprocessing, make_geometry
 
@@ -89,18 +90,30 @@ class _Decoder:
         return _Decoded(found, time.perf_counter() - start)
 
 
-def iter_decoded(images: ImageList, preprocessing: Preprocessing, size: int, workers: int) -> Iterator[DecodedBatch]:
-    """Decode images in the order of ``images.names``, ``size`` of them at a time.
+def in_slices(names: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Names in their order, ``size`` of them at a time."""
+    return (list(names[start : start + size]) for start in range(0, len(names), size))
 
-    Every name comes exactly once, usable or with its error. ``workers``: processes; 0 decodes in this one.
+
+def iter_decoded(
+    root: Path, slices: Iterator[list[str]], preprocessing: Preprocessing, workers: int
+) -> Iterator[DecodedBatch]:
+    """Decode images, a batch for each slice, in order.
+
+    Every name comes as often as it is in the slices, usable or with its error.
+
+    Args:
+        root: what the names are relative to.
+        slices: names, of the images that are handed on together; taken a little ahead of what is asked for.
+        preprocessing: says how to decode and resize.
+        workers: processes; 0 decodes in this one.
     """
-    slices = (list(images.names[start : start + size]) for start in range(0, len(images), size))
     if workers == 0:
-        decode = _Decoder(images.root, preprocessing)
+        decode = _Decoder(root, preprocessing)
         for names in slices:
             yield _collate(names, decode(names))
         return
-    workshop = _Workshop(images.root, preprocessing, workers)
+    workshop = _Workshop(root, preprocessing, workers)
     try:
         for names, decoded in workshop.decode_all(slices):
             yield _collate(names, decoded)
@@ -113,6 +126,9 @@ class _Workshop:
 
     def __init__(self, root: Path, preprocessing: Preprocessing, workers: int) -> None:
         self._root, self._preprocessing, self._workers = root, preprocessing, workers
+        # A forked worker finds the libraries that decoding takes loaded here; else each would take a second for it.
+        make_geometry(preprocessing)
+        importlib.import_module("imbalance_perturb.raster")
         self._pool = self._open(workers)
 
     def decode_all(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[_Decoded]]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from imbalance_perturb.decoding import iter_decoded
+from imbalance_perturb.decoding import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.errors import ModelGradientError
 from imbalance_perturb.execution import Execution
 from imbalance_perturb.images import ImageList
@@ -50,8 +50,14 @@ def iter_inputs(
 
     Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device.
     """
-    stopwatch = stopwatch or Stopwatch()
-    batches = iter_decoded(images, preprocessing, execution.group_size, execution.workers)
+    slices = in_slices(images.names, execution.group_size)
+    decoded = iter_decoded(images.root, slices, preprocessing, execution.workers)
+    return _iter_normalised(decoded, preprocessing, execution, stopwatch or Stopwatch())
+
+
+def _iter_normalised(
+    batches: Iterator[DecodedBatch], preprocessing: Preprocessing, execution: Execution, stopwatch: Stopwatch
+) -> Iterator[InputBatch]:
     while True:
         with stopwatch.timing("wait for images"):
             decoded = next(batches, None)
@@ -71,19 +77,13 @@ def _sent(pixels: Tensor, device: torch.device) -> Tensor:
     return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
 
 
-def sample_inputs(
-    images: ImageList, preprocessing: Preprocessing, execution: Execution, *, count: int = CALIBRATED, seed: int = 0
-) -> Iterator[Tensor]:
-    """Inputs (n, C, H, W) of a random sample of all images, the usable ones: a folder's first are of one class.
+def sample_names(images: ImageList, count: int = CALIBRATED, seed: int = 0) -> list[str]:
+    """A random sample of all images, sorted: a folder's first are of one class.
 
     Of a shard it is the whole list's sample, so that all shards are calibrated alike.
     """
     names = images.everything
-    if len(names) > count:
-        names = sorted(random.Random(seed).sample(names, count))
-    for batch in iter_inputs(replace(images, names=names), preprocessing, execution):
-        for _, x in batch.groups:
-            yield from torch.split(x, min(execution.batch_size, _CALIBRATION_BATCH))
+    return sorted(random.Random(seed).sample(names, count)) if len(names) > count else list(names)
 
 
 def iter_predictions(
@@ -99,13 +99,20 @@ def iter_predictions(
 
     Exactly one row for each name; an image that cannot be decoded, or whose gradient or output is not finite,
     has its reason in ``error``. Memory does not grow with the number of images. A predictor that needs calibration
-    is calibrated first, on :func:`sample_inputs`.
+    is calibrated first, on the usable ones of :func:`sample_names`.
     """
     stopwatch = stopwatch or Stopwatch()
+    sample: list[list[str]] = []
     if predictor.needs_calibration:
+        sample = list(in_slices(sample_names(images), min(execution.batch_size, _CALIBRATION_BATCH)))
+    # One stream for both: the first images of the run are decoded while the predictor is calibrated.
+    slices = chain(sample, in_slices(images.names, execution.group_size))
+    decoded = iter_decoded(images.root, slices, preprocessing, execution.workers)
+    if sample:
         with stopwatch.timing("calibration", execution.device):
-            predictor.calibrate(sample_inputs(images, preprocessing, execution))
-    for batch in iter_inputs(images, preprocessing, execution, stopwatch):
+            sampled = _iter_normalised(islice(decoded, len(sample)), preprocessing, execution, Stopwatch())
+            predictor.calibrate(x for batch in sampled for _, x in batch.groups)
+    for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch):
         rows: list[PredictionRow | None] = [
             None if error is None else PredictionRow(name, error=error)
             for name, error in zip(batch.names, batch.errors, strict=True)

@@ -77,7 +77,8 @@ class Preprocessing:
     def normalise(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) float32 model input from pixels in [0, 255], uint8 or float32, on any device."""
         mean, std = self._per_channel(self.mean, pixels.device), self._per_channel(self.std, pixels.device)
-        return (pixels.to(torch.float32) / 255 - mean) / std
+        # In place: new memory for each of the four steps took several times as long as the arithmetic.
+        return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest model input that is a pixel in [0, 1]: two (1, C, 1, 1) tensors."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from imbalance_perturb import ClassCounts, PerturbedClassifier, target_distribution
+from imbalance_perturb.decoding import in_slices, iter_decoded
 from imbalance_perturb.execution import select_execution
 from imbalance_perturb.preprocessing import select_preprocessing
 from imbalance_perturb.settings import PreprocessSettings, RunSettings
@@ -229,11 +230,13 @@ def test_batches_from_memory_are_those_from_files(load: Load, tmp_path: Path) ->
     preprocessing = select_preprocessing(PreprocessSettings(resize=(16, 16), crop="none"))
     execution = select_execution(RunSettings(device="cpu", batch_size=4, workers=0), 7)
     assembly = SimpleNamespace(preprocessing=preprocessing, execution=execution)
-    found = list(pipeline.FromMemory(assembly, images)(images, preprocessing, execution))
-    expected = list(pipeline.iter_inputs(images, preprocessing, execution))
+    found = list(
+        pipeline.FromMemory(assembly, images)(images.root, in_slices(images.names, 4), preprocessing, execution.workers)
+    )
+    expected = list(iter_decoded(images.root, in_slices(images.names, 4), preprocessing, 0))
     assert [batch.names for batch in found] == [batch.names for batch in expected]
     for own, other in zip(found, expected, strict=True):
-        assert torch.equal(own.groups[0].x, other.groups[0].x)
+        assert torch.equal(own.groups[0][1], other.groups[0][1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory of processes is read from /proc")

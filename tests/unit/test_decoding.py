@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from imbalance_perturb import decoding
-from imbalance_perturb.decoding import DecodedBatch, iter_decoded
+from imbalance_perturb.decoding import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.images import ImageList, decode_image, find_images
 from imbalance_perturb.preprocessing import select_preprocessing
 from imbalance_perturb.settings import PreprocessSettings
@@ -26,6 +26,10 @@ def images(tmp_path: Path) -> ImageList:
         Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(tmp_path / f"{index:02d}.png")
     (tmp_path / "17x.png").write_text("broken")
     return find_images(tmp_path)
+
+
+def decode(images: ImageList, size: int, workers: int) -> Iterator[DecodedBatch]:
+    return iter_decoded(images.root, in_slices(images.names, size), PREPROCESSING, workers)
 
 
 def levels(batches: list[DecodedBatch]) -> dict[str, int | str | None]:
@@ -47,7 +51,7 @@ def expected(images: ImageList) -> dict[str, int | str | None]:
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_images_come_in_order_each_with_its_own_pixels(images: ImageList, workers: int, size: int) -> None:
     """Every name comes once, in order, with its own pixels or its own error, in slices of the size asked for."""
-    batches = list(iter_decoded(images, PREPROCESSING, size, workers))
+    batches = list(decode(images, size, workers))
     assert [name for batch in batches for name in batch.names] == list(images.names)
     assert {len(batch.names) for batch in batches[:-1]} <= {size}
     assert levels(batches) == expected(images)
@@ -70,7 +74,7 @@ def test_an_image_that_kills_its_worker_fails_alone(
 ) -> None:
     """The image on which workers die again and again has the reason in its error; all others are decoded."""
     dying(monkeypatch, "23.png", lambda: os.kill(os.getpid(), signal.SIGKILL))
-    found = levels(list(iter_decoded(images, PREPROCESSING, 8, workers)))
+    found = levels(list(decode(images, 8, workers)))
     assert "killed by the system" in str(found.pop("23.png"))
     others = expected(images)
     del others["23.png"]
@@ -89,13 +93,13 @@ def test_a_worker_killed_by_chance_costs_nothing(
             os.kill(os.getpid(), signal.SIGKILL)
 
     dying(monkeypatch, "23.png", once)
-    assert levels(list(iter_decoded(images, PREPROCESSING, 8, 2))) == expected(images)
+    assert levels(list(decode(images, 8, 2))) == expected(images)
     assert mark.exists()
 
 
 def test_workers_end_when_nobody_asks_for_more(images: ImageList) -> None:
     """Leaving early ends the worker processes."""
-    batches = iter_decoded(images, PREPROCESSING, 4, 2)
+    batches = decode(images, 4, 2)
     next(batches)
     workshop = batches.gi_frame.f_locals["workshop"]  # type: ignore[attr-defined]
     processes = list(workshop._pool._processes.values())
@@ -108,5 +112,5 @@ def test_sixteen_bits_come_as_float(tmp_path: Path) -> None:
     """Images of different types in one slice are in groups of their own, with values unchanged."""
     Image.fromarray(np.full((3, 3), 40000, np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(np.full((3, 3), 40, np.uint8)).save(tmp_path / "flat.png")
-    (batch,) = iter_decoded(find_images(tmp_path), PREPROCESSING, 8, 1)
+    (batch,) = decode(find_images(tmp_path), 8, 1)
     assert {pixels.dtype for _, pixels in batch.groups} == {torch.uint8, torch.float32}

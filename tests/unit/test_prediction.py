@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -8,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from imbalance_perturb import ClassCounts, PerturbedClassifier
+from imbalance_perturb import ClassCounts, PerturbedClassifier, prediction
 from imbalance_perturb.execution import Execution
 from imbalance_perturb.images import ImageList, find_images
-from imbalance_perturb.prediction import iter_inputs, iter_predictions, sample_inputs
+from imbalance_perturb.prediction import iter_inputs, iter_predictions, sample_names
 from imbalance_perturb.predictor import Predictor
 from imbalance_perturb.preprocessing import Preprocessing, select_preprocessing
 from imbalance_perturb.results import PredictionRow
@@ -132,31 +135,58 @@ def test_probabilities_are_those_of_all_classes(folder: Path) -> None:
 
 
 def test_calibration_images_are_from_the_whole_folder(folder: Path) -> None:
-    """The sample is random over all images, the same every time, without those that cannot be decoded."""
+    """The sample is random over all images, the same every time, and of a shard the whole list's."""
     images = find_images(folder)
-    whole = [x for batch in iter_inputs(images, preset_none(), execution()) for _, x in batch.groups]
-    levels = {round(image.mean().item(), 4) for x in whole for image in x}
-
-    def sample(count: int) -> list[float]:
-        xs = sample_inputs(images, preset_none(), execution(), count=count)
-        return [round(image.mean().item(), 4) for x in xs for image in x]
-
-    found = sample(12)
-    assert len(found) <= 12
-    assert set(found) <= levels
-    assert found == sample(12)
-    assert found != [round(image.mean().item(), 4) for x in whole for image in x][: len(found)]
-    assert sorted(sample(1000)) == sorted(round(image.mean().item(), 4) for x in whole for image in x)
+    found = sample_names(images, 12)
+    assert len(set(found)) == 12
+    assert found == sorted(found) == sample_names(images, 12)
+    assert found != list(images.names[:12])
+    assert sample_names(images, 1000) == list(images.names)
+    shard = dataclasses.replace(images, names=images.names[:5], whole=images.names)
+    assert sample_names(shard, 12) == found
 
 
+class Calibrated(Predictor):
+    """Keeps what it is calibrated on."""
+
+    seen: ClassVar[list[Tensor]] = []
+
+    def calibrate(self, xs: Iterable[Tensor]) -> None:
+        self.seen[:] = xs
+        super().calibrate(self.seen)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_predictor_is_calibrated_on_the_sample(folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """The images of the sample that can be used, and no other; then come all images from the first on."""
+    images = find_images(folder)
+    names = sample_names(images, 12)
+    monkeypatch.setattr(prediction, "sample_names", lambda images: names)
+    debiased = PerturbedClassifier(Brightness(), COUNTS, eps=0.05)
+    predictor = Calibrated(debiased, debiased, precision="auto")
+    rows = [
+        row for part in iter_predictions(predictor, images, preset_none(), execution(workers=workers)) for row in part
+    ]
+    assert [row.image for row in rows] == list(images.names)
+    sampled = [
+        x
+        for batch in iter_inputs(dataclasses.replace(images, names=names), preset_none(), execution())
+        for _, x in batch.groups
+    ]
+    assert sorted(image.mean().item() for x in predictor.seen for image in x) == sorted(
+        image.mean().item() for x in sampled for image in x
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
-def test_low_precision_has_the_same_rows(folder: Path, precision: str) -> None:
+def test_low_precision_has_the_same_rows(folder: Path, precision: str, workers: int) -> None:
     """A predictor in low precision is calibrated by itself and gives the same rows, broken images among them."""
     images = find_images(folder)
     debiased = PerturbedClassifier(Brightness(), COUNTS, eps=0.05)
     predictor = Predictor(debiased, debiased, precision=precision)
     stopwatch = Stopwatch()
-    batches = iter_predictions(predictor, images, preset_none(), execution(), stopwatch=stopwatch)
+    batches = iter_predictions(predictor, images, preset_none(), execution(workers=workers), stopwatch=stopwatch)
     assert [row for rows in batches for row in rows] == predict(images)
     assert ("calibration" in stopwatch.seconds) == (precision == "auto")
     assert predictor.summary().images == 23
