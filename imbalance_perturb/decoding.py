@@ -46,6 +46,7 @@ def load_pixels(path: Path, preprocessing: Preprocessing, geometry: Callable[[Pi
             preprocessing.color,
             max_value=preprocessing.max_value,
             exif_orientation=preprocessing.exif_orientation,
+            draft_size=preprocessing.draft_size,
         )
     )
 

@@ -17,7 +17,7 @@ from imbalance_perturb.cells import decode_path
 from imbalance_perturb.errors import ImageError, ImageFolderError
 
 if TYPE_CHECKING:
-    from imbalance_perturb.pixels import Pixels
+    from imbalance_perturb.pixels import DraftSize, Pixels
 
 #: Suffixes (lower case) of the files in a folder that are taken for images; content decides how they are read.
 _SUFFIXES = ".bmp .dcm .dicom .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
@@ -178,7 +178,12 @@ def _read_image_column(path: Path) -> list[str]:
 
 
 def decode_image(
-    path: str | Path, color: str, *, max_value: int | None = None, exif_orientation: bool = False
+    path: str | Path,
+    color: str,
+    *,
+    max_value: int | None = None,
+    exif_orientation: bool = False,
+    draft_size: DraftSize = lambda height, width: None,
 ) -> Pixels:
     """The pixels of an image file; of one with several frames (GIF, WebP, APNG) the first.
 
@@ -188,6 +193,8 @@ def decode_image(
         max_value: the pixel value of white in images of more than 8 bits; ``None`` is the highest of the type. It
             does not concern PGM and DICOM files that state the range themselves.
         exif_orientation: whether to turn a picture upright as its EXIF data say (TIFF always is).
+        draft_size: for the height and width of a JPEG those that it may be decoded at instead, or more; ``None``
+            for the whole.
 
     Returns:
         A PIL image of mode ``RGB`` or ``L``; for more than 8 bits mode ``F``, scaled to [0, 255] without loss, one
@@ -207,7 +214,7 @@ def decode_image(
             stream.seek(0)
             if dicom.is_dicom(head):
                 return dicom.read_dicom(stream, color, max_value)
-            return raster.read_raster(stream, color, max_value, exif_orientation)
+            return raster.read_raster(stream, color, max_value, exif_orientation, draft_size)
     except ImageError as error:
         raise ImageError(_one_line(str(error))) from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,9 @@ MAX_PIXELS = 178_956_970
 #: An image in mode ``RGB`` or ``L``; or, where a file has more than 8 bits, one in mode ``F`` for each channel
 #: (one or three), its full range scaled to [0, 255] with fractions.
 Pixels: TypeAlias = Image.Image | tuple[Image.Image, Image.Image, Image.Image]
+
+#: For the height and width of a JPEG the least ones that it may be decoded at, or ``None`` for the whole.
+DraftSize: TypeAlias = Callable[[int, int], tuple[int, int] | None]
 
 # ITU-R 601-2, as Pillow's convert("L") has it.
 _LUMA = (0.299, 0.587, 0.114)

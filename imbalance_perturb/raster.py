@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from imbalance_perturb.errors import ImageError
-from imbalance_perturb.pixels import Pixels, check_highest, check_pixel_count, scale_pixels
+from imbalance_perturb.pixels import DraftSize, Pixels, check_highest, check_pixel_count, scale_pixels
 
 #: Formats by Pillow's names. Others are left out on purpose: for some, such as EPS, Pillow starts another program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
@@ -35,7 +36,9 @@ _TRANSPOSES = {
 _OTHER_ORDER = {"16L": "16B", "16B": "16L", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 
-def read_raster(stream: BinaryIO, color: str, max_value: int | None, exif_orientation: bool) -> Pixels:
+def read_raster(
+    stream: BinaryIO, color: str, max_value: int | None, exif_orientation: bool, draft_size: DraftSize
+) -> Pixels:
     """The first picture of an image file.
 
     Args:
@@ -43,6 +46,8 @@ def read_raster(stream: BinaryIO, color: str, max_value: int | None, exif_orient
         color: ``rgb`` or ``gray``.
         max_value: the pixel value of white in files of more than 8 bits; ``None`` is the highest of the type.
         exif_orientation: whether to turn the picture upright as its EXIF data say.
+        draft_size: for the height and width of a JPEG those that it may be decoded at instead, or more; ``None``
+            for the whole.
 
     Raises:
         ImageError: for what is not supported; whatever else Pillow raises is for the caller to word.
@@ -50,6 +55,7 @@ def read_raster(stream: BinaryIO, color: str, max_value: int | None, exif_orient
     with _truncation_is_an_error(), Image.open(stream, formats=FORMATS) as image:
         check_pixel_count(image.height, image.width)
         _refuse_unusable(image)
+        _shrink_jpeg(image, draft_size)
         pixels = _read(image, stream, color, max_value)
         # Pillow itself has turned a TIFF upright when it loaded it. Asking before would load a PNG too early.
         turn = None if image.format == "TIFF" or not exif_orientation else _find_turn(image)
@@ -59,6 +65,12 @@ def read_raster(stream: BinaryIO, color: str, max_value: int | None, exif_orient
             red, green, blue = (plane.transpose(turn) for plane in pixels)
             return red, green, blue
         return pixels.transpose(turn)
+
+
+def _shrink_jpeg(image: Image.Image, draft_size: DraftSize) -> None:
+    """Let the decoder itself leave out detail, by a factor of 2, 4 or 8, down to no less than what is asked for."""
+    if isinstance(image, JpegImageFile) and (least := draft_size(image.height, image.width)) is not None:
+        image.draft(None, (least[1], least[0]))
 
 
 @contextmanager

@@ -86,6 +86,7 @@ class PreprocessSettings:
     color: str | None = None
     max_value: int | None = None
     exif_orientation: bool = False
+    jpeg_draft: bool = False
 
     def __post_init__(self) -> None:
         _check_text_and_flags(self)

@@ -50,6 +50,7 @@ def test_predictions_and_run_file(workplace: Workplace) -> None:
         "color": "rgb",
         "max_value": None,
         "exif_orientation": False,
+        "jpeg_draft": False,
     }
     assert run["images"]["total"] == run["images"]["done"] == 9
     assert run["images"]["changed"] == sum(int(row["changed"]) for row in found)

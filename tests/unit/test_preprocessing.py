@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +150,19 @@ def test_the_description_names_what_is_off_by_default() -> None:
     p = replace(select_preprocessing(PreprocessSettings(preset="none")), max_value=4095, exif_orientation=True)
     assert p.describe() == "upright by EXIF -> RGB -> [0, 1] (above 8 bits: 4095 is 1)"
     assert (p.to_dict()["max_value"], p.to_dict()["exif_orientation"]) == (4095, True)
+
+
+def test_the_least_size_of_a_reduced_jpeg_is_twice_what_is_made_of_it() -> None:
+    """By the shorter side or by both; upright pictures may lie on their side in the file; whole unless asked for."""
+
+    def size(**options: Any) -> tuple[int, int] | None:
+        return select_preprocessing(PreprocessSettings(**options)).draft_size(3000, 4000)
+
+    assert size() is None
+    assert size(jpeg_draft=True) == (512, 683)
+    assert size(jpeg_draft=True, resize=(100, 50), crop="none") == (200, 100)
+    assert size(jpeg_draft=True, resize=(100, 50), crop="none", exif_orientation=True) == (200, 200)
+    with pytest.raises(SettingsError, match="jpeg_draft decodes JPEGs smaller before they are resized, but resize is"):
+        size(jpeg_draft=True, resize="none", crop=50)
+    described = select_preprocessing(PreprocessSettings(jpeg_draft=True)).describe()
+    assert described.startswith("large JPEGs decoded at reduced size -> RGB -> shorter side to 256")

@@ -214,6 +214,36 @@ def test_sixteen_bit_colours_are_turned_too(tmp_path: Path) -> None:
         np.testing.assert_allclose(pixels, np.rot90(values, -1) * (255 / 65535), rtol=1e-6)
 
 
+def smooth(height: int, width: int) -> Image.Image:
+    """A picture without detail of single pixels, as photographs are."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_may_be_decoded_smaller(mode: str, tmp_path: Path) -> None:
+    """By 2, 4 or 8, not below the sides asked for; then resized it is nearly the whole picture resized."""
+    data = saved(smooth(240, 400).convert(mode), "JPEG", quality=95)
+    whole = decode(tmp_path, data)
+    assert whole.size == (400, 240)
+    for least, size in (((120, 200), (200, 120)), ((60, 100), (100, 60)), ((1, 1), (50, 30))):
+        assert decode(tmp_path, data, draft_size=lambda height, width, least=least: least).size == size
+    for least in ((121, 200), (120, 201), (1000, 1000)):
+        found = decode(tmp_path, data, draft_size=lambda height, width, least=least: least)
+        np.testing.assert_array_equal(array(found), array(whole))
+    reduced = decode(tmp_path, data, draft_size=lambda height, width: (height // 2, width // 2))
+    both = [array(pixels.resize((100, 60), Image.Resampling.BILINEAR)).astype(float) for pixels in (whole, reduced)]
+    assert 0 < np.abs(both[0] - both[1]).mean() < 2
+
+
+def test_only_jpegs_are_decoded_smaller(tmp_path: Path) -> None:
+    """Other formats have no such thing."""
+    for kind in ("PNG", "TIFF", "BMP", "WEBP"):
+        data = saved(smooth(240, 400), kind)
+        whole = array(decode(tmp_path, data))
+        np.testing.assert_array_equal(array(decode(tmp_path, data, draft_size=lambda height, width: (1, 1))), whole)
+
+
 def test_damaged_exif_matters_only_with_the_switch(tmp_path: Path) -> None:
     """With the switch an unknown orientation is an error; without it nobody asks."""
     data = saved(picture(), "JPEG", exif=b"Exif\0\0not exif at all")
