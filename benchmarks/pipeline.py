@@ -64,7 +64,7 @@ class FromMemory:
                 self._pixels |= {batch.names[position]: one for position, one in zip(positions, pixels, strict=True)}
 
     def __call__(
-        self, root: Path, slices: Iterator[list[str]], preprocessing: Preprocessing, workers: int
+        self, root: Path, slices: Iterator[list[str]], preprocessing: Preprocessing, workers: int, *, takes_turns: bool
     ) -> Iterator[DecodedBatch]:
         """A batch for each slice; stacked the first time, kept from then on."""
         for names in slices:
@@ -78,7 +78,9 @@ class FromMemory:
 def _decode(assembly: Assembly, images: ImageList) -> Iterator[DecodedBatch]:
     execution = assembly.execution
     slices = in_slices(images.names, execution.group_size)
-    return iter_decoded(images.root, slices, assembly.preprocessing, execution.workers)
+    return iter_decoded(
+        images.root, slices, assembly.preprocessing, execution.workers, takes_turns=execution.takes_turns
+    )
 
 
 def make_contenders(assembly: Assembly, images: ImageList, work: Path) -> dict[str, Callable[[], Cost]]:
@@ -134,11 +136,15 @@ def measure_time(options: argparse.Namespace, model: Path, work: Path, log: Log)
     log.say(
         f"{len(images):,} JPEGs of {SIZE[1]} x {SIZE[0]} pixels ({statistics.mean(sizes) / 1024:.0f} KiB on average),"
         f" {options.network} at 224 px, {execution.describe_precision()}, batches of {execution.batch_size},"
-        f" {execution.workers} worker(s), median of {options.rounds}.",
+        f" {execution.workers} worker(s) that {'take turns with' if execution.takes_turns else 'decode beside'} the"
+        f" model, median of {options.rounds}.",
         "",
         *table(("", "seconds", "min-max", "images/s", "processor s"), _rows(measured, len(images))),
         "",
-        *table(("stage of the pipeline", "seconds", "share"), _stages(measured[PIPELINE])),
+        *table(
+            ("stage of the pipeline", "seconds", "share", f"seconds of {COMPUTE}"),
+            _stages(measured[PIPELINE], measured[COMPUTE]),
+        ),
         "",
         *_verdict(measured),
         "",
@@ -156,13 +162,17 @@ def _rows(measured: dict[str, Measured[Cost]], n: int) -> Iterator[list[str]]:
         ]
 
 
-def _stages(pipeline: Measured[Cost]) -> Iterator[list[str]]:
-    total = statistics.median(cost.stages["total"] for cost in pipeline.found)
+def _stages(pipeline: Measured[Cost], compute: Measured[Cost]) -> Iterator[list[str]]:
+    total = _seconds(pipeline, "total")
     for stage in pipeline.found[0].stages:
-        seconds = statistics.median(cost.stages.get(stage, 0.0) for cost in pipeline.found)
+        seconds = _seconds(pipeline, stage)
         # Workers decode while the model computes, so theirs is not a part of the total.
         name, share = (f"{stage} (in the workers)", "") if stage == "decode" else (stage, f"{seconds / total:.1%}")
-        yield [name, f"{seconds:.2f}", share]
+        yield [name, f"{seconds:.2f}", share, f"{_seconds(compute, stage):.2f}"]
+
+
+def _seconds(measured: Measured[Cost], stage: str) -> float:
+    return statistics.median(cost.stages.get(stage, 0.0) for cost in measured.found)
 
 
 def _verdict(measured: dict[str, Measured[Cost]]) -> Iterator[str]:

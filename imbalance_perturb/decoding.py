@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import multiprocessing
 import os
 import signal
@@ -13,20 +14,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from imbalance_perturb.errors import ImageError
-from imbalance_perturb.images import decode_image
+from imbalance_perturb.images import decode_image, open_regular
 from imbalance_perturb.pixels import Pixels
 from imbalance_perturb.preprocessing import Preprocessing, make_geometry
 
+T = TypeVar("T")
+
 #: Slices that are under way for each worker: one in its hands and one waiting for it.
 _AHEAD = 2
+
+#: Parts of a slice for each worker, where workers decode it together: the last of them all are to end together.
+_PARTS = 2
+
+#: Of files read for the system's cache: so many by a worker at a time, no more of each than so many bytes, in pieces.
+_READ_TOGETHER, _READ_BYTES, _PIECE_BYTES = 4, 64 << 20, 1 << 20
 
 #: So often an image may end the process that decodes it, before it is given up: the first time may be chance.
 _TRIES = 2
@@ -81,6 +91,14 @@ class _Decoder:
     def __call__(self, names: Sequence[str]) -> list[_Decoded]:
         return [self._decode(name) for name in names]
 
+    def read(self, names: Sequence[str]) -> None:
+        """Read files for the system's cache to hold them; whatever is wrong with one is said when it is decoded."""
+        for name in names:
+            with suppress(OSError, ImageError), open_regular(self._root / name) as stream:
+                left = _READ_BYTES
+                while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
+                    left -= len(piece)
+
     def _decode(self, name: str) -> _Decoded:
         start = time.perf_counter()
         found: np.ndarray[Any, Any] | str
@@ -97,7 +115,7 @@ def in_slices(names: Sequence[str], size: int) -> Iterator[list[str]]:
 
 
 def iter_decoded(
-    root: Path, slices: Iterator[list[str]], preprocessing: Preprocessing, workers: int
+    root: Path, slices: Iterator[list[str]], preprocessing: Preprocessing, workers: int, *, takes_turns: bool = False
 ) -> Iterator[DecodedBatch]:
     """Decode images, a batch for each slice, in order.
 
@@ -108,6 +126,8 @@ def iter_decoded(
         slices: names, of the images that are handed on together; taken a little ahead of what is asked for.
         preprocessing: says how to decode and resize.
         workers: processes; 0 decodes in this one.
+        takes_turns: whether workers decode a slice together while it is waited for, and only read files in between;
+            else they decode ahead, each its own slice.
     """
     if workers == 0:
         decode = _Decoder(root, preprocessing)
@@ -116,7 +136,7 @@ def iter_decoded(
         return
     workshop = _Workshop(root, preprocessing, workers)
     try:
-        for names, decoded in workshop.decode_all(slices):
+        for names, decoded in (workshop.decode_in_turn if takes_turns else workshop.decode_ahead)(slices):
             yield _collate(names, decoded)
     finally:
         workshop.close()
@@ -132,12 +152,31 @@ class _Workshop:
         importlib.import_module("imbalance_perturb.raster")
         self._pool = self._open(workers)
 
-    def decode_all(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[_Decoded]]]:
+    def decode_ahead(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[_Decoded]]]:
         """Each slice with its images decoded, in order, some slices ahead of who asks."""
+        return self._decode_in_order(slices, _AHEAD * self._workers)
+
+    def decode_in_turn(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[_Decoded]]]:
+        """Each slice with its images decoded, in order, by all workers at once when it is asked for.
+
+        While they would be idle the files of the next slice are read, so that the system has them at hand.
+        """
+        names = next(slices, None)
+        while names is not None:
+            parts = list(in_slices(names, math.ceil(len(names) / (_PARTS * self._workers))))
+            decoded = [one for _, part in self._decode_in_order(iter(parts), len(parts)) for one in part]
+            following = next(slices, None)
+            for part in in_slices(following or [], _READ_TOGETHER):
+                self._submit(_read_in_worker, part)
+            yield names, decoded
+            names = following
+
+    def _decode_in_order(self, slices: Iterator[list[str]], most: int) -> Iterator[tuple[list[str], list[_Decoded]]]:
+        """Each slice with its images decoded, in order; ``most`` slices are under way at a time."""
         waiting: deque[tuple[list[str], Future[list[_Decoded]]]] = deque()
         while True:
-            while len(waiting) < _AHEAD * self._workers and (names := next(slices, None)) is not None:
-                waiting.append((names, self._submit(names)))
+            while len(waiting) < most and (names := next(slices, None)) is not None:
+                waiting.append((names, self._submit(_decode_in_worker, names)))
             if not waiting:
                 return
             names, future = waiting[0]
@@ -147,7 +186,7 @@ class _Workshop:
                 # Whose fault it was is not known: all that waited begins anew, the first of it on its own.
                 self._reopen()
                 decoded = self._decode_apart(names)
-                waiting = deque((others, self._submit(others)) for others, _ in waiting)
+                waiting = deque((others, self._submit(_decode_in_worker, others)) for others, _ in waiting)
             waiting.popleft()
             yield names, decoded
 
@@ -158,7 +197,7 @@ class _Workshop:
     def _decode_apart(self, names: list[str]) -> list[_Decoded]:
         """Images whose slice was lost with a worker: together once more, and then one by one."""
         try:
-            return self._submit(names).result()
+            return self._submit(_decode_in_worker, names).result()
         except BrokenProcessPool:
             self._reopen()
         return [self._decode_alone(name) for name in names]
@@ -166,17 +205,17 @@ class _Workshop:
     def _decode_alone(self, name: str) -> _Decoded:
         for _ in range(_TRIES):
             try:
-                return self._submit([name]).result()[0]
+                return self._submit(_decode_in_worker, [name]).result()[0]
             except BrokenProcessPool:
                 self._reopen()
         return _Decoded(f"decoding it ended its process {_TRIES} times (killed by the system, or out of memory)", 0.0)
 
-    def _submit(self, names: list[str]) -> Future[list[_Decoded]]:
+    def _submit(self, task: Callable[[list[str]], T], names: list[str]) -> Future[T]:
         try:
-            return self._pool.submit(_decode_in_worker, names)
+            return self._pool.submit(task, names)
         except BrokenProcessPool:  # a worker died while nothing was waited for
             self._reopen()
-            return self._pool.submit(_decode_in_worker, names)
+            return self._pool.submit(task, names)
 
     def _reopen(self) -> None:
         self.close()
@@ -217,6 +256,11 @@ def _end_with_parent() -> None:
 def _decode_in_worker(names: list[str]) -> list[_Decoded]:
     assert _decoder is not None, "the worker was started"
     return _decoder(names)
+
+
+def _read_in_worker(names: list[str]) -> None:
+    assert _decoder is not None, "the worker was started"
+    _decoder.read(names)
 
 
 def _collate(names: list[str], decoded: Sequence[_Decoded]) -> DecodedBatch:

@@ -18,7 +18,7 @@ from imbalance_perturb.settings import RunSettings
 FEWEST_IMAGES = 256
 
 _LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_MOST_WORKERS = 8
+_MOST_WORKERS = 16
 _BATCHES_TOGETHER = 4
 
 #: So many images are decoded before a worker process has started.
@@ -30,7 +30,8 @@ class Execution:
     """Settled choices of a run.
 
     ``precision``: ``fp32``; ``bf16`` or ``fp16`` throughout; or ``auto``, ``low_dtype`` with close calls in fp32.
-    ``notes`` say why precision or close calls are other than asked for.
+    ``takes_turns``: whether decoding and computing, which both need all cores, take turns at them; else workers decode
+    while the model computes. ``notes`` say why precision or close calls are other than asked for.
     """
 
     device: torch.device
@@ -40,6 +41,7 @@ class Execution:
     deterministic: bool
     low_dtype: torch.dtype | None = None
     close_calls_only: bool = False
+    takes_turns: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,21 +81,41 @@ def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool
     """
     device = select_device(settings.device)
     batch_size = settings.batch_size or usual_batch_size(device.type)
-    workers = settings.workers
-    if workers is None:
-        # On a CPU the passes need the cores more than decoding does; a handful of images needs no workers.
-        spare = _cores() // 2 if device.type == "cpu" else _cores() - 1
-        few = n_images is not None and n_images <= _FEW
-        workers = 0 if few else max(1, min(_MOST_WORKERS, spare))
+    workers, takes_turns = _settle_workers(settings.workers, device, n_images)
     if exact:
         _check_exact(settings)
-        return Execution(device, batch_size, workers, "fp32", settings.deterministic)
+        return Execution(device, batch_size, workers, "fp32", settings.deterministic, takes_turns=takes_turns)
     precision, low_dtype, notes = _settle_precision(settings.precision, device, n_images)
     close_calls_only = settings.close_calls_only
     if close_calls_only and n_images is not None and n_images < FEWEST_IMAGES:
         close_calls_only = False
         notes = (*notes, f"all images corrected: fewer than {FEWEST_IMAGES}")
-    return Execution(device, batch_size, workers, precision, settings.deterministic, low_dtype, close_calls_only, notes)
+    return Execution(
+        device,
+        batch_size,
+        workers,
+        precision,
+        settings.deterministic,
+        low_dtype,
+        close_calls_only,
+        takes_turns,
+        notes,
+    )
+
+
+def _settle_workers(wanted: int | None, device: torch.device, n_images: int | None) -> tuple[int, bool]:
+    """Number of worker processes, and whether decoding and computing take turns."""
+    if device.type == "cuda":
+        spare, takes_turns = _cores() - 1, False
+    else:
+        # The threads of a pass wait for the slowest of them: a worker that takes the core of one stops them all.
+        spare = _cores() - torch.get_num_threads()
+        takes_turns = spare < (wanted or 1)
+    if wanted is not None:
+        return wanted, takes_turns and wanted > 0
+    if n_images is not None and n_images <= _FEW:
+        return 0, False
+    return max(1, min(_MOST_WORKERS, _cores() if takes_turns else spare)), takes_turns
 
 
 def _check_exact(settings: RunSettings) -> None:

@@ -206,7 +206,7 @@ def decode_image(
     head = b""
     try:
         # Decoders warn about what they then read all the same; what cannot be read is an error.
-        with _open_regular(path) as stream, warnings.catch_warnings():
+        with open_regular(path) as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from imbalance_perturb import dicom, raster
 
@@ -224,7 +224,14 @@ def decode_image(
         raise ImageError(f"cannot be decoded ({_one_line(text)})") from None
 
 
-def _open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open an image file to be read.
+
+    Raises:
+        ImageError: if it is no file (but a folder, pipe, socket, device), is empty, or too large.
+        OSError: if it cannot be opened.
+    """
+
     # A pipe would be waited for; and a path instead of a stream would let Pillow map the file into memory, where a
     # file cut short during the run kills the process.
     def opener(name: str, flags: int) -> int:

@@ -51,7 +51,7 @@ def iter_inputs(
     Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device.
     """
     slices = in_slices(images.names, execution.group_size)
-    decoded = iter_decoded(images.root, slices, preprocessing, execution.workers)
+    decoded = iter_decoded(images.root, slices, preprocessing, execution.workers, takes_turns=execution.takes_turns)
     return _iter_normalised(decoded, preprocessing, execution, stopwatch or Stopwatch())
 
 
@@ -104,14 +104,15 @@ def iter_predictions(
     stopwatch = stopwatch or Stopwatch()
     sample: list[list[str]] = []
     if predictor.needs_calibration:
-        sample = list(in_slices(sample_names(images), min(execution.batch_size, _CALIBRATION_BATCH)))
+        sample = list(in_slices(sample_names(images), execution.group_size))
     # One stream for both: the first images of the run are decoded while the predictor is calibrated.
     slices = chain(sample, in_slices(images.names, execution.group_size))
-    decoded = iter_decoded(images.root, slices, preprocessing, execution.workers)
+    decoded = iter_decoded(images.root, slices, preprocessing, execution.workers, takes_turns=execution.takes_turns)
     if sample:
         with stopwatch.timing("calibration", execution.device):
             sampled = _iter_normalised(islice(decoded, len(sample)), preprocessing, execution, Stopwatch())
-            predictor.calibrate(x for batch in sampled for _, x in batch.groups)
+            most = min(execution.batch_size, _CALIBRATION_BATCH)
+            predictor.calibrate(part for batch in sampled for _, x in batch.groups for part in torch.split(x, most))
     for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch):
         rows: list[PredictionRow | None] = [
             None if error is None else PredictionRow(name, error=error)

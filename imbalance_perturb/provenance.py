@@ -82,6 +82,7 @@ def describe_making(
             "low_network": None if assembly.low_optimisation is None else assembly.low_optimisation.path,
             "batch_size": execution.batch_size,
             "workers": execution.workers,
+            "takes_turns": execution.takes_turns,
             "deterministic": execution.deterministic,
             "threads": torch.get_num_threads(),
         },

@@ -231,7 +231,9 @@ def test_batches_from_memory_are_those_from_files(load: Load, tmp_path: Path) ->
     execution = select_execution(RunSettings(device="cpu", batch_size=4, workers=0), 7)
     assembly = SimpleNamespace(preprocessing=preprocessing, execution=execution)
     found = list(
-        pipeline.FromMemory(assembly, images)(images.root, in_slices(images.names, 4), preprocessing, execution.workers)
+        pipeline.FromMemory(assembly, images)(
+            images.root, in_slices(images.names, 4), preprocessing, 0, takes_turns=False
+        )
     )
     expected = list(iter_decoded(images.root, in_slices(images.names, 4), preprocessing, 0))
     assert [batch.names for batch in found] == [batch.names for batch in expected]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from imbalance_perturb import execution
 from imbalance_perturb.errors import DeviceError, SettingsError
 from imbalance_perturb.execution import Execution, applied, fast_dtype, select_device, select_execution
 from imbalance_perturb.modes import full_precision
@@ -36,9 +37,33 @@ def test_what_is_left_open_is_settled() -> None:
     few = select_execution(RunSettings(device="cpu"), 10)
     many = select_execution(RunSettings(device="cpu"), 10_000)
     assert (few.batch_size, few.workers, few.precision) == (8, 0, "fp32")
-    assert 1 <= many.workers <= 8
+    assert 1 <= many.workers <= 16
     given = select_execution(RunSettings(device="cpu", batch_size=3, workers=0, deterministic=True), 10_000)
     assert (given.batch_size, given.workers, given.deterministic) == (3, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "wanted", "expected"),
+    [
+        (2, 2, None, (2, True)),
+        (64, 64, None, (16, True)),
+        (2, 1, None, (1, False)),
+        (16, 4, None, (12, False)),
+        (16, 12, 4, (4, False)),
+        (16, 12, 5, (5, True)),
+        (1, 1, None, (1, True)),
+        (8, 8, 0, (0, False)),
+    ],
+)
+def test_decoding_never_takes_a_core_from_a_pass(
+    cores: int, threads: int, wanted: int | None, expected: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers decode beside the model where cores are left for them; else they take turns with it, on all cores."""
+    monkeypatch.setattr(execution, "_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for exact in (False, True):
+        found = select_execution(RunSettings(device="cpu", workers=wanted), 10_000, exact=exact)
+        assert (found.workers, found.takes_turns) == expected
 
 
 @pytest.fixture
