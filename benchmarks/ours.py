@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imbalance_perturb.allocator import keep_freed_memory
 from imbalance_perturb.batching import usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.counts import ClassCounts
@@ -57,6 +58,7 @@ def prepare(
         device: where it all runs.
         name: one of :data:`MODES`; another name is a plain prediction, in low precision if it has 'bf16' in it.
     """
+    keep_freed_memory()  # as the command line does
     network = load_classifier(model, arch=arch).to(device).network
     batch_size = usual_batch_size(device.type, tuple(calibration.shape[1:]))  # type: ignore[arg-type]
     for parameter in network.parameters():  # one by one: TorchScript modules have no requires_grad_

@@ -30,6 +30,7 @@ from subjects import CLASSES, COUNTS, MEAN, STD, make_subject, synthetic_pool, w
 from torch import Tensor
 
 from imbalance_perturb import prediction
+from imbalance_perturb.allocator import keep_freed_memory
 from imbalance_perturb.assembly import Assembly, assemble
 from imbalance_perturb.decoding import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.images import ImageList
@@ -210,6 +211,7 @@ def _assemble(options: argparse.Namespace, model: Path, images: ImageList) -> As
 
 def main() -> None:
     options = _parser().parse_args()
+    keep_freed_memory()  # as the command line does
     if options.threads:
         torch.set_num_threads(options.threads)
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the commands whose memory is measured

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imbalance_perturb.allocator import release_freed_memory
 from imbalance_perturb.errors import ImageError
 from imbalance_perturb.images import decode_image, open_regular
 from imbalance_perturb.pixels import Pixels
@@ -222,6 +223,7 @@ class _Workshop:
         self._pool = self._open(self._workers)
 
     def _open(self, workers: int) -> ProcessPoolExecutor:
+        release_freed_memory()
         # Forked where that is safe: a fresh interpreter in each worker has to import torch anew.
         method = "fork" if sys.platform == "linux" else "spawn"
         return ProcessPoolExecutor(

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer import Argument, Option
 
+from imbalance_perturb.allocator import keep_freed_memory
 from imbalance_perturb.cli.compare import compare
 from imbalance_perturb.cli.evaluate import evaluate
 from imbalance_perturb.cli.merge import merge
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # Taken out here so that it may stand anywhere; the callback only documents it.
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    keep_freed_memory()
     try:
         app(args=arguments, prog_name="imbperturb")
     except ImbperturbError as error:
