@@ -1,7 +1,8 @@
 """A folder end to end, from JPEGs to the predictions file: where the time goes, and whether memory stays flat.
 
     python benchmarks/pipeline.py [--network mobilenet_v2] [--images 1000] [--rounds 5] [--precision auto]
-                                  [--batch-size N] [--workers N] [--threads N] [--device cuda] [--write]
+                                  [--batch-size N] [--workers N] [--threads N] [--device cuda] [--parts time,memory]
+                                  [--write]
 
 The script makes JPEGs of 600 x 450 pixels that compress like photographs (quality 90) in a temporary folder; more
 names than distinct files are hard links. Measured in turns: the pipeline as ``imbperturb predict`` runs it; decoding
@@ -42,6 +43,8 @@ from imbalance_perturb.settings import ModelSettings, PreprocessSettings, RunSet
 SIZE = (450, 600)
 
 PIPELINE, DECODE, COMPUTE = "pipeline", "decode alone", "compute alone"
+
+PARTS = ("time", "memory")
 
 #: How many times the slower of decoding and computing alone the pipeline may take.
 ASKED = 1.10
@@ -224,17 +227,21 @@ def main() -> None:
         model = work / "model.pth"
         torch.save(network.state_dict(), model)
         model.with_name("counts.json").write_text(json.dumps(dict(zip(CLASSES, COUNTS, strict=True))))
-        measure_time(options, model, work, log)
-        measure_memory(options, model, work, log)
+        if "time" in options.parts:
+            measure_time(options, model, work, log)
+        if "memory" in options.parts:
+            measure_memory(options, model, work, log)
     if options.write:
         kind = torch.device(options.device).type
-        write_section(f"pipeline on {kind}", f"A folder end to end on a {kind.upper()}", log.lines)
+        words = f"{options.network} end to end on a {kind.upper()}"
+        write_section(f"pipeline of {options.network} on {kind}", f"A folder with {words}", log.lines)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = functools.partial(parser.add_argument, type=int)
     parser.add_argument("--network", default="mobilenet_v2", help="torchvision name (default: mobilenet_v2)")
+    parser.add_argument("--parts", type=_parts, default=PARTS, help="what to measure (default: time,memory)")
     add("--images", default=1000, help="of 600 x 450 pixels (default: 1000)")
     add("--distinct", default=300, help="different files among them (default: 300)")
     add("--head-images", default=384, help="that the network's head is fitted on (default: 384)")
@@ -251,6 +258,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/RESULTS.md")
     return parser
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if unknown := set(parts) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not one of {', '.join(PARTS)}")
+    return parts
 
 
 def _two_numbers(text: str) -> tuple[int, int]:
