@@ -180,15 +180,14 @@ class _Workshop:
                 waiting.append((names, self._submit(_decode_in_worker, names)))
             if not waiting:
                 return
-            names, future = waiting[0]
+            names, future = waiting.popleft()
             try:
                 decoded = future.result()
             except BrokenProcessPool:
-                # Whose fault it was is not known: all that waited begins anew, the first of it on its own.
+                # Whose fault it was is not known: all that was under way begins anew, the first of it on its own.
                 self._reopen()
                 decoded = self._decode_apart(names)
                 waiting = deque((others, self._submit(_decode_in_worker, others)) for others, _ in waiting)
-            waiting.popleft()
             yield names, decoded
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _SAME_RUN = {
     "versions.torch": "torch",
     "versions.torchvision": "torchvision",
     "versions.pillow": "Pillow",
+    "versions.numpy": "NumPy",
+    "versions.pydicom": "pydicom",
     "model.sha256": "the model file",
     "model.arch": "arch",
     "model.outputs": "outputs",
@@ -45,6 +48,7 @@ def describe_making(
     assembly: Assembly, images: ImageList, layout: RowLayout, suffix: str, shard: Shard | None = None
 ) -> dict[str, Any]:
     """Everything that makes the rows: versions, files, settings, machine and images."""
+    import numpy as np
     import PIL
     import torch
     import torchvision
@@ -60,6 +64,8 @@ def describe_making(
             "torchvision": torchvision.__version__,
             # Decoders can differ by a level of a pixel.
             "pillow": PIL.__version__,
+            "numpy": np.__version__,
+            "pydicom": _installed("pydicom"),
         },
         "model": {"sha256": sha256(str(settings.model.model)), **asdict(assembly.model.info)},
         "counts": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
@@ -96,6 +102,13 @@ def describe_making(
             "ignored_files": dict(images.ignored),
         },
     }
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, part: bool = True) -> list[str]:

@@ -23,9 +23,9 @@ from imbalance_perturb.cli.options import (
     ModelOptions,
     PreprocessOptions,
     RunOptions,
-    resolve_settings,
     with_options,
 )
+from imbalance_perturb.cli.resolving import resolve_settings
 from imbalance_perturb.cli.tune import tune_eps
 from imbalance_perturb.cli.verify import verify
 from imbalance_perturb.errors import ImbperturbError, SettingsError

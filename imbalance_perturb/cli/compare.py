@@ -16,9 +16,9 @@ from imbalance_perturb.cli.options import (
     ModelOptions,
     PreprocessOptions,
     RunOptions,
-    resolve_settings,
     with_options,
 )
+from imbalance_perturb.cli.resolving import resolve_settings
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:

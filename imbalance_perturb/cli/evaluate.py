@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, resolve_settings, with_options
+from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, with_options
+from imbalance_perturb.cli.resolving import resolve_settings
 
 if TYPE_CHECKING:
     from imbalance_perturb.scores import Evaluation

@@ -1,4 +1,4 @@
-"""The options that commands share, each declared once, and how command line and recipe become settings."""
+"""The options that commands share, each declared once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Annotated, Any, get_type_hints
 
 from typer import Option
 
-from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.settings import (
     COLORS,
     EPS_SPACES,
@@ -20,7 +19,6 @@ from imbalance_perturb.settings import (
     OUTPUTS,
     PRECISIONS,
     TARGETS,
-    Settings,
 )
 
 #: Exit codes besides 0: a failure, a wrong use, and done but with images that have an error.
@@ -269,7 +267,8 @@ class CommonOptions:
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")] = False
 
 
-_GROUPS: dict[type, str] = {
+#: The groups that stand in recipes, and the tables of theirs.
+GROUPS: dict[type, str] = {
     ModelOptions: "model",
     PreprocessOptions: "preprocess",
     DebiasOptions: "debias",
@@ -285,7 +284,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """
     own = inspect.signature(command).parameters
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hints[name] for name in own if hints[name] in (*_GROUPS, CommonOptions)}
+    groups = {name: hints[name] for name in own if hints[name] in (*GROUPS, CommonOptions)}
     parameters = [p.replace(annotation=hints[p.name]) for p in own.values() if p.name not in groups]
     for group in groups.values():
         types = get_type_hints(group, include_extras=True)
@@ -308,51 +307,3 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     del wrapper.__wrapped__  # or the original signature would be found behind it
     return wrapper
-
-
-def resolve_settings(
-    common: CommonOptions | None, *groups: object, model: str | None = None, counts: str | None = None
-) -> tuple[Settings, Path | None]:
-    """Settings from the recipe and, over it, the command line; and the recipe that was read, if any.
-
-    Without ``common`` no recipe is read.
-
-    Raises:
-        SettingsError: if the recipe is missing or wrong, or a value cannot be used.
-    """
-    from imbalance_perturb.recipe import DEFAULT_NAME, load_recipe, merge_settings
-
-    recipe = None
-    if common is not None:
-        recipe = common.recipe or (Path(DEFAULT_NAME) if Path(DEFAULT_NAME).is_file() else None)
-    given: dict[str, dict[str, Any]] = {}
-    for group in groups:
-        entries = {entry.name: getattr(group, entry.name) for entry in fields(group)}  # type: ignore[arg-type]
-        given[_GROUPS[type(group)]] = {key: value for key, value in entries.items() if value is not None}
-    for key, value in (("model", model), ("counts", counts)):
-        if value is not None:
-            given.setdefault("model", {})[key] = value
-    _parse_preprocess(given.get("preprocess", {}))
-    layers = [] if recipe is None else [load_recipe(recipe)]
-    if recipe is not None and given.get("model", {}).keys() & {"arch", "factory"}:
-        # Naming the network anew replaces whichever way the recipe named it.
-        for key in ("arch", "factory"):
-            layers[0].get("model", {}).pop(key, None)
-    return merge_settings(*layers, given), recipe
-
-
-def _parse_preprocess(values: dict[str, Any]) -> None:
-    for option in ("resize", "crop"):
-        if option in values and values[option] != "none":
-            numbers = _numbers(option, values[option], int)
-            values[option] = numbers[0] if len(numbers) == 1 else numbers
-    for option in ("mean", "std"):
-        if option in values:
-            values[option] = _numbers(option, values[option], float)
-
-
-def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None

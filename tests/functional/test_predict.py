@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -56,6 +57,8 @@ def test_predictions_and_run_file(workplace: Workplace) -> None:
     assert run["images"]["changed"] == sum(int(row["changed"]) for row in found)
     assert run["versions"]["torch"] == torch.__version__
     assert run["versions"]["torchvision"] == torchvision.__version__
+    assert run["versions"]["numpy"] == np.__version__
+    assert "pydicom" in run["versions"]
     assert run["execution"]["precision"] == "fp32"
     assert {"decode", "gradient pass", "final pass", "write", "total"} <= run["seconds"].keys()
 
