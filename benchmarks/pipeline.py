@@ -233,8 +233,9 @@ def main() -> None:
             measure_memory(options, model, work, log)
     if options.write:
         kind = torch.device(options.device).type
-        words = f"{options.network} end to end on a {kind.upper()}"
-        write_section(f"pipeline of {options.network} on {kind}", f"A folder with {words}", log.lines)
+        threads = f", {options.threads} thread(s)" if options.threads else ""
+        words = f"{options.network} end to end on a {kind.upper()}{threads}"
+        write_section(f"pipeline of {options.network} on {kind}{threads}", f"A folder with {words}", log.lines)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ sample through the run says how often the labels agreed after all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from imbalance_perturb.agreement import Agreement
-from imbalance_perturb.batching import MULTIPLE, BatchLimit, filled
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.close_calls import SAFETY, Reach, close_bound, fit_reach, margins
 from imbalance_perturb.counts import ClassCounts
-from imbalance_perturb.errors import ModelGradientError, SettingsError
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.passes import Passes
 from imbalance_perturb.settings import PRECISIONS
 from imbalance_perturb.stopwatch import Stopwatch
 
@@ -116,8 +116,7 @@ class Predictor:
         self._low_name = low_name or precision
         # Without a step there is no correction to leave out.
         self._close_calls_only = close_calls_only and reference.active
-        self._limit = BatchLimit(batch_size)
-        self._alike = alike
+        self._passes = Passes(batch_size, alike=alike)
         self._seed = seed
         self.needs_calibration = precision == "auto" or self._close_calls_only
         self._bounds = _Bounds()
@@ -176,7 +175,7 @@ class Predictor:
         tally = _Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():
             with stopwatch.timing("refinement", x.device):
-                full_base, full = self._by_parts(self._reference.predict_both, x[again])
+                full_base, full = self._passes.by_parts(self._reference.predict_both, x[again])
             among = sampled[again]
             base_same = (base[sampled].argmax(1) == full_base[among].argmax(1)).cpu()
             same = (logits[sampled].argmax(1) == full[among].argmax(1)).cpu()
@@ -212,7 +211,7 @@ class Predictor:
     @property
     def most_at_once(self) -> int | None:
         """How many images go through at once: the batch size, or less after memory has run out."""
-        return self._limit.most
+        return self._passes.limit.most
 
     def state(self) -> dict[str, Any]:
         """What a run that goes on later needs, as JSON has it (see :meth:`restore`)."""
@@ -221,7 +220,7 @@ class Predictor:
             "close_calls_only": self._close_calls_only,
             "bounds": asdict(self._bounds),
             "tally": asdict(self._tally),
-            "most_at_once": self._limit.most,
+            "most_at_once": self._passes.limit.most,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -231,22 +230,8 @@ class Predictor:
         reach = state["bounds"]["reach"]
         self._bounds = _Bounds(**{**state["bounds"], "reach": None if reach is None else Reach(*reach)})
         self._tally = _Tally(**state["tally"])
-        self._limit.most = state["most_at_once"]
+        self._passes.limit.most = state["most_at_once"]
         self.needs_calibration = False
-
-    def _by_parts(self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
-        """What ``compute`` gives of a batch, one row for each image, of as many at once as memory allows."""
-
-        def rows(part: slice) -> list[tuple[Tensor, ...]]:
-            found = compute(filled(x[part], self._multiple))
-            return list(zip(*(logits[: part.stop - part.start].unbind() for logits in found), strict=True))
-
-        return tuple(torch.stack(logits) for logits in zip(*self._limit.run(rows, len(x)), strict=True))
-
-    @property
-    def _multiple(self) -> int:
-        # A batch size that is none of its multiples was chosen for itself, 1 above all.
-        return MULTIPLE if self._alike and (self._limit.most or MULTIPLE) % MULTIPLE == 0 else 1
 
     def _compute(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
         """Base and corrected logits before anything is recomputed, and for which images the correction was run."""
@@ -255,7 +240,7 @@ class Predictor:
             base, logits = self._run(x, stopwatch)
             return base, logits, torch.full((len(x),), network.active, device=x.device)
         with stopwatch.timing("plain pass", x.device):
-            (base,) = self._by_parts(lambda part: (network.predict_plain(part),), x)
+            (base,) = self._passes.by_parts(lambda part: (network.predict_plain(part),), x)
         logits = network.adjust(base).clone()  # rows are replaced below
         # Close calls of the precision go to the reference, with the correction, in any case.
         corrected = self._may_change(logits) & ~self._doubtful(base, logits)
@@ -266,27 +251,10 @@ class Predictor:
 
     def _run(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
         """Base and corrected logits in the precision of the run, new tensors, a batch at a time."""
-        network, run = (self._reference, _predict_both) if self._low is None else (self._low, self._attempt)
-        base, logits = self._by_parts(lambda part: run(network, part, stopwatch), x)
-        return base, logits
-
-    def _attempt(self, network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
-        """Both logits, NaN for images that have no usable gradient, which may be too much for the format alone."""
-        try:
-            return _predict_both(network, x, stopwatch)
-        except ModelGradientError:
-            found = [self._attempt_alone(network, image, stopwatch) for image in torch.split(x, 1)]
-        return torch.cat([base for base, _ in found]), torch.cat([logits for _, logits in found])
-
-    def _attempt_alone(
-        self, network: PerturbedClassifier, image: Tensor, stopwatch: Stopwatch
-    ) -> tuple[Tensor, Tensor]:
-        try:
-            base, logits = _predict_both(network, filled(image, self._multiple), stopwatch)
-        except ModelGradientError:
-            nothing = image.new_full((1, len(network.counts)), torch.nan)
-            return nothing, nothing
-        return base[:1], logits[:1]
+        if self._low is None:
+            return self._passes.predict_both(self._reference, x, stopwatch)
+        # No usable gradient may be too much for the format alone.
+        return self._passes.attempt_both(self._low, x, stopwatch)
 
     def _doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
         """(N,) whether only the reference can tell the labels."""
@@ -315,7 +283,7 @@ class Predictor:
         nothing = torch.empty(0, len(self.counts))
         found: list[tuple[Tensor, ...]] = [(nothing,) * 4]
         for x in xs:
-            full = self._by_parts(lambda part: self._attempt(self._reference, part, Stopwatch()), x)
+            full = self._passes.attempt_both(self._reference, x, Stopwatch())
             rows = full if self._low is None else self._run(x, Stopwatch())
             usable = torch.isfinite(full[0]).all(1) & torch.isfinite(full[1]).all(1)
             found.append(tuple(logits[usable] for logits in (*full, *rows)))
@@ -343,13 +311,6 @@ class Predictor:
     def _count(self, tally: _Tally) -> None:
         for name, value in vars(tally).items():
             setattr(self._tally, name, getattr(self._tally, name) + value)
-
-
-def _predict_both(network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
-    with stopwatch.timing("gradient pass", x.device):
-        base, moved = network.perturb_input(x)
-    with stopwatch.timing("final pass", x.device):
-        return base, network.predict_perturbed(moved) if network.active else network.adjust(base)
 
 
 def _is_sampled(seed: int, position: int) -> bool:
