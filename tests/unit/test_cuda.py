@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from imbalance_perturb.batching import BatchLimit, is_out_of_memory
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.execution import fast_dtype, select_execution
+from imbalance_perturb.images import find_images
 from imbalance_perturb.optimisation import compiled, lower, optimise
+from imbalance_perturb.prediction import iter_predictions
 from imbalance_perturb.predictor import Predictor
-from imbalance_perturb.settings import RunSettings
+from imbalance_perturb.preprocessing import select_preprocessing
+from imbalance_perturb.settings import PreprocessSettings, RunSettings
 from tests.unit.test_optimisation import trained_like
 
 pytestmark = [
@@ -54,6 +60,29 @@ def test_auto_keeps_the_labels(network: nn.Module) -> None:
     predictor.calibrate(x[:64].split(16))
     labels = torch.cat([predictor.predict(part).logits.argmax(1) for part in x.split(128)])
     assert (labels == reference(x).argmax(1)).float().mean() >= 0.995
+
+
+def test_a_folder_has_the_labels_of_the_cpu(network: nn.Module, tmp_path: Path) -> None:
+    """Decoded beside the GPU, pinned and copied: every row in its place, a broken file's among them."""
+    rng = np.random.default_rng(0)
+    for index in range(300):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{index:03d}.png")
+    (tmp_path / "100x.png").write_text("broken")
+    images = find_images(tmp_path)
+    preprocessing = select_preprocessing(PreprocessSettings(resize=64, crop="none"))
+
+    def labels(device: str) -> list[tuple[str, str | None, str | None]]:
+        execution = select_execution(
+            RunSettings(device=device, workers=2, batch_size=16, precision="fp32"), len(images)
+        )
+        assert device == "cpu" or not execution.takes_turns
+        debiased = PerturbedClassifier(copy.deepcopy(network).to(device), COUNTS, eps=0.001)
+        batches = iter_predictions(Predictor(debiased), images, preprocessing, execution)
+        return [(row.image, row.pred, row.error) for rows in batches for row in rows]
+
+    found, expected = labels("cuda"), labels("cpu")
+    assert [(image, error) for image, _, error in found] == [(image, error) for image, _, error in expected]
+    assert sum(one == other for one, other in zip(found, expected, strict=True)) >= 299
 
 
 def test_auto_has_a_low_precision_on_a_gpu() -> None:
