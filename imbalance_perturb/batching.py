@@ -14,8 +14,8 @@ from imbalance_perturb.errors import DeviceError
 
 Row = TypeVar("Row")
 
-#: Batch sizes that are tried, by kind of device. On a CPU small batches keep activations in the cache; and glibc
-#: fetches blocks above 32 MB from the system anew each time, which costs more than the arithmetic on them.
+#: Batch sizes that are tried, by kind of device. On a CPU small batches keep activations in the cache; and in programs
+#: that leave glibc as it is (see ``allocator.py``) blocks above 32 MB cost more than the arithmetic on them.
 TRIED = {"cpu": (4, 8, 16, 32), "cuda": (32, 64, 128, 256, 512)}
 
 #: A larger batch has to be faster by so much: less memory, and a first row sooner, are worth something too.
