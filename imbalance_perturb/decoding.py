@@ -151,7 +151,7 @@ class _Workshop:
         # A forked worker finds the libraries that decoding takes loaded here; else each would take a second for it.
         make_geometry(preprocessing)
         importlib.import_module("imbalance_perturb.raster")
-        self._pool = self._open(workers)
+        self._pool = self._open()
 
     def decode_ahead(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[_Decoded]]]:
         """Each slice with its images decoded, in order, some slices ahead of who asks."""
@@ -219,14 +219,14 @@ class _Workshop:
 
     def _reopen(self) -> None:
         self.close()
-        self._pool = self._open(self._workers)
+        self._pool = self._open()
 
-    def _open(self, workers: int) -> ProcessPoolExecutor:
+    def _open(self) -> ProcessPoolExecutor:
         release_freed_memory()
         # Forked where that is safe: a fresh interpreter in each worker has to import torch anew.
         method = "fork" if sys.platform == "linux" else "spawn"
         return ProcessPoolExecutor(
-            workers,
+            self._workers,
             mp_context=multiprocessing.get_context(method),
             initializer=_start_worker,
             initargs=(self._root, self._preprocessing),

@@ -50,9 +50,14 @@ def iter_inputs(
 
     Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device.
     """
-    slices = in_slices(images.names, execution.group_size)
-    decoded = iter_decoded(images.root, slices, preprocessing, execution.workers, takes_turns=execution.takes_turns)
+    decoded = _decode(images, in_slices(images.names, execution.group_size), preprocessing, execution)
     return _iter_normalised(decoded, preprocessing, execution, stopwatch or Stopwatch())
+
+
+def _decode(
+    images: ImageList, slices: Iterator[list[str]], preprocessing: Preprocessing, execution: Execution
+) -> Iterator[DecodedBatch]:
+    return iter_decoded(images.root, slices, preprocessing, execution.workers, takes_turns=execution.takes_turns)
 
 
 def _iter_normalised(
@@ -105,9 +110,9 @@ def iter_predictions(
     sample: list[list[str]] = []
     if predictor.needs_calibration:
         sample = list(in_slices(sample_names(images), execution.group_size))
-    # One stream for both: the first images of the run are decoded while the predictor is calibrated.
+    # One stream for both: workers start once, and go on to the run's first images while the predictor is calibrated.
     slices = chain(sample, in_slices(images.names, execution.group_size))
-    decoded = iter_decoded(images.root, slices, preprocessing, execution.workers, takes_turns=execution.takes_turns)
+    decoded = _decode(images, slices, preprocessing, execution)
     if sample:
         with stopwatch.timing("calibration", execution.device):
             sampled = _iter_normalised(islice(decoded, len(sample)), preprocessing, execution, Stopwatch())
