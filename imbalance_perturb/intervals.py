@@ -1,4 +1,4 @@
-"""How far a figure could be off: confidence intervals for recalls, their means, and paired differences.
+"""Compute confidence intervals for recalls, their means, and paired differences.
 
 Images are resampled within each true class (stratified), since the number of images of a class is no outcome of
 the prediction. The plain percentile bootstrap fails exactly where class imbalance bites: a class of 23 images
@@ -17,14 +17,14 @@ from a Dirichlet distribution (the Bayesian bootstrap of Rubin 1981) with
 
 from __future__ import annotations
 
-from statistics import NormalDist
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imbalance_perturb.errors import SettingsError
-from imbalance_perturb.metrics import JointCounts
+from imbalance_perturb.metrics import IntArray, JointCounts, mean_f1
 from imbalance_perturb.scores import Interval
 
 Floats = NDArray[np.float64]
@@ -43,7 +43,7 @@ _TINY = 1e-300
 
 
 def check_level(level: float) -> None:
-    """Refuse a confidence level that is none.
+    """Refuse what is no confidence level.
 
     Raises:
         SettingsError: unless it lies between 0.5 and 1.
@@ -56,7 +56,7 @@ def wilson_interval(hits: int, total: int, level: float = 0.95) -> Interval | No
     """Wilson's score interval (1927) for a share of ``total`` images; ``None`` without images."""
     if total == 0:
         return None
-    return _wilson(hits, total, NormalDist().inv_cdf((1 + level) / 2))
+    return _wilson(hits, total, level)
 
 
 def worst_recall_interval(hits: ArrayLike, totals: ArrayLike, level: float = 0.95) -> Interval | None:
@@ -69,9 +69,8 @@ def worst_recall_interval(hits: ArrayLike, totals: ArrayLike, level: float = 0.9
     pairs = [(int(k), int(n)) for k, n in zip(np.asarray(hits), np.asarray(totals), strict=True) if n > 0]
     if not pairs:
         return None
-    error = (1 - level) / 2
-    z_low, z_high = (NormalDist().inv_cdf(1 - e) for e in (error, error / len(pairs)))
-    return Interval(min(_wilson(k, n, z_low).low for k, n in pairs), min(_wilson(k, n, z_high).high for k, n in pairs))
+    together = 1 - (1 - level) / len(pairs)
+    return Interval(min(_wilson(*p, level).low for p in pairs), min(_wilson(*p, together).high for p in pairs))
 
 
 def mean_recall_interval(
@@ -146,14 +145,18 @@ def macro_f1_intervals(
     return _percentiles(base, level), _percentiles(perturbed, level), _percentiles(perturbed - base, level)
 
 
-def _wilson(hits: int, total: int, z: float) -> Interval:
-    share, spread = hits / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * np.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    # Exactly 0 and 1 at the ends, where rounding would leave 1e-18 outside.
-    return Interval(
-        0.0 if hits == 0 else float(max(centre - half, 0.0)), 1.0 if hits == total else float(min(centre + half, 1.0))
-    )
+def _wilson(hits: int, total: int, level: float) -> Interval:
+    low, high = _binomial(hits, total).proportion_ci(level, method="wilson")
+    return Interval(float(low), float(high))
+
+
+@lru_cache(maxsize=4096)
+def _binomial(hits: int, total: int) -> Any:
+    """SciPy's binomial test, which brings its intervals; kept, since its p-value is most of the work and not needed."""
+    # Half a second, which only a report has to wait for.
+    from scipy.stats import binomtest
+
+    return binomtest(hits, total)
 
 
 def _shared_prior(influence: Floats) -> float:
@@ -217,7 +220,7 @@ def _draw_macro_f1(joint: JointCounts, resamples: int, random: np.random.Generat
     return np.concatenate([np.stack(pair, axis=1) for pair in draws])
 
 
-def _f1_of_draws(images: Floats, cells: Floats, kind: int, present: NDArray[np.int64], joint: JointCounts) -> Floats:
+def _f1_of_draws(images: Floats, cells: Floats, kind: int, present: IntArray, joint: JointCounts) -> Floats:
     """(B,) macro F1 of prediction ``kind`` (1 base, 2 perturbed), given (B, K) images in the cells."""
     label, preds, classes = cells[:, 0], cells[:, kind], joint.num_classes
     hit, known = preds == label, preds >= 0
@@ -227,9 +230,9 @@ def _f1_of_draws(images: Floats, cells: Floats, kind: int, present: NDArray[np.i
     spread = unknown.sum(axis=1, keepdims=True) - np.zeros((1, classes))
     spread[:, present] -= unknown
     matrix = joint.base if kind == 1 else joint.perturbed
-    columns = given + spread / max(classes - 1, 1) + matrix.sum(axis=1)
+    denominators = given + spread / max(classes - 1, 1) + matrix.sum(axis=1)
     seen = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
-    return np.asarray((2 * hits[:, seen] / np.maximum(columns[:, seen], _TINY)).mean(axis=1))
+    return mean_f1(hits[:, seen], denominators[:, seen])
 
 
 def _indicator(classes_of_cells: NDArray[Any], num_classes: int) -> Any:

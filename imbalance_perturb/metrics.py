@@ -1,4 +1,4 @@
-"""Counting hits and misses: integer counts that merge by addition, and the figures read off them.
+"""Count hits and misses: integer counts that merge by addition, and the figures read off them.
 
 The figures are those of scikit-learn: mean class recall is ``balanced_accuracy_score`` (classes without labelled
 images are left out of the mean), F1 and precision have ``zero_division=0``, and the macro F1 is over the classes
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from imbalance_perturb.errors import LabelsError
 
-Counts = NDArray[np.int64]
+IntArray = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
@@ -26,8 +26,8 @@ class JointCounts:
     the same ``num_classes`` merge with ``+``.
     """
 
-    cells: Counts
-    counts: Counts
+    cells: IntArray
+    counts: IntArray
     num_classes: int
 
     @property
@@ -36,17 +36,17 @@ class JointCounts:
         return int(self.counts.sum())
 
     @property
-    def base(self) -> Counts:
+    def base(self) -> IntArray:
         """(C, C) confusion matrix of the base predictions: true classes are rows."""
         return self._matrix(1)
 
     @property
-    def perturbed(self) -> Counts:
+    def perturbed(self) -> IntArray:
         """(C, C) confusion matrix of the perturbed predictions: true classes are rows."""
         return self._matrix(2)
 
     @property
-    def correctness(self) -> Counts:
+    def correctness(self) -> IntArray:
         """(C, 2, 2): images of a class by whether base (first) and perturbed (second) were right."""
         label, base, perturbed = self.cells.T
         table = np.zeros((self.num_classes, 2, 2), dtype=np.int64)
@@ -65,7 +65,7 @@ class JointCounts:
             self.num_classes,
         )
 
-    def _matrix(self, kind: int) -> Counts:
+    def _matrix(self, kind: int) -> IntArray:
         matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
         np.add.at(matrix, (self.cells[:, 0], self.cells[:, kind]), self.counts)
         return matrix
@@ -88,7 +88,7 @@ def count_jointly(labels: ArrayLike, base_preds: ArrayLike, preds: ArrayLike, nu
     return _merge(cells, np.ones(len(cells), dtype=np.int64), num_classes)
 
 
-def confusion_matrix(labels: ArrayLike, preds: ArrayLike, num_classes: int) -> Counts:
+def confusion_matrix(labels: ArrayLike, preds: ArrayLike, num_classes: int) -> IntArray:
     """(C, C) int64 counts, true classes as rows and predicted ones as columns; matrices of parts add up.
 
     Raises:
@@ -97,40 +97,52 @@ def confusion_matrix(labels: ArrayLike, preds: ArrayLike, num_classes: int) -> C
     return count_jointly(labels, preds, preds, num_classes).perturbed
 
 
-def recalls(matrix: Counts) -> Floats:
+def recalls(matrix: IntArray) -> Floats:
     """(C,) share of each class's images that got their class; NaN for a class without images."""
     return _ratio(np.diag(matrix), matrix.sum(axis=1), empty=np.nan)
 
 
-def precisions(matrix: Counts) -> Floats:
+def precisions(matrix: IntArray) -> Floats:
     """(C,) share of the images given a class that are of it; 0 for a class never predicted."""
     return _ratio(np.diag(matrix), matrix.sum(axis=0), empty=0.0)
 
 
-def f1_scores(matrix: Counts) -> Floats:
+def f1_scores(matrix: IntArray) -> Floats:
     """(C,) harmonic means of precision and recall; 0 for a class neither labelled nor predicted."""
-    return _ratio(2 * np.diag(matrix), matrix.sum(axis=0) + matrix.sum(axis=1), empty=0.0)
+    hits, denominators = f1_parts(matrix)
+    return _ratio(2 * hits, denominators, empty=0.0)
 
 
-def mean_class_recall(matrix: Counts) -> float:
+def mean_class_recall(matrix: IntArray) -> float:
     """MCR: mean recall over the classes that have images; NaN without any image."""
     found = recalls(matrix)[labelled(matrix)]
     return float(found.mean()) if len(found) else float("nan")
 
 
-def accuracy(matrix: Counts) -> float:
+def accuracy(matrix: IntArray) -> float:
     """Share of images that got their class; NaN without any image."""
     total = int(matrix.sum())
     return int(np.trace(matrix)) / total if total else float("nan")
 
 
-def macro_f1(matrix: Counts) -> float:
+def macro_f1(matrix: IntArray) -> float:
     """Mean F1 over the classes that have images or were predicted; NaN without any image."""
-    seen = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
-    return float(f1_scores(matrix)[seen].mean()) if seen.any() else float("nan")
+    hits, denominators = f1_parts(matrix)
+    seen = denominators > 0
+    return float(mean_f1(hits[seen], denominators[seen])) if seen.any() else float("nan")
 
 
-def labelled(matrix: Counts) -> NDArray[np.bool_]:
+def f1_parts(matrix: IntArray) -> tuple[Floats, Floats]:
+    """Half the numerators of F1, the hits, and its denominators, labelled plus predicted images: (C,) each."""
+    return np.diag(matrix).astype(np.float64), (matrix.sum(axis=0) + matrix.sum(axis=1)).astype(np.float64)
+
+
+def mean_f1(hits: Floats, denominators: Floats) -> Floats:
+    """(...,) macro F1 from (..., C) parts of :func:`f1_parts`, over the classes whose denominator is not 0."""
+    return np.asarray(_ratio(2 * hits, denominators, empty=0.0).sum(axis=-1) / (denominators > 0).sum(axis=-1))
+
+
+def labelled(matrix: IntArray) -> NDArray[np.bool_]:
     """(C,) which classes have images."""
     return np.asarray(matrix.sum(axis=1) > 0)
 
@@ -155,14 +167,14 @@ def macro_auc(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
     return float(np.mean([roc_auc_score(truth == index, scores[:, index]) for index in present]))
 
 
-def _merge(cells: Counts, counts: Counts, num_classes: int) -> JointCounts:
+def _merge(cells: IntArray, counts: IntArray, num_classes: int) -> JointCounts:
     distinct, position = np.unique(cells, axis=0, return_inverse=True)
     merged = np.zeros(len(distinct), dtype=np.int64)
     np.add.at(merged, position.reshape(-1), counts)
     return JointCounts(distinct.reshape(-1, 3), merged, num_classes)
 
 
-def _check_indices(name: str, values: ArrayLike, num_classes: int) -> Counts:
+def _check_indices(name: str, values: ArrayLike, num_classes: int) -> IntArray:
     found = np.asarray(values)
     if found.ndim != 1:
         raise LabelsError(f"{name} has shape {found.shape}; expected one class index for each image")
@@ -175,7 +187,7 @@ def _check_indices(name: str, values: ArrayLike, num_classes: int) -> Counts:
     return found.astype(np.int64)
 
 
-def _ratio(numerator: Counts, denominator: Counts, *, empty: float) -> Floats:
-    quotient = np.full(len(numerator), empty)
+def _ratio(numerator: IntArray | Floats, denominator: IntArray | Floats, *, empty: float) -> Floats:
+    quotient = np.full(numerator.shape, empty)
     np.divide(numerator, denominator, out=quotient, where=denominator > 0)
     return quotient

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -54,6 +57,55 @@ def test_mcnemar_is_the_exact_binomial_test(lost: int, gained: int) -> None:
     """The exact McNemar test is SciPy's binomial test at one half."""
     expected = stats.binomtest(gained, lost + gained).pvalue if lost + gained else 1.0
     assert mcnemar_test(lost, gained) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemar_is_the_sum_over_all_splits(lost: int, gained: int) -> None:
+    """The exact McNemar test is the share of all 2^n ways to swap the changed images that are at least as one-sided."""
+    changed, fewer = lost + gained, min(lost, gained)
+    tail = sum(math.comb(changed, k) for k in range(fewer + 1))
+    assert mcnemar_test(lost, gained) == pytest.approx(min(1.0, float(Fraction(2 * tail, 2**changed))), rel=1e-11)
+
+
+@pytest.mark.parametrize("changed", [1, 2, 5, 52, 1000])
+def test_mcnemar_of_changes_that_all_go_one_way(changed: int) -> None:
+    """Where all changes go one way, p is two chances in 2^n, whichever way it is."""
+    assert mcnemar_test(0, changed) == mcnemar_test(changed, 0) == pytest.approx(2.0 ** (1 - changed), rel=1e-12)
+
+
+@given(st.integers(1, 10**7), st.data(), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_wilson_is_where_the_score_test_just_rejects(total: int, data: st.DataObject, level: float) -> None:
+    """At both ends of Wilson's interval the observed share is z standard errors away: errors of that very end."""
+    hits = data.draw(st.integers(0, total))
+    found = wilson_interval(hits, total, level)
+    assert found is not None
+    assert 0 <= found.low <= hits / total <= found.high <= 1
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    for end in (found.low, found.high):
+        if 0 < end < 1:
+            distance, variance = abs(hits / total - end), end * (1 - end) / total
+            assert distance == pytest.approx(z * math.sqrt(variance), rel=1e-6, abs=1e-12)
+    assert (found.low == 0) is (hits == 0)
+    assert (found.high == 1) is (hits == total)
+
+
+def test_worst_recall_of_two_classes_shares_the_error() -> None:
+    """Below, the worst recall has the whole error of the level, above a part for each class."""
+    found = worst_recall_interval([4, 9], [20, 10], 0.9)
+    lower, upper = wilson_interval(4, 20, 0.9), wilson_interval(4, 20, 0.95)
+    assert found is not None
+    assert lower is not None
+    assert upper is not None
+    assert (found.low, found.high) == pytest.approx((lower.low, upper.high), abs=1e-12)
+
+
+def test_a_hundred_thousand_changes_take_less_than_a_tenth_of_a_second() -> None:
+    """The exact test and the interval take no longer for many images than for few."""
+    mcnemar_test(1, 2)  # imports SciPy
+    start = time.process_time()
+    assert mcnemar_test(49_000, 51_000) == pytest.approx(2.588716e-10, rel=1e-6)
+    assert wilson_interval(51_000, 100_000) is not None
+    assert time.process_time() - start < 0.1
 
 
 def test_mcnemar_of_very_many_changes() -> None:

@@ -17,11 +17,13 @@ from imbalance_perturb.metrics import (
     accuracy,
     confusion_matrix,
     count_jointly,
+    f1_parts,
     f1_scores,
     labelled,
     macro_auc,
     macro_f1,
     mean_class_recall,
+    mean_f1,
     precisions,
     recalls,
 )
@@ -63,6 +65,15 @@ def test_all_figures_are_those_of_scikit_learn(case: Case) -> None:
     found = recalls(matrix)
     assert found[labelled(matrix)] == pytest.approx(reference.recall_score(labels, preds, **options)[labelled(matrix)])
     assert np.isnan(found[~labelled(matrix)]).all()
+
+
+@given(predicted())
+def test_macro_f1_of_many_matrices_at_once(case: Case) -> None:
+    """The mean F1 of stacked parts, in which different classes occur, is the macro F1 of each."""
+    labels, preds, classes = case
+    matrices = [confusion_matrix(labels[:n], preds[:n], classes) for n in range(1, len(labels) + 1)]
+    hits, denominators = (np.stack(parts) for parts in zip(*map(f1_parts, matrices), strict=True))
+    assert mean_f1(hits, denominators) == pytest.approx([macro_f1(matrix) for matrix in matrices])
 
 
 @given(predicted(), st.data())
