@@ -25,6 +25,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from joblib import cpu_count
 from measuring import Log, Measured, alternate, command_line, describe_machine, progress, ratios, table, write_section
 from memory import measure_memory
 from subjects import CLASSES, COUNTS, MEAN, STD, make_subject, synthetic_pool, write_photographs
@@ -182,7 +183,7 @@ def _seconds(measured: Measured[Cost], stage: str) -> float:
 def _verdict(measured: dict[str, Measured[Cost]]) -> Iterator[str]:
     slower = max((DECODE, COMPUTE), key=lambda name: measured[name].median)
     ratio, lowest, highest = ratios(measured[PIPELINE], measured[slower])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpu_count()
     bound = sum(_processor(measured[name]) for name in (DECODE, COMPUTE)) / cores
     yield (
         f"The pipeline takes {ratio:.2f} times ({lowest:.2f}-{highest:.2f}) as long as the slower of its halves,"

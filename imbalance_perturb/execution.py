@@ -210,5 +210,7 @@ def _deterministic() -> Iterator[None]:
 
 
 def _cores() -> int:
-    # A batch system or container may grant fewer than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A batch system or container may grant fewer than the machine has, by affinity or by a quota of CPU time.
+    from joblib import cpu_count
+
+    return int(cpu_count(only_physical_cores=False))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -64,6 +66,19 @@ def test_decoding_never_takes_a_core_from_a_pass(
     for exact in (False, True):
         found = select_execution(RunSettings(device="cpu", workers=wanted), 10_000, exact=exact)
         assert (found.workers, found.takes_turns) == expected
+
+
+def test_cores_are_those_that_a_container_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's quota of CPU time counts, which the affinity mask does not show; so do hyperthreads."""
+    # What the quota comes from is a file that only a container has.
+    quota = "joblib.externals.loky.backend.context._cpu_count_cgroup"
+    monkeypatch.delenv("LOKY_MAX_CPU_COUNT", raising=False)
+    monkeypatch.setattr(quota, lambda cores: 1)
+    assert execution._cores() == 1
+    assert select_execution(RunSettings(device="cpu"), 10_000).workers == 1
+    monkeypatch.setattr(quota, lambda cores: cores)
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert execution._cores() == granted
 
 
 @pytest.fixture
