@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imbalance_perturb.choice import SelectionRule, choose_among
-from imbalance_perturb.contenders import make_contenders
+from imbalance_perturb.contenders import make_candidates
 from imbalance_perturb.selection import select_by_cross_validation
 
 Floats = NDArray[np.float64]
@@ -203,10 +203,10 @@ def run(scenario: Scenario, sets: int, nested: int, random: np.random.Generator)
     answers, plain_answers, apparent, estimates, worth = [], [], [], [], []
     for index in range(sets):
         labels, preds = world.draw(random)
-        contenders = make_contenders(labels, preds, world.strengths, **about)
-        choice = choose_among(contenders, rule, random)
+        candidates = make_candidates(labels, preds, world.strengths, **about)
+        choice = choose_among(candidates, rule, random)
         answers.append(choice.chosen)
-        plain_answers.append(choose_among(contenders, plain, random).chosen)
+        plain_answers.append(choose_among(candidates, plain, random).chosen)
         apparent.append(choice.gains[choice.chosen])
         if index < nested:
             found = select_by_cross_validation(labels, preds, world.strengths, rule=replace(rule, seed=index), **about)

@@ -16,7 +16,7 @@ from torch import nn
 
 from imbalance_perturb.assembly import Assembly, assemble
 from imbalance_perturb.images import ImageList, find_images
-from imbalance_perturb.perturbation import Measure
+from imbalance_perturb.perturbation import LossSpec
 from imbalance_perturb.runs import predict_folder
 from imbalance_perturb.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.sweep import Variant, run_sweep
@@ -36,7 +36,7 @@ def measure_sweep(
         listed = _write_images(work / "images", images)
         assembly = _assemble(work, network, name, listed, batch_size, device)
         eps = np.geomspace(1e-4, 3e-2, K)
-        variants = [Variant(Measure(), float(value)) for value in eps]
+        variants = [Variant(LossSpec(), float(value)) for value in eps]
 
         def corrected() -> float:
             summary = predict_folder(assembly, listed, str(work / "predictions.csv"))

@@ -1,4 +1,4 @@
-"""The methods that `compare` lines up: what is tried for each, and what it makes of the logits that a sweep left."""
+"""The methods of `compare`: the candidates to try for each, and their logits, computed from those of a sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.intervals import check_level
 from imbalance_perturb.models.last_layer import LastLayer
-from imbalance_perturb.perturbation import Measure
+from imbalance_perturb.perturbation import LossSpec
 from imbalance_perturb.sweep import EPS_GRID as STEPS
 from imbalance_perturb.sweep import MINUS_EPS, PERTURB, RANDOM_SIGN, Sweep, Variant
 
@@ -115,7 +115,7 @@ class CachedLogits:
     """A sweep over N images, and what else the methods need: no model runs from here on."""
 
     sweep: Sweep
-    measure: Measure
+    loss_spec: LossSpec
     counts: ClassCounts
     last_layer: LastLayer | str
 
@@ -146,4 +146,4 @@ class CachedLogits:
         return np.stack(columns, axis=1)
 
     def _moved(self, eps: float, direction: str) -> Tensor:
-        return self.sweep.base if eps == 0 else self.sweep.logits[Variant(self.measure, eps, direction)]
+        return self.sweep.base if eps == 0 else self.sweep.logits[Variant(self.loss_spec, eps, direction)]

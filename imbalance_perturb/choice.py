@@ -1,4 +1,4 @@
-"""Choosing among corrections without being fooled by noise.
+"""Choose among corrections without being fooled by noise.
 
 The candidates are predictions that are there already (nothing is fitted), so a choice is fooled in one way only:
 the largest of many noisy figures is large by luck. Two things stand against that:
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imbalance_perturb.contenders import OBJECTIVES, Bools, Contenders, Floats, measure, stratified_folds
+from imbalance_perturb.contenders import OBJECTIVES, Bools, Candidates, Floats, objective_values, stratified_folds
 from imbalance_perturb.errors import LabelsError, SettingsError
 from imbalance_perturb.gain_test import adjusted_p_values
 
-#: Figures closer than this are ties that rounding has told apart.
+#: Figures closer than this are ties: only rounding separates them.
 _TIE = 1e-12
 
 #: Where no correction helps, 'no correction' is to be the answer nine times in ten; this level keeps the measured rate
@@ -41,8 +41,8 @@ class SelectionRule:
         significance: largest p-value of a gain over candidate 0 (one-sided, adjusted for the number of
             candidates); ``None`` considers every candidate, whether its gain is noise or not.
         folds: parts that are held out in turn, at least 2.
-        repeats: how often the images are parted anew.
-        seed: of the parting and the permutations.
+        repeats: how often the images are split anew.
+        seed: of the splits and the permutations.
 
     Raises:
         SettingsError: if a value is out of range.
@@ -92,36 +92,36 @@ class Choice:
     allowed: Bools
 
 
-def check_rule(contenders: Contenders, rule: SelectionRule) -> None:
+def check_rule(candidates: Candidates, rule: SelectionRule) -> None:
     """Refuse a rule that these images cannot serve.
 
     Raises:
         LabelsError: if there are fewer images than folds, or none of the class that ``scr`` is about.
     """
-    if len(contenders.labels) < rule.folds:
+    if len(candidates.labels) < rule.folds:
         raise LabelsError(
-            f"{len(contenders.labels)} labelled images cannot be parted into {rule.folds} folds; label more images or"
+            f"{len(candidates.labels)} labelled images cannot be split into {rule.folds} folds; label more images or"
             " ask for fewer folds"
         )
-    if rule.objective == "scr" and not (contenders.labels == contenders.smallest).any():
+    if rule.objective == "scr" and not (candidates.labels == candidates.smallest).any():
         raise LabelsError(
             "the class with the fewest training images has no labelled image, so its recall cannot be the objective;"
             " label some, or choose another objective"
         )
 
 
-def choose_among(contenders: Contenders, rule: SelectionRule, random: np.random.Generator) -> Choice:
-    """Choose one of the candidates, on all their images; what that is worth elsewhere, these cannot say."""
-    hits, totals = contenders.count_all()
-    values = measure(hits, totals, rule.objective, contenders.smallest)
+def choose_among(candidates: Candidates, rule: SelectionRule, random: np.random.Generator) -> Choice:
+    """Choose one of the candidates, on all their images, which cannot say how good it is on others."""
+    hits, totals = candidates.count_all()
+    values = objective_values(hits, totals, rule.objective, candidates.smallest)
     accuracy = hits.sum(axis=0) / totals.sum()
     drop = np.inf if rule.max_accuracy_drop is None else rule.max_accuracy_drop
     allowed = accuracy[0] - accuracy <= drop + _TIE
-    left_out = _leave_out(contenders, rule, random)
-    p_values = adjusted_p_values(contenders, rule.objective, random)
+    left_out = _leave_out(candidates, rule, random)
+    p_values = adjusted_p_values(candidates, rule.objective, random)
     considered = allowed & (p_values <= (1.0 if rule.significance is None else rule.significance))
     considered[0] = True
-    chosen = _mildest(values, considered, left_out, contenders.strengths, rule.standard_errors)
+    chosen = _mildest(values, considered, left_out, candidates.strengths, rule.standard_errors)
     return Choice(chosen, values, values - values[0], _error_of_difference(left_out, 0), p_values, allowed)
 
 
@@ -136,13 +136,13 @@ def _mildest(values: Floats, considered: Bools, left_out: Floats, strengths: Flo
     return min(near, key=lambda k: (strengths[k], -values[k]))
 
 
-def _leave_out(contenders: Contenders, rule: SelectionRule, random: np.random.Generator) -> Floats:
+def _leave_out(candidates: Candidates, rule: SelectionRule, random: np.random.Generator) -> Floats:
     """(repeats, folds, K) the objective without each fold."""
     values = []
     for _ in range(rule.repeats):
-        hits, totals = contenders.count(stratified_folds(contenders.labels, rule.folds, random), rule.folds)
+        hits, totals = candidates.count(stratified_folds(candidates.labels, rule.folds, random), rule.folds)
         values.append(
-            measure(hits.sum(axis=0) - hits, totals.sum(axis=0) - totals, rule.objective, contenders.smallest)
+            objective_values(hits.sum(axis=0) - hits, totals.sum(axis=0) - totals, rule.objective, candidates.smallest)
         )
     return np.stack(values)
 
@@ -152,5 +152,5 @@ def _error_of_difference(left_out: Floats, reference: int) -> Floats:
     difference = left_out - left_out[:, :, [reference]]
     folds = left_out.shape[1]
     variance = (folds - 1) * difference.var(axis=1)
-    # Not known where a fold held all images of the class: nothing is told apart then.
+    # Not known where a fold held all images of the class: every candidate is within the error then.
     return np.asarray(np.sqrt(np.nan_to_num(variance, nan=np.inf).mean(axis=0)))

@@ -1,4 +1,4 @@
-"""Would something simpler serve as well: the method beside other post-hoc corrections, on the same images."""
+"""Compare the method with other post-hoc corrections on the same images: would something simpler serve as well?"""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from imbalance_perturb.candidates import (
     count_passes,
 )
 from imbalance_perturb.choice import SelectionRule, check_rule
-from imbalance_perturb.contenders import make_contenders
-from imbalance_perturb.contest import Progress, Run, Scored, Tuned, first_error
+from imbalance_perturb.contenders import make_candidates
+from imbalance_perturb.contest import ComparisonRun, Progress, Scored, Tuned, first_error
 from imbalance_perturb.errors import LabelsError
 from imbalance_perturb.evaluation import IntervalOptions
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.labelled_images import LabelledImages, find_labelled_images
-from imbalance_perturb.lineup import Comparison, Entry
-from imbalance_perturb.lineup_scoring import Contestant, score_lineup
+from imbalance_perturb.lineup import Comparison, MethodResult
+from imbalance_perturb.lineup_scoring import score_lineup
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.outputs import sha256
 from imbalance_perturb.prediction import iter_inputs
@@ -55,7 +55,7 @@ def compare_methods(
     """Choose each method's parameters on the validation images, and score all methods on the same other images.
 
     With test images every method is scored on those, with what was chosen on all validation images. Without, the
-    validation images are parted into folds, and each is predicted with what was chosen without its fold. The
+    validation images are split into folds, and each is predicted with what was chosen without its fold. The
     controls move the input by the eps that was chosen for `perturb`: the same step, another direction.
 
     Args:
@@ -71,31 +71,31 @@ def compare_methods(
     options = options or ComparisonOptions()
     counts = load_counts(settings.model)
     val = find_labelled_images(files.val, files.labels, counts.names)
-    _check_choosable(val, files, len(counts), counts.smallest, options.rule)
+    _check_labels(val, files, len(counts), counts.smallest, options.rule)
     test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
     if test is not None:
-        _check_apart(val.images, test.images, files)
+        _check_disjoint(val.images, test.images, files)
     assembly = assemble(settings, val.images, exact=True)
     describe(assembly)
-    run = Run(assembly, options, progress, _last_layer(assembly, val.images, options))
+    run = ComparisonRun(assembly, options, progress, _last_layer(assembly, val.images, options))
     cached = run.cache(val.images, run.grid())
     tuned = run.tune(cached, val.of(cached.sweep.names))
     scored = run.score_held_out(val, cached, tuned) if test is None else run.score_test(test, tuned)
     return _summarise(run, cached, tuned, scored, val, test, files)
 
 
-def _check_choosable(
+def _check_labels(
     val: LabelledImages, files: ComparisonFiles, classes: int, smallest: int, rule: SelectionRule
 ) -> None:
-    """Whatever would stop a choice stops it now, not after the model has run."""
+    """Refuse labels that cannot decide now, not after the model has run."""
     labels = val.of(val.images.names)
     try:
-        check_rule(make_contenders(labels, labels[:, None], [0.0], num_classes=classes, smallest_class=smallest), rule)
+        check_rule(make_candidates(labels, labels[:, None], [0.0], num_classes=classes, smallest_class=smallest), rule)
     except LabelsError as error:
         raise LabelsError(f"{files.val}: {error}") from None
 
 
-def _check_apart(val: ImageList, test: ImageList, files: ComparisonFiles) -> None:
+def _check_disjoint(val: ImageList, test: ImageList, files: ComparisonFiles) -> None:
     known = {(val.root / name).resolve() for name in val.names}
     both = [name for name in test.names if (test.root / name).resolve() in known]
     if both:
@@ -116,7 +116,7 @@ def _last_layer(assembly: Assembly, images: ImageList, options: ComparisonOption
 
 
 def _summarise(
-    run: Run,
+    run: ComparisonRun,
     cached: CachedLogits,
     tuned: Mapping[str, Tuned],
     scored: Scored,
@@ -125,10 +125,10 @@ def _summarise(
     files: ComparisonFiles,
 ) -> Comparison:
     options, counts = run.options, run.assembly.counts
-    rates = _Rates.of(cached.sweep)
-    contestants = [_contestant(method, run, tuned, rates) for method in options.methods]
-    entries, advice, class_notes = score_lineup(
-        contestants,
+    rates = _Rates.from_sweep(cached.sweep)
+    methods = [_describe_method(method, run, tuned, rates) for method in options.methods]
+    results, advice, class_notes = score_lineup(
+        methods,
         scored.labels,
         scored.preds,
         counts,
@@ -143,21 +143,21 @@ def _summarise(
         scored_on="validation" if test is None else "test",
         tuned_on=len(cached.sweep.names),
         n=len(scored.labels),
-        entries=entries,
+        results=results,
         advice=advice,
         failed=tuple(sorted({*cached.sweep.errors, *scored.failed})),
         confidence_level=options.level,
-        notes=(*_notes(entries, {**cached.sweep.errors, **scored.failed}, val, test, files, options), *class_notes),
+        notes=(*_notes(results, {**cached.sweep.errors, **scored.failed}, val, test, files, options), *class_notes),
         source=_source(run, files),
     )
 
 
-def _contestant(method: str, run: Run, tuned: Mapping[str, Tuned], rates: _Rates) -> Contestant:
+def _describe_method(method: str, run: ComparisonRun, tuned: Mapping[str, Tuned], rates: _Rates) -> MethodResult:
     if method not in run.methods:
-        return Contestant(method, unavailable=str(run.last_layer))
-    candidate = run.settled(method, tuned)
+        return MethodResult(method, unavailable=str(run.last_layer))
+    candidate = run.chosen_candidate(method, tuned)
     passes = count_passes(method, candidate)
-    return Contestant(
+    return MethodResult(
         method,
         control=method in CONTROLS,
         parameters={name: getattr(candidate, name) for name in PARAMETERS[method]},
@@ -168,7 +168,7 @@ def _contestant(method: str, run: Run, tuned: Mapping[str, Tuned], rates: _Rates
 
 
 def _notes(
-    entries: Sequence[Entry],
+    results: Sequence[MethodResult],
     failed: Mapping[str, str],
     val: LabelledImages,
     test: LabelledImages | None,
@@ -181,18 +181,18 @@ def _notes(
     for labelled, path in ((val, files.val), (test, files.test)):
         if labelled is not None and labelled.unused_labels:
             notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
-    notes += [f"{entry.method} is not available: {entry.unavailable}" for entry in entries if entry.unavailable]
+    notes += [f"{result.method} is not available: {result.unavailable}" for result in results if result.unavailable]
     grids = {"eps": options.eps_grid, "tau": options.tau_grid}
-    for entry in entries:
-        ends = [f"{k} {v:g}" for k, v in entry.parameters.items() if len(grids[k]) > 1 and v == max(grids[k])]
-        if ends and not entry.control:
-            notes.append(f"{entry.method}: {', '.join(ends)} is the largest value tried; a larger one may do better")
-        same, splits = entry.agreement or (1, 1)
+    for result in results:
+        ends = [f"{k} {v:g}" for k, v in result.parameters.items() if len(grids[k]) > 1 and v == max(grids[k])]
+        if ends and not result.control:
+            notes.append(f"{result.method}: {', '.join(ends)} is the largest value tried; a larger one may do better")
+        same, splits = result.agreement or (1, 1)
         if 2 * same < splits:
-            notes.append(f"{entry.method}: the choice is unsteady, {entry.setting} in {same} of {splits} splits only")
-    if any(entry.control and entry.parameters.get("eps") == 0 for entry in entries):
+            notes.append(f"{result.method}: the choice is unsteady, {result.setting} in {same} of {splits} splits only")
+    if any(result.control and result.parameters.get("eps") == 0 for result in results):
         notes.append("eps 0 was chosen for perturb, so there is no step for the controls to take: they are none")
-    if any(entry.method == PRIOR_SHIFT for entry in entries):
+    if any(result.method == PRIOR_SHIFT for result in results):
         notes.append(
             f"{PRIOR_SHIFT} estimates the class shares of the scored images from all of them together: a single image,"
             " or others, would be predicted differently"
@@ -200,7 +200,7 @@ def _notes(
     return notes
 
 
-def _source(run: Run, files: ComparisonFiles) -> dict[str, Any]:
+def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
     import torch
 
     import imbalance_perturb
@@ -237,7 +237,7 @@ class _Rates:
     perturbed: float
 
     @classmethod
-    def of(cls, sweep: Sweep) -> _Rates:
+    def from_sweep(cls, sweep: Sweep) -> _Rates:
         images = len(sweep.names)
         gradient = sweep.seconds["gradient pass"] / images
         steps = sum(logits is not sweep.base for logits in sweep.logits.values())

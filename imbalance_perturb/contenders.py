@@ -1,4 +1,4 @@
-"""What a choice looks at: which of several predictions of the same images are right, counted by class and by fold."""
+"""Count which of several predictions of the same images are right, by class and by fold: all a choice looks at."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OBJECTIVES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Contenders:
+class Candidates:
     """K predictions of the same N images, as far as a choice looks at them.
 
     ``labels`` (N,); ``correct`` (N, K); ``strengths`` (K,), smallest for candidate 0, the uncorrected prediction;
@@ -36,9 +36,9 @@ class Contenders:
     num_classes: int
     smallest: int
 
-    def of(self, images: Bools) -> Contenders:
+    def subset(self, images: Bools) -> Candidates:
         """The same candidates on some of the images, (N,) true for those."""
-        return Contenders(self.labels[images], self.correct[images], self.strengths, self.num_classes, self.smallest)
+        return Candidates(self.labels[images], self.correct[images], self.strengths, self.num_classes, self.smallest)
 
     def count(self, folds: Ints, number: int) -> tuple[Floats, Floats]:
         """(number, C, K) images predicted right and (number, C) images, in each fold."""
@@ -56,9 +56,9 @@ class Contenders:
         return hits[0], totals[0]
 
 
-def make_contenders(
+def make_candidates(
     labels: ArrayLike, preds: ArrayLike, strengths: ArrayLike, *, num_classes: int, smallest_class: int
-) -> Contenders:
+) -> Candidates:
     """Check K predictions of N images and bring them into the form that a choice looks at.
 
     Args:
@@ -75,7 +75,7 @@ def make_contenders(
     truth, found = np.asarray(labels, dtype=np.int64), np.asarray(preds, dtype=np.int64)
     strength = np.asarray(strengths, dtype=np.float64)
     _check(truth, found, strength, num_classes)
-    return Contenders(truth, found == truth[:, None], strength, num_classes, smallest_class)
+    return Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class)
 
 
 def stratified_folds(labels: ArrayLike, folds: int, random: np.random.Generator) -> Ints:
@@ -88,7 +88,7 @@ def stratified_folds(labels: ArrayLike, folds: int, random: np.random.Generator)
     return np.asarray(random.permutation(folds)[dealt])
 
 
-def measure(hits: Floats, totals: Floats, objective: str, smallest: int) -> Floats:
+def objective_values(hits: Floats, totals: Floats, objective: str, smallest: int) -> Floats:
     """(..., K) the objective, from (..., C, K) images predicted right of (..., C); NaN where it has no image."""
     present = (totals > 0)[..., None]
     recall = hits / np.maximum(totals, 1)[..., None]

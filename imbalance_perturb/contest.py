@@ -1,4 +1,4 @@
-"""One comparison under way: choose each method's parameters, and predict what had no part in the choice."""
+"""Choose each method's parameters, and predict the images that had no part in the choice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imbalance_perturb.errors import LabelsError
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.labelled_images import LabelledImages
 from imbalance_perturb.models.last_layer import LastLayer
-from imbalance_perturb.perturbation import Measure
+from imbalance_perturb.perturbation import LossSpec
 from imbalance_perturb.selection import select_by_cross_validation
 from imbalance_perturb.sweep import PERTURB, Variant, run_sweep
 
@@ -54,8 +54,8 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One comparison under way: what all its steps share."""
+class ComparisonRun:
+    """What all steps of one comparison share."""
 
     assembly: Assembly
     options: ComparisonOptions
@@ -73,7 +73,7 @@ class Run:
             sweep = run_sweep(self.assembly, images, list(dict.fromkeys(variants)), progress=advance)
         if not sweep.names:
             raise LabelsError(f"{images.root}: none of the images can be used (first: {first_error(sweep.errors)})")
-        return CachedLogits(sweep, self._measure, self.assembly.counts, self.last_layer)
+        return CachedLogits(sweep, self._loss_spec, self.assembly.counts, self.last_layer)
 
     def grid(self) -> list[Variant]:
         """Every step that a choice may fall on."""
@@ -131,24 +131,24 @@ class Run:
 
     def score_test(self, images: LabelledImages, tuned: Mapping[str, Tuned]) -> Scored:
         """Predict the test images with what was chosen on all validation images."""
-        settled = {method: self.settled(method, tuned) for method in self.methods}
-        moving = [(method, candidate.eps) for method, candidate in settled.items() if candidate.eps > 0]
+        chosen = {method: self.chosen_candidate(method, tuned) for method in self.methods}
+        moving = [(method, candidate.eps) for method, candidate in chosen.items() if candidate.eps > 0]
         variants = [self._variant(eps, method if method in CONTROLS else PERTURB) for method, eps in moving]
         cached = self.cache(images.images, variants)
-        preds = {method: cached.predict(method, [candidate])[:, 0] for method, candidate in settled.items()}
+        preds = {method: cached.predict(method, [candidate])[:, 0] for method, candidate in chosen.items()}
         return Scored(images.of(cached.sweep.names), preds, cached.sweep.errors)
 
-    def settled(self, method: str, tuned: Mapping[str, Tuned]) -> Candidate:
+    def chosen_candidate(self, method: str, tuned: Mapping[str, Tuned]) -> Candidate:
         """The parameters of a method; a control has those of `perturb`."""
         return tuned[PERTURB if method in CONTROLS else method].chosen
 
     @property
-    def _measure(self) -> Measure:
+    def _loss_spec(self) -> LossSpec:
         debias = self.assembly.settings.debias
-        return Measure(debias.loss, debias.temperature)
+        return LossSpec(debias.loss, debias.temperature)
 
     def _variant(self, eps: float, direction: str = PERTURB) -> Variant:
-        return Variant(self._measure, eps, direction)
+        return Variant(self._loss_spec, eps, direction)
 
 
 def _strengths(method: str, candidates: Sequence[Candidate], preds: Ints) -> Floats:

@@ -1,4 +1,4 @@
-"""What the correction gains and what it costs: base against perturbed predictions of the same labelled images."""
+"""Evaluate base against perturbed predictions of the same labelled images: what the correction gains and costs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def evaluate(
     auc = None if probs is None else macro_auc(labels, probs)
     base = _score(joint.base, counts, base_auc, f1_base, options)
     perturbed = _score(joint.perturbed, counts, auc, f1_perturbed, options)
-    paired = _Pairs.of(joint)
+    paired = _Pairs.from_counts(joint)
     support = joint.base.sum(axis=1)
     return Evaluation(
         classes=counts.names,
@@ -121,7 +121,7 @@ class _Pairs:
     totals: NDArray[np.int64]
 
     @classmethod
-    def of(cls, joint: JointCounts) -> _Pairs:
+    def from_counts(cls, joint: JointCounts) -> _Pairs:
         table = joint.correctness
         return cls(table[:, 1, 0], table[:, 0, 1], table.sum(axis=(1, 2)))
 

@@ -1,4 +1,4 @@
-"""Evaluating files: predictions, the run that made them and labels are brought together, or refused with a reason."""
+"""Evaluate files: join predictions, their run file and labels, or refuse them with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Could chance explain the largest of many gains: a paired permutation test of all candidates at once.
+"""Test whether chance explains the largest of many gains: a paired permutation test of all candidates at once.
 
 If a candidate did nothing, which of the two predictions of an image is the corrected one would be arbitrary. So the
 two are swapped within random images, for all candidates alike, which keeps how much they have in common; and each
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from imbalance_perturb.contenders import Contenders, Floats, Ints, measure
+from imbalance_perturb.contenders import Candidates, Floats, Ints, objective_values
 
 #: Permutations; the smallest p-value is one over this plus one.
 PERMUTATIONS = 1999
@@ -24,16 +24,16 @@ PERMUTATIONS = 1999
 #: Objectives that are linear in the recalls.
 _LINEAR = ("mcr", "scr")
 
-#: Statistics closer than this are ties that rounding has told apart.
+#: Statistics closer than this are ties: only rounding separates them.
 _TIE = 1e-9
 
 #: Numbers held at a time.
 _MAX_NUMBERS = 10_000_000
 
 
-def adjusted_p_values(contenders: Contenders, objective: str, random: np.random.Generator) -> Floats:
+def adjusted_p_values(candidates: Candidates, objective: str, random: np.random.Generator) -> Floats:
     """(K,) one-sided p-values of the gains in the objective over candidate 0, adjusted for all K; 1 for candidate 0."""
-    pairs = _Pairs.of(contenders, objective)
+    pairs = _Pairs.from_candidates(candidates, objective)
     p_values = np.ones(pairs.hits.shape[1])
     moving = pairs.changed.any(axis=0)
     if not moving.any():
@@ -67,15 +67,15 @@ class _Pairs:
     smallest: int
 
     @classmethod
-    def of(cls, contenders: Contenders, objective: str) -> _Pairs:
-        hits, totals = contenders.count_all()
-        change = contenders.correct.astype(np.int8) - contenders.correct[:, :1].astype(np.int8)
+    def from_candidates(cls, candidates: Candidates, objective: str) -> _Pairs:
+        hits, totals = candidates.count_all()
+        change = candidates.correct.astype(np.int8) - candidates.correct[:, :1].astype(np.int8)
         moving = change.any(axis=1)
         # Images of one class that fare alike under all candidates differ in nothing: count them.
-        rows = np.concatenate([contenders.labels[moving, None], change[moving]], axis=1)
+        rows = np.concatenate([candidates.labels[moving, None], change[moving]], axis=1)
         cells, counts = np.unique(rows, axis=0, return_counts=True)
-        changed, _ = replace(contenders, correct=change != 0).count_all()
-        return cls(hits, totals, changed, cells, counts, objective, contenders.smallest)
+        changed, _ = replace(candidates, correct=change != 0).count_all()
+        return cls(hits, totals, changed, cells, counts, objective, candidates.smallest)
 
     def iter_swaps(self, random: np.random.Generator) -> Iterator[Floats]:
         """Hits that a candidate hands to candidate 0 by random swaps, (B, C, K) at a time."""
@@ -91,8 +91,8 @@ class _Pairs:
 
     def evaluate(self, moved: Floats) -> tuple[Floats, Floats]:
         """(B, K) gains and their standard errors (of linear objectives; else zeros) after these swaps."""
-        after = measure(self.hits - moved, self.totals, self.objective, self.smallest)
-        before = measure(self.hits[:, :1] + moved, self.totals, self.objective, self.smallest)
+        after = objective_values(self.hits - moved, self.totals, self.objective, self.smallest)
+        before = objective_values(self.hits[:, :1] + moved, self.totals, self.objective, self.smallest)
         gains = np.nan_to_num(after - before)
         if self.objective not in _LINEAR:
             return gains, np.zeros_like(gains)

@@ -1,4 +1,4 @@
-"""What a comparison of methods comes to, as plain values: written to JSON, shown in tables, drawn in reports."""
+"""The results of a comparison of methods as plain values: written to JSON, shown in tables, drawn in reports."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from imbalance_perturb.scores import Difference, Interval, Scores
+from imbalance_perturb.scores import Difference, Scores, interval_key
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One method: its parameters, its figures, and what it costs.
+class MethodResult:
+    """One method: its parameters, its figures, and what it costs. Before it is scored it has no figures.
 
     ``parameters`` were chosen on all validation images; ``agreement`` says in how many of how many splits the same
     were chosen without a part of them (``None`` where there was nothing to choose). ``scores`` are of images that
@@ -21,13 +21,13 @@ class Entry:
     """
 
     method: str
-    control: bool
-    parameters: Mapping[str, float]
-    agreement: tuple[int, int] | None
-    passes: int
-    images_per_second: float | None
-    scores: Scores | None
-    differences: Mapping[str, Difference]
+    control: bool = False
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    agreement: tuple[int, int] | None = None
+    passes: int = 1
+    images_per_second: float | None = None
+    scores: Scores | None = None
+    differences: Mapping[str, Difference] = field(default_factory=dict)
     changed: int = 0
     unavailable: str | None = None
 
@@ -37,7 +37,7 @@ class Entry:
         return ", ".join(f"{name} {value:g}" for name, value in self.parameters.items())
 
     def to_dict(self, interval_key: str) -> dict[str, Any]:
-        """The entry as JSON has it."""
+        """The result as JSON has it."""
         data: dict[str, Any] = {
             "control": self.control,
             "available": self.unavailable is None,
@@ -48,10 +48,7 @@ class Entry:
         }
         if self.scores is None:
             return {**data, "reason": self.unavailable}
-        differences = {
-            name: {"value": d.value, interval_key: _pair(d.interval), "p_value": d.p_value, "test": d.test}
-            for name, d in self.differences.items()
-        }
+        differences = {name: difference.to_dict(interval_key) for name, difference in self.differences.items()}
         scores = self.scores.to_dict(interval_key)
         return {**data, "changed": self.changed, **scores, "difference": differences}
 
@@ -80,7 +77,7 @@ class Comparison:
     scored_on: str
     tuned_on: int
     n: int
-    entries: tuple[Entry, ...]
+    results: tuple[MethodResult, ...]
     advice: Advice
     failed: tuple[str, ...]
     confidence_level: float
@@ -99,7 +96,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON has it; ``ci95`` is named after the level."""
-        key = f"ci{100 * self.confidence_level:g}"
+        key = interval_key(self.confidence_level)
         return {
             "n": self.n,
             "scored_on": self.scored_on,
@@ -108,7 +105,7 @@ class Comparison:
             "classes": list(self.classes),
             "counts": list(self.counts),
             "smallest_class": self.smallest_class,
-            "methods": {entry.method: entry.to_dict(key) for entry in self.entries},
+            "methods": {result.method: result.to_dict(key) for result in self.results},
             "advice": {
                 "method": self.advice.method,
                 "metric": self.advice.metric,
@@ -119,7 +116,3 @@ class Comparison:
             "confidence_level": self.confidence_level,
             **self.source,
         }
-
-
-def _pair(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]

@@ -33,7 +33,7 @@ class GradientSign(NamedTuple):
     logits: Tensor
 
 
-class Measure(NamedTuple):
+class LossSpec(NamedTuple):
     """ℓ and T of Eq. (1): how the softened output is compared with the target."""
 
     loss: str = "cross-entropy"
@@ -59,21 +59,21 @@ def gradient_sign(
         ModelOutputError: if the model does not return (N, C) logits.
         SettingsError: for a temperature or loss that is not known.
     """
-    (sign,), logits = gradient_signs(model, x, target, [Measure(loss, temperature)])
+    (sign,), logits = gradient_signs(model, x, target, [LossSpec(loss, temperature)])
     return GradientSign(sign, logits)
 
 
 def gradient_signs(
-    model: nn.Module, x: Tensor, target: Tensor, measures: Sequence[Measure]
+    model: nn.Module, x: Tensor, target: Tensor, loss_specs: Sequence[LossSpec]
 ) -> tuple[list[Tensor], Tensor]:
-    """The signs of :func:`gradient_sign` for several measures from one forward pass, and the logits (N, C).
+    """The signs of :func:`gradient_sign` for several losses and T from one forward pass, and the logits (N, C).
 
-    One backward pass for each measure; arguments and errors as for :func:`gradient_sign`.
+    One backward pass for each; arguments and errors as for :func:`gradient_sign`.
     """
-    for _, temperature in measures:
+    for _, temperature in loss_specs:
         if not temperature > 0:
             raise SettingsError(f"the temperature is {temperature}; it must be above 0 (the paper uses 1000)")
-    directions = [(logit_gradient(loss), temperature) for loss, temperature in measures]
+    directions = [(logit_gradient(loss), temperature) for loss, temperature in loss_specs]
     with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model):
         # clone: an input made in inference mode cannot be recorded, and a model whose first layer works in
         # place may write neither to a leaf nor to the caller's tensor.

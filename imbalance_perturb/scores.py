@@ -1,4 +1,4 @@
-"""What an evaluation comes to, as plain values: written to JSON, shown in tables, drawn in reports."""
+"""The results of an evaluation as plain values: written to JSON, shown in tables, drawn in reports."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class Interval:
 
     low: float
     high: float
+
+    def to_list(self) -> list[float]:
+        """Both ends, as JSON has them."""
+        return [self.low, self.high]
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Scores:
         """The scores as JSON has them; ``interval_key`` names the entry with the intervals."""
         data: dict[str, Any] = {name: getattr(self, name) for name in METRICS}
         data["worst_class"] = self.worst_class
-        data[interval_key] = {name: _pair(interval) for name, interval in self.intervals.items()}
+        data[interval_key] = {name: interval.to_list() for name, interval in self.intervals.items()}
         data["per_class"] = {
             entry.name: {
                 "recall": entry.recall,
@@ -75,7 +79,7 @@ class Scores:
                 "f1": entry.f1,
                 "support": entry.support,
                 "predicted": entry.predicted,
-                f"recall_{interval_key}": _pair(entry.recall_interval),
+                f"recall_{interval_key}": _list(entry.recall_interval),
             }
             for entry in self.per_class
         }
@@ -91,6 +95,22 @@ class Difference:
     interval: Interval | None
     p_value: float | None
     test: str | None
+
+    @property
+    def direction(self) -> int:
+        """1 for a gain and -1 for a loss that is more than noise; 0 where the interval holds 0, or there is none."""
+        if self.interval is None or self.interval.low <= 0 <= self.interval.high:
+            return 0
+        return 1 if self.value > 0 else -1
+
+    def to_dict(self, interval_key: str) -> dict[str, Any]:
+        """The difference as JSON has it; ``interval_key`` names the entry with the interval."""
+        return {
+            "value": self.value,
+            interval_key: _list(self.interval),
+            "p_value": self.p_value,
+            "test": self.test,
+        }
 
 
 @dataclass(frozen=True)
@@ -135,9 +155,21 @@ class Evaluation:
     source: Mapping[str, str] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def metrics(self) -> list[str]:
+        """Those of :data:`METRICS` that there can be here: AUC only with probabilities."""
+        return [
+            name for name in METRICS if name != "auc" or self.base.auc is not None or self.perturbed.auc is not None
+        ]
+
+    @property
+    def worst_classes(self) -> tuple[str, ...]:
+        """The class with the lowest recall: one, or two where the correction changes which it is."""
+        return tuple(dict.fromkeys((self.base.worst_class, self.perturbed.worst_class)))
+
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON has it; ``ci95`` is named after the level, so ``ci90`` for 0.9."""
-        key = f"ci{100 * self.confidence_level:g}"
+        key = interval_key(self.confidence_level)
         return {
             "n": self.n,
             "classes": list(self.classes),
@@ -146,17 +178,9 @@ class Evaluation:
             "classes_without_labels": list(self.classes_without_labels),
             "base": self.base.to_dict(key),
             "perturbed": self.perturbed.to_dict(key),
-            "difference": {
-                name: {
-                    "value": entry.value,
-                    key: _pair(entry.interval),
-                    "p_value": entry.p_value,
-                    "test": entry.test,
-                }
-                for name, entry in self.differences.items()
-            },
+            "difference": {name: difference.to_dict(key) for name, difference in self.differences.items()},
             "recall_gain": {
-                name: None if gain is None else {"value": gain.value, key: _pair(gain.interval)}
+                name: None if gain is None else {"value": gain.value, key: _list(gain.interval)}
                 for name, gain in zip(self.classes, self.gains, strict=True)
             },
             "changed": {
@@ -175,5 +199,10 @@ class Evaluation:
         }
 
 
-def _pair(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+def interval_key(level: float) -> str:
+    """The name under which JSON has an interval: ``ci95``, or ``ci90`` for a level of 0.9."""
+    return f"ci{100 * level:g}"
+
+
+def _list(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else interval.to_list()

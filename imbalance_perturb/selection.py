@@ -1,4 +1,4 @@
-"""Choosing among corrections and estimating what the choice is worth on images that had no part in it.
+"""Choose among corrections, and estimate the figures of the choice on images that had no part in it.
 
 Nested cross-validation: the whole choice is made again without each fold, and only that fold scores it. On the images
 that made it a choice looks too good, so what is said of the selected correction never comes from those.
@@ -12,14 +12,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from imbalance_perturb.choice import Choice, SelectionRule, check_rule, choose_among
-from imbalance_perturb.contenders import OBJECTIVES, Contenders, Ints, make_contenders, measure, stratified_folds
+from imbalance_perturb.contenders import (
+    OBJECTIVES,
+    Candidates,
+    Ints,
+    make_candidates,
+    objective_values,
+    stratified_folds,
+)
 
 __all__ = ["OBJECTIVES", "Choice", "Figures", "Selection", "SelectionRule", "choose", "select_by_cross_validation"]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What predictions come to, each in [0, 1]; ``scr`` is ``None`` where its class has no image."""
+    """Figures of one set of predictions, each in [0, 1]; ``scr`` is ``None`` where its class has no image."""
 
     mcr: float
     scr: float | None
@@ -30,7 +37,7 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """A choice, how steady it is, and what it is worth on images that had no part in it.
+    """A choice, how steady it is, and its figures on images that had no part in it.
 
     Args:
         choice: made from all N images.
@@ -77,7 +84,7 @@ def select_by_cross_validation(
     smallest_class: int,
     rule: SelectionRule | None = None,
 ) -> Selection:
-    """Choose one of K candidate predictions of the same N images, and estimate what that is worth.
+    """Choose one of K candidate predictions of the same N images, and estimate its figures on other images.
 
     Args:
         labels: (N,) true class indices.
@@ -93,24 +100,24 @@ def select_by_cross_validation(
             only one class has images, or none of the class that ``scr`` is about.
     """
     rule = rule or SelectionRule()
-    contenders = make_contenders(labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class)
-    check_rule(contenders, rule)
+    candidates = make_candidates(labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class)
+    check_rule(candidates, rule)
     for_all, *for_repeats = np.random.SeedSequence(rule.seed).spawn(1 + rule.repeats)
-    images = len(contenders.labels)
+    images = len(candidates.labels)
     folds = np.empty((rule.repeats, images), dtype=np.int64)
     fold_choices = np.empty((rule.repeats, rule.folds), dtype=np.int64)
     for repeat, seeds in enumerate(for_repeats):
         random = np.random.default_rng(seeds)
-        folds[repeat] = stratified_folds(contenders.labels, rule.folds, random)
+        folds[repeat] = stratified_folds(candidates.labels, rule.folds, random)
         for fold in range(rule.folds):
-            fold_choices[repeat, fold] = choose_among(contenders.of(folds[repeat] != fold), rule, random).chosen
-    held_out = contenders.correct[np.arange(images), np.take_along_axis(fold_choices, folds, axis=1)].T
-    figures = _figures(contenders)
+            fold_choices[repeat, fold] = choose_among(candidates.subset(folds[repeat] != fold), rule, random).chosen
+    held_out = candidates.correct[np.arange(images), np.take_along_axis(fold_choices, folds, axis=1)].T
+    figures = _figures(candidates)
     return Selection(
-        choice=choose_among(contenders, rule, np.random.default_rng(for_all)),
+        choice=choose_among(candidates, rule, np.random.default_rng(for_all)),
         figures=figures,
         base=figures[0],
-        selected=_mean_figures(_figures(replace(contenders, correct=held_out, strengths=np.zeros(rule.repeats)))),
+        selected=_mean_figures(_figures(replace(candidates, correct=held_out, strengths=np.zeros(rule.repeats)))),
         fold_choices=fold_choices,
         folds=folds,
         rule=rule,
@@ -126,18 +133,18 @@ def choose(
     smallest_class: int,
     rule: SelectionRule | None = None,
 ) -> Choice:
-    """The choice of :func:`select_by_cross_validation` alone, without the estimate of its worth."""
+    """The choice of :func:`select_by_cross_validation` alone, without the estimate."""
     rule = rule or SelectionRule()
-    contenders = make_contenders(labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class)
-    check_rule(contenders, rule)
-    return choose_among(contenders, rule, np.random.default_rng(np.random.SeedSequence(rule.seed).spawn(1)[0]))
+    candidates = make_candidates(labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class)
+    check_rule(candidates, rule)
+    return choose_among(candidates, rule, np.random.default_rng(np.random.SeedSequence(rule.seed).spawn(1)[0]))
 
 
-def _figures(contenders: Contenders) -> tuple[Figures, ...]:
-    hits, totals = contenders.count_all()
-    mcr, scr, worst, gmean = (measure(hits, totals, name, contenders.smallest).tolist() for name in OBJECTIVES)
+def _figures(candidates: Candidates) -> tuple[Figures, ...]:
+    hits, totals = candidates.count_all()
+    mcr, scr, worst, gmean = (objective_values(hits, totals, name, candidates.smallest).tolist() for name in OBJECTIVES)
     accuracy = (hits.sum(axis=0) / totals.sum()).tolist()
-    known = totals[contenders.smallest] > 0
+    known = totals[candidates.smallest] > 0
     return tuple(
         Figures(mcr[k], scr[k] if known else None, worst[k], gmean[k], accuracy[k]) for k in range(len(accuracy))
     )

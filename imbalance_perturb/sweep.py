@@ -1,6 +1,6 @@
-"""Logits of many corrections of the same images, each image decoded once and differentiated once.
+"""Compute logits of many corrections of the same images, each image decoded once and differentiated once.
 
-What `tune-eps` and `compare` stand on: the gradient pass does not depend on eps, so K values of eps cost one
+`tune-eps` and `compare` are built on it: the gradient pass does not depend on eps, so K values of eps cost one
 forward and one backward pass for each loss and temperature, and one more forward pass each.
 """
 
@@ -20,7 +20,7 @@ from imbalance_perturb.batching import BatchLimit
 from imbalance_perturb.errors import ModelGradientError, SettingsError
 from imbalance_perturb.execution import applied
 from imbalance_perturb.images import ImageList
-from imbalance_perturb.perturbation import Measure, gradient_signs, step
+from imbalance_perturb.perturbation import LossSpec, gradient_signs, step
 from imbalance_perturb.prediction import iter_inputs
 from imbalance_perturb.stopwatch import Stopwatch
 
@@ -32,9 +32,9 @@ PERTURB, RANDOM_SIGN, MINUS_EPS = "perturb", "random-sign", "minus-eps"
 
 
 class Variant(NamedTuple):
-    """One correction: a measure (loss, T), a step size, and a direction."""
+    """One correction: a loss with its temperature, a step size, and a direction."""
 
-    measure: Measure
+    loss_spec: LossSpec
     eps: float
     direction: str = PERTURB
 
@@ -125,13 +125,13 @@ def _sweep_group(
     assembly: Assembly, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch
 ) -> list[tuple[int, dict[Variant | None, Tensor]]]:
     """For each usable image of a group: its index and its rows of logits by variant, ``None`` for the plain model."""
-    measures = list(dict.fromkeys(variant.measure for variant in collected.logits))
+    loss_specs = list(dict.fromkeys(variant.loss_spec for variant in collected.logits))
     debiased = assembly.debiased
     try:
         with stopwatch.timing("gradient pass", x.device):
             if any(variant.direction != RANDOM_SIGN for variant in collected.logits):
-                signs, base = gradient_signs(debiased.model, x, assembly.target, measures)
-                collected.passes["backward"] += len(measures)
+                signs, base = gradient_signs(debiased.model, x, assembly.target, loss_specs)
+                collected.passes["backward"] += len(loss_specs)
             else:
                 signs, base = [], debiased.predict_plain(x)
             collected.passes["forward"] += 1
@@ -144,11 +144,11 @@ def _sweep_group(
             (i, _sweep_group(assembly, [name], x[i : i + 1], collected, stopwatch)) for i, name in enumerate(names)
         ]
         return [(i, found) for i, one in alone for _, found in one]
-    by_measure = dict(zip(measures, signs, strict=False))
+    by_loss_spec = dict(zip(loss_specs, signs, strict=False))
     found: dict[Variant | None, Tensor] = {None: base}
     with stopwatch.timing("final pass", x.device):
         for variant in collected.logits:
-            sign = _random_sign(names, x) if variant.direction == RANDOM_SIGN else by_measure[variant.measure]
+            sign = _random_sign(names, x) if variant.direction == RANDOM_SIGN else by_loss_spec[variant.loss_spec]
             eps = _input_eps(assembly, variant).to(x)
             found[variant] = debiased.predict_plain(step(x, sign, eps, debiased.clip))
             collected.passes["final"] += 1

@@ -1,4 +1,4 @@
-"""Which eps to use: try many on labelled images that the model has not seen, and choose without being fooled."""
+"""Tune eps: try many on labelled images that the model has not seen, and choose one without being fooled by noise."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from imbalance_perturb.assembly import Assembly
 from imbalance_perturb.choice import SelectionRule, check_rule
-from imbalance_perturb.contenders import make_contenders
+from imbalance_perturb.contenders import make_candidates
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.errors import ImageFolderError, SettingsError
 from imbalance_perturb.intervals import difference_interval
 from imbalance_perturb.labelled_images import LabelledImages
 from imbalance_perturb.outputs import sha256
-from imbalance_perturb.perturbation import Measure
+from imbalance_perturb.perturbation import LossSpec
 from imbalance_perturb.scores import Interval
 from imbalance_perturb.selection import Figures, Selection, select_by_cross_validation
 from imbalance_perturb.settings import LOSSES, DebiasSettings, Settings
 from imbalance_perturb.sweep import EPS_GRID, Sweep, Variant, run_sweep
 from imbalance_perturb.tables import first_few
-from imbalance_perturb.tuning_results import FIGURES, Attempt, Tuning, Worth
+from imbalance_perturb.tuning_results import FIGURES, HeldOutFigure, TriedCorrection, Tuning
 from imbalance_perturb.tuning_wording import note, summarise
 
 #: Of the intervals.
@@ -65,21 +65,21 @@ class TuningOptions:
                 raise SettingsError(f"losses has {loss!r}; expected some of {', '.join(LOSSES)}")
 
     def variants(self, debias: DebiasSettings) -> list[Variant]:
-        """The corrections to try, eps above 0, mildest first within each measure.
+        """The corrections to try, eps above 0, mildest first within each loss and temperature.
 
-        The settings' own measure comes first, where it is among them: of equals the first is chosen.
+        The settings' own loss and temperature come first, where they are among them: of equals the first is chosen.
         """
-        measures = [
-            Measure(loss, temperature)
+        loss_specs = [
+            LossSpec(loss, temperature)
             for loss in dict.fromkeys(self.losses or (debias.loss,))
             for temperature in dict.fromkeys(self.temperatures or (debias.temperature,))
         ]
-        measures.sort(key=lambda measure: measure != Measure(debias.loss, debias.temperature))
-        return [Variant(measure, eps) for measure in measures for eps in sorted({*self.eps_grid} - {0})]
+        loss_specs.sort(key=lambda loss_spec: loss_spec != LossSpec(debias.loss, debias.temperature))
+        return [Variant(loss_spec, eps) for loss_spec in loss_specs for eps in sorted({*self.eps_grid} - {0})]
 
 
 def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCounts, rule: SelectionRule) -> None:
-    """Whatever would stop a choice stops it now, not after the model has run.
+    """Refuse labels and settings that cannot decide now, not after the model has run.
 
     Raises:
         LabelsError: if these labels cannot decide: one class only, fewer images than folds, no image of the
@@ -91,10 +91,10 @@ def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCoun
             f"steps is {settings.debias.steps}; all eps are tried with one gradient, so tuning needs steps = 1"
         )
     labels = labelled.of(labelled.images.names)
-    contenders = make_contenders(
+    candidates = make_candidates(
         labels, labels[:, None], [0.0], num_classes=len(counts), smallest_class=counts.smallest
     )
-    check_rule(contenders, rule)
+    check_rule(candidates, rule)
 
 
 def tune(
@@ -104,7 +104,7 @@ def tune(
     *,
     progress: Callable[[int], None] = lambda advanced: None,
 ) -> Tuning:
-    """Try every eps on every image (2 + K passes for K values of eps and one measure) and choose one.
+    """Try every eps on every image (2 + K passes for K values of eps, one loss and one temperature) and choose one.
 
     Args:
         assembly: the checked model; its own eps is not used; loss and temperature where ``options`` has none.
@@ -136,10 +136,10 @@ def tune(
     )
     splits = np.bincount(selection.fold_choices.ravel(), minlength=1 + len(variants))
     tuning = Tuning(
-        attempts=_attempts(variants, preds, selection),
+        tried=_list_tried(variants, preds, selection),
         chosen=selection.chosen,
         splits=tuple(splits.tolist()),
-        worth=_worth(labels, preds, selection, counts),
+        held_out=_score_held_out(labels, preds, selection, counts),
         rule=options.rule,
         classes=counts.names,
         counts=counts.counts,
@@ -162,12 +162,14 @@ def _predict(assembly: Assembly, sweep: Sweep, variants: Sequence[Variant]) -> N
     return np.stack([assembly.debiased.adjust(each).argmax(dim=1).numpy() for each in logits], axis=1)
 
 
-def _attempts(variants: Sequence[Variant], preds: NDArray[np.int64], selection: Selection) -> tuple[Attempt, ...]:
+def _list_tried(
+    variants: Sequence[Variant], preds: NDArray[np.int64], selection: Selection
+) -> tuple[TriedCorrection, ...]:
     choice = selection.choice
     tried: list[tuple[float, float | None, str | None]] = [(0.0, None, None)]
-    tried += [(variant.eps, variant.measure.temperature, variant.measure.loss) for variant in variants]
+    tried += [(variant.eps, variant.loss_spec.temperature, variant.loss_spec.loss) for variant in variants]
     return tuple(
-        Attempt(
+        TriedCorrection(
             eps=eps,
             temperature=temperature,
             loss=loss,
@@ -182,9 +184,9 @@ def _attempts(variants: Sequence[Variant], preds: NDArray[np.int64], selection: 
     )
 
 
-def _worth(
+def _score_held_out(
     labels: NDArray[np.int64], preds: NDArray[np.int64], selection: Selection, counts: ClassCounts
-) -> dict[str, Worth]:
+) -> dict[str, HeldOutFigure]:
     """Figures of the whole procedure, from images that had no part in the choice that is scored on them."""
     base, tuned = selection.base, selection.selected
     chosen = preds[np.arange(len(labels)), selection.held_out_candidates]
@@ -215,9 +217,9 @@ def _worth(
     return {name: _compare(base, tuned, name, intervals.get(name)) for name in FIGURES}
 
 
-def _compare(base: Figures, tuned: Figures, name: str, interval: Interval | None) -> Worth:
+def _compare(base: Figures, tuned: Figures, name: str, interval: Interval | None) -> HeldOutFigure:
     before, after = getattr(base, name), getattr(tuned, name)
-    return Worth(before, after, None if before is None or after is None else after - before, interval)
+    return HeldOutFigure(before, after, None if before is None or after is None else after - before, interval)
 
 
 def _source(assembly: Assembly, labelled: LabelledImages) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What tuning comes to, as plain values: written to JSON, shown in tables, drawn in reports."""
+"""The results of a tuning as plain values: written to JSON, shown in tables, drawn in reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from imbalance_perturb.choice import SelectionRule
-from imbalance_perturb.scores import Interval
+from imbalance_perturb.scores import Interval, interval_key
 from imbalance_perturb.selection import Figures
 
 #: The figures of a sweep in the order in which people read them; name -> heading.
@@ -21,12 +21,12 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TriedCorrection:
     """One correction tried on all N images. eps 0, the model as it is, has no loss and no temperature.
 
     ``changed``: share of the predictions that differ from those with eps 0; ``gain``: in the objective over eps 0,
     ``gain_error`` its standard error (``None``: not known) and ``p_value`` that of the test whether it is more than
-    chance among so many attempts; ``allowed``: within the largest accuracy drop.
+    chance among so many corrections tried; ``allowed``: within the largest accuracy drop.
     """
 
     eps: float
@@ -40,7 +40,7 @@ class Attempt:
     allowed: bool
 
     @property
-    def measure(self) -> tuple[str | None, float | None]:
+    def loss_spec(self) -> tuple[str | None, float | None]:
         """Loss and temperature."""
         return self.loss, self.temperature
 
@@ -52,7 +52,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Worth:
+class HeldOutFigure:
     """One figure on images that had no part in the choice: without correction, with the tuned one, and the gain."""
 
     base: float | None
@@ -63,18 +63,18 @@ class Worth:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A choice of eps, what it rests on and what it is worth.
+    """A choice of eps, what it rests on, and its figures on images that had no part in it.
 
-    ``attempts[0]`` is eps 0; ``chosen`` indexes ``attempts``. ``splits``: for each attempt, in how many splits of the
-    images it was chosen without the held-out part. ``worth`` has the keys of :data:`FIGURES`. ``support``: images of
+    ``tried[0]`` is eps 0; ``chosen`` indexes ``tried``. ``splits``: for each correction, in how many splits of the
+    images it was chosen without the held-out part. ``held_out`` has the keys of :data:`FIGURES`. ``support``: images of
     each class. ``failed``: reason by name of the images that could not be used. ``summary`` says the choice in words,
     ``notes`` what a reader must know beside it.
     """
 
-    attempts: tuple[Attempt, ...]
+    tried: tuple[TriedCorrection, ...]
     chosen: int
     splits: tuple[int, ...]
-    worth: Mapping[str, Worth]
+    held_out: Mapping[str, HeldOutFigure]
     rule: SelectionRule
     classes: tuple[str, ...]
     counts: tuple[int, ...]
@@ -91,9 +91,9 @@ class Tuning:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def choice(self) -> Attempt:
-        """The attempt to use on new images."""
-        return self.attempts[self.chosen]
+    def choice(self) -> TriedCorrection:
+        """The correction to use on new images."""
+        return self.tried[self.chosen]
 
     @property
     def total_splits(self) -> int:
@@ -101,13 +101,13 @@ class Tuning:
         return sum(self.splits)
 
     @property
-    def measures(self) -> list[tuple[str | None, float | None]]:
+    def loss_specs(self) -> list[tuple[str | None, float | None]]:
         """The losses and temperatures tried, in order."""
-        return list(dict.fromkeys(attempt.measure for attempt in self.attempts if attempt.eps > 0))
+        return list(dict.fromkeys(correction.loss_spec for correction in self.tried if correction.eps > 0))
 
     def to_dict(self) -> dict[str, Any]:
         """The tuning as JSON has it; ``ci95`` is named after the level."""
-        key = f"ci{100 * self.confidence_level:g}"
+        key = interval_key(self.confidence_level)
         choice = self.choice
         return {
             "choice": {
@@ -121,19 +121,19 @@ class Tuning:
             "notes": list(self.notes),
             "held_out": {
                 name: {
-                    "base": worth.base,
-                    "tuned": worth.tuned,
-                    "difference": worth.difference,
-                    key: None if worth.interval is None else [worth.interval.low, worth.interval.high],
+                    "base": held_out.base,
+                    "tuned": held_out.tuned,
+                    "difference": held_out.difference,
+                    key: None if held_out.interval is None else held_out.interval.to_list(),
                 }
-                for name, worth in self.worth.items()
+                for name, held_out in self.held_out.items()
             },
             "spread": [
                 {"eps": a.eps, "temperature": a.temperature, "loss": a.loss, "splits": count}
-                for a, count in zip(self.attempts, self.splits, strict=True)
+                for a, count in zip(self.tried, self.splits, strict=True)
                 if count
             ],
-            "sweep": [attempt.to_dict() for attempt in self.attempts],
+            "sweep": [correction.to_dict() for correction in self.tried],
             "rule": asdict(self.rule),
             "n": self.n,
             "classes": [

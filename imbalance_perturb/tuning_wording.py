@@ -1,11 +1,11 @@
-"""A tuning in words: what was chosen and why, how sure that is, and what a reader must know beside it."""
+"""Describe a tuning in words: what was chosen and why, how sure that is, and what a reader must know beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from imbalance_perturb.tables import first_few
-from imbalance_perturb.tuning_results import FIGURES, Attempt, Tuning
+from imbalance_perturb.tuning_results import FIGURES, TriedCorrection, Tuning
 from imbalance_perturb.wording import p_text, share_text
 
 #: A class with fewer validation images can hardly decide: half the 95% interval of its recall is then up to 0.2
@@ -29,52 +29,52 @@ def figure_of(objective: str) -> str:
     return _FIGURE_OF.get(objective, objective)
 
 
-def attempt_text(tuning: Tuning, attempt: Attempt) -> str:
-    """An attempt as ``eps 0.005``, with loss and temperature where several were tried."""
-    text = f"eps {attempt.eps:g}"
-    if attempt.eps == 0 or len(tuning.measures) == 1:
+def correction_text(tuning: Tuning, correction: TriedCorrection) -> str:
+    """A correction as ``eps 0.005``, with loss and temperature where several were tried."""
+    text = f"eps {correction.eps:g}"
+    if correction.eps == 0 or len(tuning.loss_specs) == 1:
         return text
-    losses, temperatures = (len(set(entries)) for entries in zip(*tuning.measures, strict=True))
-    text += f", T {attempt.temperature:g}" if temperatures > 1 else ""
-    return text + (f", {attempt.loss}" if losses > 1 else "")
+    losses, temperatures = (len(set(entries)) for entries in zip(*tuning.loss_specs, strict=True))
+    text += f", T {correction.temperature:g}" if temperatures > 1 else ""
+    return text + (f", {correction.loss}" if losses > 1 else "")
 
 
 def summarise(tuning: Tuning) -> Iterator[str]:
-    """The choice and its reason; how sure it is; what it is worth."""
+    """The choice and its reason; how sure it is; its figures on images that had no part in it."""
     name, choice, rule = objective_text(tuning), tuning.choice, tuning.rule
     if choice.eps > 0:
         test = "" if rule.significance is None else " and more than chance gives"
         yield (
-            f"Chosen: {attempt_text(tuning, choice)}, the smallest whose {name} is within one standard error of the"
+            f"Chosen: {correction_text(tuning, choice)}, the smallest whose {name} is within one standard error of the"
             f" best{test} (adjusted p {p_text(choice.p_value)})."
         )
     else:
         yield f"Chosen: eps 0, no correction: {_why_none(tuning)}."
     yield _how_sure(tuning)
-    worth = tuning.worth[figure_of(rule.objective)]
-    if worth.difference is not None and choice.eps > 0:
+    held_out = tuning.held_out[figure_of(rule.objective)]
+    if held_out.difference is not None and choice.eps > 0:
         yield (
-            f"On images that had no part in the choice, so tuned: {name} from {share_text(worth.base)} to"
-            f" {share_text(worth.tuned)}, accuracy from {share_text(tuning.worth['accuracy'].base)} to"
-            f" {share_text(tuning.worth['accuracy'].tuned)}."
+            f"On images that had no part in the choice, so tuned: {name} from {share_text(held_out.base)} to"
+            f" {share_text(held_out.tuned)}, accuracy from {share_text(tuning.held_out['accuracy'].base)} to"
+            f" {share_text(tuning.held_out['accuracy'].tuned)}."
         )
 
 
-def _chosen(tuning: Tuning) -> list[tuple[int, Attempt]]:
-    """(splits, attempt), most often chosen first, of those chosen at all."""
-    found = [(count, attempt) for count, attempt in zip(tuning.splits, tuning.attempts, strict=True) if count]
+def list_chosen(tuning: Tuning) -> list[tuple[int, TriedCorrection]]:
+    """(splits, correction), most often chosen first, of those chosen at all."""
+    found = [(count, correction) for count, correction in zip(tuning.splits, tuning.tried, strict=True) if count]
     return sorted(found, key=lambda item: -item[0])
 
 
 def _how_sure(tuning: Tuning) -> str:
     total, same = tuning.total_splits, tuning.splits[tuning.chosen]
     others = [
-        f"{attempt_text(tuning, attempt)} in {count}"
-        for count, attempt in _chosen(tuning)
-        if attempt is not tuning.choice
+        f"{correction_text(tuning, correction)} in {count}"
+        for count, correction in list_chosen(tuning)
+        if correction is not tuning.choice
     ]
     rest = f" (else {first_few(others, 4)})" if others else ""
-    some = sum(count for count, attempt in _chosen(tuning) if attempt.eps > 0)
+    some = sum(count for count, correction in list_chosen(tuning) if correction.eps > 0)
     start = f"How sure: chosen in {same} of {total} splits{rest}"
     if tuning.choice.eps == 0:
         return f"{start}."
@@ -83,21 +83,21 @@ def _how_sure(tuning: Tuning) -> str:
 
 def _why_none(tuning: Tuning) -> str:
     name, rule = objective_text(tuning), tuning.rule
-    tried = [attempt for attempt in tuning.attempts if attempt.eps > 0]
-    if not any(attempt.changed for attempt in tried):
+    tried = [correction for correction in tuning.tried if correction.eps > 0]
+    if not any(correction.changed for correction in tried):
         return "no eps changed a single prediction"
-    best = max(tried, key=lambda attempt: attempt.gain)
+    best = max(tried, key=lambda correction: correction.gain)
     if best.gain <= 0:
         return f"no eps raises the {name}"
-    allowed = [attempt for attempt in tried if attempt.allowed]
-    largest = f"{share_text(best.gain, signed=True)} at {attempt_text(tuning, best)}"
+    allowed = [correction for correction in tried if correction.allowed]
+    largest = f"{share_text(best.gain, signed=True)} at {correction_text(tuning, best)}"
     if not allowed:
         return f"every eps lowers the accuracy by more than {rule.max_accuracy_drop:g} (largest gain: {largest})"
-    within = max(allowed, key=lambda attempt: attempt.gain)
+    within = max(allowed, key=lambda correction: correction.gain)
     limit = "" if within is best else " that keeps the accuracy"
     if within.gain <= 0:
         return f"no eps{limit} raises the {name} (largest gain without the limit: {largest})"
-    largest = f"{share_text(within.gain, signed=True)} at {attempt_text(tuning, within)}"
+    largest = f"{share_text(within.gain, signed=True)} at {correction_text(tuning, within)}"
     if rule.significance is not None and within.p_value > rule.significance:
         tries = f"{len(tried)} attempt{'s' if len(tried) > 1 else ''}"
         return (
@@ -111,7 +111,7 @@ def note(tuning: Tuning) -> Iterator[str]:
     """What limits the choice, the most important first."""
     yield from _grid_notes(tuning)
     yield from _class_notes(tuning)
-    yield from _worth_notes(tuning)
+    yield from _held_out_notes(tuning)
     if tuning.failed:
         first = first_few([f"{name}: {reason}" for name, reason in tuning.failed.items()])
         yield f"{len(tuning.failed):,} images could not be used and are left out: {first}"
@@ -120,13 +120,13 @@ def note(tuning: Tuning) -> Iterator[str]:
 
 
 def _grid_notes(tuning: Tuning) -> Iterator[str]:
-    grid = sorted({attempt.eps for attempt in tuning.attempts if attempt.eps > 0})
+    grid = sorted({correction.eps for correction in tuning.tried if correction.eps > 0})
     eps = tuning.choice.eps
     if len(grid) > 1 and eps == grid[-1]:
         yield f"eps {eps:g} is the largest of the grid: a larger one may be better (--eps-grid)"
     elif len(grid) > 1 and eps == grid[0]:
         yield f"eps {eps:g} is the smallest of the grid: a smaller one may do (--eps-grid)"
-    best = max(tuning.attempts, key=lambda attempt: attempt.gain)
+    best = max(tuning.tried, key=lambda correction: correction.gain)
     if best.eps == grid[-1] and eps < best.eps and len(grid) > 1:
         yield f"the {objective_text(tuning)} still rises at the largest eps of the grid, {best.eps:g} (--eps-grid)"
 
@@ -144,7 +144,7 @@ def _class_notes(tuning: Tuning) -> Iterator[str]:
             " better than about ±0.2, and each class weighs the same"
         )
     images = dict(pairs)[tuning.smallest_class]
-    scr = tuning.attempts[0].figures.scr
+    scr = tuning.tried[0].figures.scr
     missed = 0 if scr is None else round((1 - scr) * images)
     if tuning.rule.objective == "scr" and missed < LEAST_GAINED:
         yield (
@@ -153,7 +153,7 @@ def _class_notes(tuning: Tuning) -> Iterator[str]:
         )
 
 
-def _worth_notes(tuning: Tuning) -> Iterator[str]:
+def _held_out_notes(tuning: Tuning) -> Iterator[str]:
     if tuning.choice.eps == 0:
         return
     if tuning.splits[tuning.chosen] * 2 < tuning.total_splits:
@@ -162,15 +162,15 @@ def _worth_notes(tuning: Tuning) -> Iterator[str]:
             " otherwise; more validation images would settle it"
         )
     name, rule = objective_text(tuning), tuning.rule
-    worth = tuning.worth[figure_of(rule.objective)]
-    if worth.difference is not None and worth.difference <= 0:
+    held_out = tuning.held_out[figure_of(rule.objective)]
+    if held_out.difference is not None and held_out.difference <= 0:
         yield f"on images that had no part in the choice the {name} does not rise: do not count on a gain"
-    elif worth.interval is not None and worth.interval.low <= 0:
+    elif held_out.interval is not None and held_out.interval.low <= 0:
         yield f"on images that had no part in the choice the gain in {name} may be none (its interval holds 0)"
-    drop = tuning.worth["accuracy"].difference
+    drop = tuning.held_out["accuracy"].difference
     limit = rule.max_accuracy_drop
     if limit is not None and drop is not None and -drop > limit:
         yield f"on images that had no part in the choice the accuracy falls by {-drop:.4f}, more than {limit:g}"
 
 
-__all__ = ["FIGURES", "LEAST_IMAGES", "attempt_text", "figure_of", "note", "objective_text", "summarise"]
+__all__ = ["FIGURES", "LEAST_IMAGES", "correction_text", "figure_of", "note", "objective_text", "summarise"]

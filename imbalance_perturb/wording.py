@@ -1,35 +1,59 @@
-"""Figures as people read them, the same in the terminal and in a report."""
+"""Format figures as people read them, the same in the terminal and in a report."""
 
 from __future__ import annotations
 
-from imbalance_perturb.scores import Evaluation, Interval
+from collections.abc import Sequence
 
-_NONE = "–"
+from imbalance_perturb.scores import METRICS, Evaluation, Interval
+
+#: Stands where there is no figure.
+NONE = "–"
 
 
-def share_text(value: float | None, *, signed: bool = False) -> str:
-    """A share with four decimals, as ``0.5903`` or ``+0.0391``; a dash for none."""
+def share_text(value: float | None, *, signed: bool = False, digits: int = 4) -> str:
+    """A share with so many decimals, as ``0.5903`` or ``+0.0391``; a dash for none."""
     if value is None:
-        return _NONE
+        return NONE
     # Adding zero makes -0.0 plain.
-    return f"{round(value, 4) + 0.0:{'+' if signed else ''}.4f}"
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
 
 
 def interval_text(interval: Interval | None, *, signed: bool = False) -> str:
     """The two ends with three decimals; nothing for none."""
     if interval is None:
         return ""
-    sign = "+" if signed else ""
-    return f"{round(interval.low, 3) + 0.0:{sign}.3f} to {round(interval.high, 3) + 0.0:{sign}.3f}"
+    return " to ".join(share_text(end, signed=signed, digits=3) for end in (interval.low, interval.high))
 
 
 def p_text(p_value: float | None) -> str:
     """A p-value with as many digits as mean something."""
     if p_value is None:
-        return _NONE
+        return NONE
     if p_value < 0.001:
         return "<0.001"
     return f"{p_value:.3f}" if p_value < 0.1 else f"{p_value:.2f}"
+
+
+def level_text(level: float) -> str:
+    """A confidence level as ``95%``."""
+    return f"{100 * level:g}%"
+
+
+def rate_text(images_per_second: float | None) -> str:
+    """Images per second, with a decimal below 100; a dash for none."""
+    if images_per_second is None:
+        return NONE
+    return f"{images_per_second:,.{1 if images_per_second < 100 else 0}f}"
+
+
+def metric_text(metric: str) -> str:
+    """The short name of one of :data:`METRICS`."""
+    return METRICS[metric].partition(" (")[0]
+
+
+def by_count(counts: Sequence[int]) -> list[int]:
+    """Class indices from the largest training count to the smallest, the order in which classes are shown."""
+    return sorted(range(len(counts)), key=lambda c: (-counts[c], c))
 
 
 def changes_sentence(evaluation: Evaluation) -> str:

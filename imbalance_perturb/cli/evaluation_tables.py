@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from imbalance_perturb.scores import METRICS
-from imbalance_perturb.wording import changes_sentence, interval_text, p_text, share_text
+from imbalance_perturb.cells import printable
+from imbalance_perturb.reports.terminal import add_number_columns, difference_text, figure_text, new_table, plain
+from imbalance_perturb.wording import by_count, changes_sentence, level_text, metric_text, p_text, share_text
 
 if TYPE_CHECKING:
-    from imbalance_perturb.scores import Difference, Evaluation, Interval, Scores
+    from imbalance_perturb.scores import Evaluation, Scores
 
 #: From this width on a figure and its interval stand in one line.
 _WIDE = 110
@@ -28,7 +28,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console = Console(highlight=False)
     console.print(escape(changes_sentence(evaluation)))
     console.print(_summary(evaluation, console.width >= _WIDE))
-    level = f"{100 * evaluation.confidence_level:g}%"
+    level = level_text(evaluation.confidence_level)
     console.print(
         f"MCR: mean class recall. SCR: recall of the class with the fewest training images. Ranges are {level}"
         " intervals; differences and their tests are paired: of the same images.",
@@ -46,28 +46,19 @@ def print_evaluation(evaluation: Evaluation) -> None:
         console.print(table)
 
 
-def _new_table(title: str, first: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column(first, overflow="fold", min_width=8, max_width=30 if title == "Summary" else _NAME_WIDTH)
-    return table
-
-
 def _summary(evaluation: Evaluation, wide: bool) -> Table:
-    table = _new_table("Summary", "")
-    for header in ("base", "perturbed", "difference", "p"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for name in METRICS:
-        before, after = getattr(evaluation.base, name), getattr(evaluation.perturbed, name)
-        if before is None and after is None and name == "auc":
-            continue
+    table = new_table("Summary")
+    table.add_column("", overflow="fold", min_width=8, max_width=30)
+    add_number_columns(table, "base", "perturbed", "difference", "p")
+    for name in evaluation.metrics:
         difference = evaluation.differences.get(name)
         table.add_row(
-            escape(_title(evaluation, name)),
-            _figure(before, evaluation.base.intervals.get(name), wide),
-            _figure(after, evaluation.perturbed.intervals.get(name), wide),
-            _gain(difference, wide),
+            plain(_title(evaluation, name)),
+            *(
+                figure_text(getattr(scores, name), scores.intervals.get(name), wide)
+                for scores in (evaluation.base, evaluation.perturbed)
+            ),
+            difference_text(difference, wide),
             p_text(None if difference is None else difference.p_value),
         )
     return table
@@ -77,58 +68,36 @@ def _title(evaluation: Evaluation, name: str) -> str:
     if name == "scr":
         return f"SCR ({evaluation.smallest_class})"
     if name == "worst_class_recall":
-        worst = dict.fromkeys((evaluation.base.worst_class, evaluation.perturbed.worst_class))
-        return f"worst recall ({' -> '.join(worst)})"
-    return METRICS[name].partition(" (")[0]
-
-
-def _figure(value: float | None, interval: Interval | None, wide: bool) -> str:
-    return _with_interval(share_text(value), interval_text(interval), wide)
-
-
-def _gain(difference: Difference | None, wide: bool) -> str:
-    if difference is None:
-        return share_text(None)
-    text = share_text(difference.value, signed=True)
-    interval = difference.interval
-    if interval is not None and not interval.low <= 0 <= interval.high:
-        text = f"[{'green' if difference.value > 0 else 'red'}]{text}[/]"
-    return _with_interval(text, interval_text(interval, signed=True), wide)
-
-
-def _with_interval(text: str, interval: str, wide: bool) -> str:
-    if not interval:
-        return text
-    return f"{text}{' ' if wide else chr(10)}[dim]{interval}[/]"
+        return f"worst recall ({' -> '.join(evaluation.worst_classes)})"
+    return metric_text(name)
 
 
 def _classes(evaluation: Evaluation) -> Table:
-    table = _new_table("Classes, by training images (two columns: base, perturbed)", "class")
-    for header in ("train", "images", "recall", "", "gain", "prec.", "", "F1", ""):
-        table.add_column(header, justify="right", no_wrap=True)
-    order = sorted(range(len(evaluation.classes)), key=lambda c: (-evaluation.counts[c], c))
-    for c in order:
+    table = new_table("Classes, by training images (two columns: base, perturbed)")
+    table.add_column("class", overflow="fold", min_width=8, max_width=_NAME_WIDTH)
+    add_number_columns(table, "train", "images", "recall", "", "gain", "prec.", "", "F1", "")
+    for c in by_count(evaluation.counts):
         before, after, gain = evaluation.base.per_class[c], evaluation.perturbed.per_class[c], evaluation.gains[c]
         pairs = (before.precision, after.precision, before.f1, after.f1)
         table.add_row(
-            escape(before.name),
+            plain(before.name),
             f"{before.count:,}",
             f"{before.support:,}",
             _short(before.recall),
             _short(after.recall),
-            "–" if gain is None else f"{round(gain.value, 3) + 0.0:+.3f}",
+            share_text(None if gain is None else gain.value, signed=True, digits=3),
             *map(_short, pairs),
         )
     return table
 
 
 def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return share_text(value, digits=3)
 
 
 def _matrix(scores: Scores, classes: tuple[str, ...], width: int) -> Table | None:
     """The matrix, or ``None`` where it does not fit: a number that lost a digit would be a lie."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = new_table()
     cells = [[f"{count:,}" for count in row] for row in scores.confusion_matrix]
     heads = [_cut(name, _COLUMN_WIDTH) for name in classes]
     widths = [max(5, *(cell_len(row[c]) for row in cells), cell_len(heads[c])) for c in range(len(classes))]
@@ -148,4 +117,5 @@ def _name(name: str) -> str:
 
 
 def _cut(name: str, width: int) -> str:
+    name = printable(name)
     return name if cell_len(name) <= width else set_cell_size(name, width - 1).rstrip() + "…"

@@ -211,12 +211,12 @@ def _say_assembly(say: Narrator, assembly: Assembly, options: TuningOptions) -> 
     say.model(assembly.model.info, assembly.probe)
     say.line(f"each image: {assembly.preprocessing.describe()}")
     variants = options.variants(debias)
-    measures = len({variant.measure for variant in variants})
+    loss_specs = len({variant.loss_spec for variant in variants})
     space = "model input" if debias.eps_space == "input" else "[0, 1] pixels"
     tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
     say.line(
         f"trying: {len(variants)} corrections with eps in units of the {space}, target {debias.target}{tau};"
-        f" 1 + {measures} + {len(variants)} passes an image"
+        f" 1 + {loss_specs} + {len(variants)} passes an image"
     )
     say.line(
         f"running on {execution.device_name} ({execution.device}), {execution.precision}, batches of"

@@ -1,20 +1,19 @@
-"""A tuning in the terminal: the choice in words, the whole sweep, and what it is worth elsewhere."""
+"""A tuning in the terminal: the whole sweep, the figures of images that were not chosen on, and the choice in words."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from imbalance_perturb.reports.terminal import add_number_columns, new_table, plain
 from imbalance_perturb.tuning_results import FIGURES
 from imbalance_perturb.tuning_wording import figure_of, objective_text
-from imbalance_perturb.wording import interval_text, p_text, share_text
+from imbalance_perturb.wording import interval_text, level_text, p_text, share_text
 
 if TYPE_CHECKING:
-    from imbalance_perturb.tuning_results import Attempt, Tuning
+    from imbalance_perturb.tuning_results import TriedCorrection, Tuning
 
 #: From this width on the standard error of a gain and the splits have their columns.
 _WIDE = 100
@@ -23,59 +22,46 @@ _WIDE = 100
 def print_tuning(tuning: Tuning) -> None:
     """The tables on stdout, as wide as the terminal (80 where there is none)."""
     console = Console(highlight=False)
-    for measure in tuning.measures:
-        console.print(_sweep(tuning, measure, console.width >= _WIDE))
+    for loss_spec in tuning.loss_specs:
+        console.print(_sweep(tuning, loss_spec, console.width >= _WIDE))
     console.print(_legend(tuning), style="dim")
     console.print()
-    console.print(_worth(tuning))
+    console.print(_held_out(tuning))
     for sentence in tuning.summary:
-        console.print(escape(sentence), style="bold" if sentence is tuning.summary[0] else "")
+        console.print(plain(sentence), style="bold" if sentence is tuning.summary[0] else "")
 
 
-def _new_table(title: str, first: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column(first, no_wrap=True)
-    return table
-
-
-def _sweep(tuning: Tuning, measure: tuple[str | None, float | None], wide: bool) -> Table:
-    loss, temperature = measure
-    table = _new_table(f"Sweep over eps, T {temperature:g}, {loss} ({tuning.n:,} images)", "eps")
+def _sweep(tuning: Tuning, loss_spec: tuple[str | None, float | None], wide: bool) -> Table:
+    loss, temperature = loss_spec
+    table = new_table(f"Sweep over eps, T {temperature:g}, {loss} ({tuning.n:,} images)")
+    table.add_column("eps", no_wrap=True)
     marked = figure_of(tuning.rule.objective)
-    for name, title in FIGURES.items():
-        table.add_column(f"[underline]{title}[/]" if name == marked else title, justify="right", no_wrap=True)
-    table.add_column("changed", justify="right", no_wrap=True)
-    table.add_column("gain", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("± 1 SE", justify="right", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("splits", justify="right", no_wrap=True)
+    figures = [f"[underline]{title}[/]" if name == marked else title for name, title in FIGURES.items()]
+    more = ("± 1 SE", "p", "splits") if wide else ("p",)
+    add_number_columns(table, *figures, "changed", "gain", *more)
     table.add_column("", no_wrap=True)
-    for index, attempt in enumerate(tuning.attempts):
-        if attempt.eps > 0 and attempt.measure != measure:
+    for index, correction in enumerate(tuning.tried):
+        if correction.eps > 0 and correction.loss_spec != loss_spec:
             continue
-        style = "bold" if index == tuning.chosen else "" if attempt.allowed else "dim"
-        table.add_row(*_cells(tuning, index, attempt, wide), style=style)
+        style = "bold" if index == tuning.chosen else "" if correction.allowed else "dim"
+        table.add_row(*_cells(tuning, index, correction, wide), style=style)
     return table
 
 
-def _cells(tuning: Tuning, index: int, attempt: Attempt, wide: bool) -> list[str]:
-    cells = [f"{attempt.eps:g}", *(share_text(getattr(attempt.figures, name)) for name in FIGURES)]
-    if attempt.eps == 0:
+def _cells(tuning: Tuning, index: int, correction: TriedCorrection, wide: bool) -> list[str]:
+    cells = [f"{correction.eps:g}", *(share_text(getattr(correction.figures, name)) for name in FIGURES)]
+    if correction.eps == 0:
         cells += ["", "", *([""] if wide else []), ""]
     else:
-        cells += [f"{attempt.changed:.1%}", share_text(attempt.gain, signed=True)]
-        cells += [share_text(attempt.gain_error)] if wide else []
-        cells.append(p_text(attempt.p_value))
+        cells += [f"{correction.changed:.1%}", share_text(correction.gain, signed=True)]
+        cells += [share_text(correction.gain_error)] if wide else []
+        cells.append(p_text(correction.p_value))
     cells += [str(tuning.splits[index] or "")] if wide else []
     return [*cells, "<-" if index == tuning.chosen else ""]
 
 
 def _legend(tuning: Tuning) -> str:
-    limit, tried = tuning.rule.max_accuracy_drop, len(tuning.attempts) - 1
+    limit, tried = tuning.rule.max_accuracy_drop, len(tuning.tried) - 1
     dim = "" if limit is None else f" Dim: accuracy lower than with eps 0 by more than {limit:g}."
     return (
         f"gain: in {objective_text(tuning)} over eps 0. p: of a gain by chance, adjusted for all {tried} attempts."
@@ -83,18 +69,18 @@ def _legend(tuning: Tuning) -> str:
     )
 
 
-def _worth(tuning: Tuning) -> Table:
-    table = _new_table("On images that had no part in the choice", "")
-    for header in ("eps 0", "tuned", "difference", f"{100 * tuning.confidence_level:g}% interval"):
-        table.add_column(header, justify="right", no_wrap=True)
+def _held_out(tuning: Tuning) -> Table:
+    table = new_table("On images that had no part in the choice")
+    table.add_column("", no_wrap=True)
+    add_number_columns(table, "eps 0", "tuned", "difference", f"{level_text(tuning.confidence_level)} interval")
     for name, title in FIGURES.items():
-        worth = tuning.worth[name]
-        title = f"SCR ({escape(tuning.smallest_class)})" if name == "scr" else title
+        held_out = tuning.held_out[name]
+        title = f"SCR ({plain(tuning.smallest_class)})" if name == "scr" else title
         table.add_row(
             title,
-            share_text(worth.base),
-            share_text(worth.tuned),
-            share_text(worth.difference, signed=True),
-            interval_text(worth.interval, signed=True),
+            share_text(held_out.base),
+            share_text(held_out.tuned),
+            share_text(held_out.difference, signed=True),
+            interval_text(held_out.interval, signed=True),
         )
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from imbalance_perturb.lineup import Comparison, Entry
+from imbalance_perturb.lineup import Comparison, MethodResult
 from imbalance_perturb.reports.drawing import BASE, INK, PERTURBED, SOFT, draw_svg
 from imbalance_perturb.reports.page import cell, facts, figure, note_list, paragraph, render_page, section, table
 from imbalance_perturb.scores import Difference
@@ -42,7 +42,7 @@ def comparison_page(comparison: Comparison) -> str:
             section("Figures", _figures(comparison), paragraph(_how(comparison, level), "soft")),
             section("Against no correction", _gains(comparison), paragraph(_COST, "soft")),
             section("Recall of each class", _classes(comparison)),
-            section("Methods", facts((m, _ABOUT.get(m, m)) for m in (e.method for e in comparison.entries))),
+            section("Methods", facts((m, _ABOUT.get(m, m)) for m in (e.method for e in comparison.results))),
             section("What this rests on", facts(_facts(comparison))),
         ],
     )
@@ -65,33 +65,33 @@ def _how(comparison: Comparison, level: str) -> str:
 
 def _figures(comparison: Comparison) -> str:
     rows = []
-    for entry in comparison.entries:
-        row = [cell(entry.method, entry.setting)]
-        if entry.scores is None:
+    for result in comparison.results:
+        row = [cell(result.method, result.setting)]
+        if result.scores is None:
             rows.append([*row, cell("not available"), *[cell("")] * len(_FIGURES)])
             continue
         for name in _FIGURES:
-            row.append(cell(share_text(getattr(entry.scores, name)), interval_text(entry.scores.intervals.get(name))))
-        rows.append([*row, cell(share_text(entry.scores.macro_f1))])
+            row.append(cell(share_text(getattr(result.scores, name)), interval_text(result.scores.intervals.get(name))))
+        rows.append([*row, cell(share_text(result.scores.macro_f1))])
     return table(["method", *_FIGURES.values(), "macro F1"], rows)
 
 
 def _gains(comparison: Comparison) -> str:
     rows = []
-    for entry in comparison.entries:
-        if entry.scores is None or not entry.differences:
+    for result in comparison.results:
+        if result.scores is None or not result.differences:
             continue
-        row = [cell(entry.method, entry.setting)]
+        row = [cell(result.method, result.setting)]
         for name in ("mcr", "scr", "accuracy"):
-            row += _difference_cells(entry, entry.differences.get(name))
-        rate = "–" if entry.images_per_second is None else f"{entry.images_per_second:,.1f}"
-        rows.append([*row, cell(f"{entry.changed:,}"), cell(str(entry.passes)), cell(rate)])
+            row += _difference_cells(result, result.differences.get(name))
+        rate = "–" if result.images_per_second is None else f"{result.images_per_second:,.1f}"
+        rows.append([*row, cell(f"{result.changed:,}"), cell(str(result.passes)), cell(rate)])
     headers = ["method", "MCR", "p", "SCR", "p", "accuracy", "p", "predictions changed", "passes", "images/s"]
     return table(headers, rows)
 
 
-def _difference_cells(entry: Entry, difference: Difference | None) -> list[str]:
-    if difference is None or entry.changed == 0:
+def _difference_cells(result: MethodResult, difference: Difference | None) -> list[str]:
+    if difference is None or result.changed == 0:
         return [cell("–" if difference is None else "same"), cell("–")]
     interval, colour = difference.interval, ""
     if interval is not None and not interval.low <= 0 <= interval.high:
@@ -101,18 +101,18 @@ def _difference_cells(entry: Entry, difference: Difference | None) -> list[str]:
 
 
 def _classes(comparison: Comparison) -> str:
-    known = [entry for entry in comparison.entries if entry.scores is not None]
+    known = [result for result in comparison.results if result.scores is not None]
     order = sorted(range(len(comparison.classes)), key=lambda c: (-comparison.counts[c], c))
     rows = []
     for c in order:
-        of_class = [entry.scores.per_class[c] for entry in known if entry.scores is not None]
+        of_class = [result.scores.per_class[c] for result in known if result.scores is not None]
         row = [cell(comparison.classes[c]), cell(f"{comparison.counts[c]:,}"), cell(f"{of_class[0].support:,}")]
         rows.append([*row, *(cell(share_text(scores.recall)) for scores in of_class)])
-    return table(["class", "training images", "images here", *(entry.method for entry in known)], rows)
+    return table(["class", "training images", "images here", *(result.method for result in known)], rows)
 
 
 def _plot(comparison: Comparison, level: str) -> str:
-    known = [entry for entry in comparison.entries if entry.differences]
+    known = [result for result in comparison.results if result.differences]
     if not known:
         return paragraph("No other method was compared.")
 
@@ -125,17 +125,17 @@ def _plot(comparison: Comparison, level: str) -> str:
     return figure(svg, f"Differences from no correction on the same images, with {level} intervals. Grey: controls.")
 
 
-def _draw_differences(axes: Axes, entries: list[Entry], metric: str, title: str) -> None:
+def _draw_differences(axes: Axes, results: list[MethodResult], metric: str, title: str) -> None:
     axes.axvline(0, color=SOFT, linewidth=1)
-    for row, entry in enumerate(entries):
-        difference, colour = entry.differences[metric], BASE if entry.control else PERTURBED
-        if difference.interval is not None and entry.changed:
+    for row, result in enumerate(results):
+        difference, colour = result.differences[metric], BASE if result.control else PERTURBED
+        if difference.interval is not None and result.changed:
             ends = [difference.interval.low, difference.interval.high]
             axes.plot(ends, [row, row], color=colour, alpha=0.5, linewidth=2)
         axes.plot([difference.value], [row], "o", color=colour, markersize=6.5)
-    names = [f"{entry.method}  {entry.setting}".rstrip() for entry in entries]
-    axes.set_yticks(range(len(entries)), names, color=INK)
-    axes.set_ylim(len(entries) - 0.4, -0.6)
+    names = [f"{result.method}  {result.setting}".rstrip() for result in results]
+    axes.set_yticks(range(len(results)), names, color=INK)
+    axes.set_ylim(len(results) - 0.4, -0.6)
     axes.set_title(f"{title}, against none")
     axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x")
@@ -144,10 +144,10 @@ def _draw_differences(axes: Axes, entries: list[Entry], metric: str, title: str)
 def _facts(comparison: Comparison) -> Iterator[tuple[str, object]]:
     yield "images", f"{comparison.n:,} scored, {comparison.tuned_on:,} chosen on, {len(comparison.failed):,} failed"
     yield "objective", comparison.objective
-    for entry in comparison.entries:
-        if entry.agreement is not None:
-            same, splits = entry.agreement
-            yield f"choice for {entry.method}", f"{entry.setting}, the same in {same} of {splits} splits"
+    for result in comparison.results:
+        if result.agreement is not None:
+            same, splits = result.agreement
+            yield f"choice for {result.method}", f"{result.setting}, the same in {same} of {splits} splits"
     yield from _flat("", comparison.source)
 
 

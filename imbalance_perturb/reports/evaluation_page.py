@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from imbalance_perturb.reports.drawing import draw_svg
-from imbalance_perturb.reports.evaluation_plots import by_count, draw_gains, draw_matrix, draw_recalls, recall_size
+from imbalance_perturb.reports.evaluation_plots import draw_gains, draw_matrix, draw_recalls, recall_size
 from imbalance_perturb.reports.page import (
     cell,
     facts,
@@ -19,7 +19,7 @@ from imbalance_perturb.reports.page import (
     table,
 )
 from imbalance_perturb.scores import METRICS, Difference, Evaluation, Interval, Scores
-from imbalance_perturb.wording import changes_sentence, interval_text, p_text, share_text
+from imbalance_perturb.wording import by_count, changes_sentence, interval_text, p_text, share_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,7 +102,7 @@ def _how(evaluation: Evaluation, level: str) -> str:
 
 def _classes(evaluation: Evaluation) -> str:
     rows = []
-    for c in by_count(evaluation):
+    for c in by_count(evaluation.counts):
         before, after, gain = evaluation.base.per_class[c], evaluation.perturbed.per_class[c], evaluation.gains[c]
         row = [cell(before.name), cell(f"{before.count:,}"), cell(f"{before.support:,}")]
         row += [cell(share_text(e.recall), interval_text(e.recall_interval)) for e in (before, after)]

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imbalance_perturb.cells import printable
 from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, RULE, SOFT, draw_png
 from imbalance_perturb.scores import ClassScores, Evaluation, Scores
+from imbalance_perturb.wording import by_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,11 +22,6 @@ _MOST_NAMES, _MOST_NUMBERS = 40, 15
 _LONGEST_NAME = 18
 
 
-def by_count(evaluation: Evaluation) -> list[int]:
-    """Class indices from the largest training count to the smallest."""
-    return sorted(range(len(evaluation.counts)), key=lambda c: (-evaluation.counts[c], c))
-
-
 def recall_size(evaluation: Evaluation) -> tuple[float, float]:
     """Width and height in inches that the recall plot needs."""
     longest = max(map(len, _names(evaluation))) if _crowded(evaluation) else 0
@@ -33,7 +30,7 @@ def recall_size(evaluation: Evaluation) -> tuple[float, float]:
 
 def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
     """Recall of each class before and after, from the largest class to the smallest (Fig. 2 of the paper)."""
-    order = by_count(evaluation)
+    order = by_count(evaluation.counts)
     many = len(order) > _MOST_NAMES
     for scores, colour, label, shift in (
         (evaluation.base, BASE, "base", -0.14),
@@ -69,7 +66,7 @@ def draw_gains(axes: Axes, evaluation: Evaluation) -> None:
     spread = max(evaluation.counts) / min(evaluation.counts)
     # The largest class is at the edge: its name goes to the left.
     last_right = max(evaluation.counts)
-    for c in by_count(evaluation):
+    for c in by_count(evaluation.counts):
         gain, count = evaluation.gains[c], evaluation.counts[c]
         if gain is None:
             continue
@@ -165,7 +162,7 @@ def _plain_ticks(axes: Axes, counts: tuple[int, ...]) -> None:
 
 
 def _names(evaluation: Evaluation) -> list[str]:
-    return [f"{_short(evaluation.classes[c])}\n{evaluation.counts[c]:,}" for c in by_count(evaluation)]
+    return [f"{_short(evaluation.classes[c])}\n{evaluation.counts[c]:,}" for c in by_count(evaluation.counts)]
 
 
 def _crowded(evaluation: Evaluation) -> bool:
@@ -176,4 +173,5 @@ def _crowded(evaluation: Evaluation) -> bool:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

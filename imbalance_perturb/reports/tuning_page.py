@@ -8,8 +8,8 @@ from typing import Any
 from imbalance_perturb.reports.drawing import draw_svg
 from imbalance_perturb.reports.page import cell, facts, figure, note_list, paragraph, render_page, section, table
 from imbalance_perturb.reports.tuning_plots import draw_tuning, plot_size
-from imbalance_perturb.tuning_results import FIGURES, Attempt, Tuning
-from imbalance_perturb.tuning_wording import attempt_text, objective_text
+from imbalance_perturb.tuning_results import FIGURES, TriedCorrection, Tuning
+from imbalance_perturb.tuning_wording import correction_text, objective_text
 from imbalance_perturb.wording import interval_text, p_text, share_text
 
 
@@ -43,14 +43,14 @@ def _worth(tuning: Tuning) -> str:
     level = f"{100 * tuning.confidence_level:g}% interval"
     rows = []
     for name, title in FIGURES.items():
-        worth = tuning.worth[name]
+        held_out = tuning.held_out[name]
         rows.append(
             [
                 cell(title, tuning.smallest_class if name == "scr" else ""),
-                cell(share_text(worth.base)),
-                cell(share_text(worth.tuned)),
-                cell(share_text(worth.difference, signed=True)),
-                cell(interval_text(worth.interval, signed=True)),
+                cell(share_text(held_out.base)),
+                cell(share_text(held_out.tuned)),
+                cell(share_text(held_out.difference, signed=True)),
+                cell(interval_text(held_out.interval, signed=True)),
             ]
         )
     return table(["", "eps 0", "tuned", "difference", level], rows)
@@ -67,42 +67,42 @@ def _nested(tuning: Tuning) -> str:
 
 def _spread(tuning: Tuning) -> str:
     total = tuning.total_splits
-    found = [(count, a) for count, a in zip(tuning.splits, tuning.attempts, strict=True) if count]
+    found = [(count, a) for count, a in zip(tuning.splits, tuning.tried, strict=True) if count]
     rows = [
-        [cell(attempt_text(tuning, a)), cell(f"{count} of {total}"), cell(f"{count / total:.0%}")]
+        [cell(correction_text(tuning, a)), cell(f"{count} of {total}"), cell(f"{count / total:.0%}")]
         for count, a in sorted(found, key=lambda item: -item[0])
     ]
     return table(["chosen without the held-out fold", "splits", "share"], rows)
 
 
 def _sweep(tuning: Tuning) -> str:
-    several = len(tuning.measures) > 1
-    rows = [_sweep_row(tuning, index, attempt, several) for index, attempt in enumerate(tuning.attempts)]
+    several = len(tuning.loss_specs) > 1
+    rows = [_sweep_row(tuning, index, correction, several) for index, correction in enumerate(tuning.tried)]
     headers = ["eps", *(["T", "loss"] if several else []), *FIGURES.values(), "changed", "gain", "± 1 SE", "p", ""]
     return table(headers, rows)
 
 
-def _sweep_row(tuning: Tuning, index: int, attempt: Attempt, several: bool) -> list[str]:
-    plain = attempt.eps == 0
-    row = [cell(f"{attempt.eps:g}")]
+def _sweep_row(tuning: Tuning, index: int, correction: TriedCorrection, several: bool) -> list[str]:
+    plain = correction.eps == 0
+    row = [cell(f"{correction.eps:g}")]
     if several:
-        row += [cell("" if plain else f"{attempt.temperature:g}"), cell(attempt.loss or "")]
-    row += [cell(share_text(getattr(attempt.figures, name))) for name in FIGURES]
+        row += [cell("" if plain else f"{correction.temperature:g}"), cell(correction.loss or "")]
+    row += [cell(share_text(getattr(correction.figures, name))) for name in FIGURES]
     row += [
-        cell("" if plain else f"{attempt.changed:.1%}"),
-        cell("" if plain else share_text(attempt.gain, signed=True)),
-        cell("" if plain else share_text(attempt.gain_error)),
-        cell("" if plain else p_text(attempt.p_value)),
+        cell("" if plain else f"{correction.changed:.1%}"),
+        cell("" if plain else share_text(correction.gain, signed=True)),
+        cell("" if plain else share_text(correction.gain_error)),
+        cell("" if plain else p_text(correction.p_value)),
     ]
     if index == tuning.chosen:
         return [*row, cell("chosen", css_class="good")]
-    return [*row, cell("" if attempt.allowed else "accuracy too low")]
+    return [*row, cell("" if correction.allowed else "accuracy too low")]
 
 
 def _how(tuning: Tuning) -> str:
     return (
         f"Gain: in {objective_text(tuning)} over eps 0. p: one-sided, of a gain by chance, adjusted for all"
-        f" {len(tuning.attempts) - 1} attempts (permutation test). These images made the choice: the chosen line looks"
+        f" {len(tuning.tried) - 1} attempts (permutation test). These images made the choice: the chosen line looks"
         " better than it is."
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imbalance_perturb.cells import printable
 from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, draw_png
-from imbalance_perturb.tuning_results import Attempt, Tuning
+from imbalance_perturb.tuning_results import TriedCorrection, Tuning
 from imbalance_perturb.tuning_wording import figure_of
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ _OTHER_OBJECTIVES = {"worst": ("worst_class_recall", "worst recall"), "gmean": (
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
-def shown_attempt(tuning: Tuning) -> Attempt:
-    """The attempt whose loss and T the plot against eps shows: the chosen one, with eps 0 the best of the rest."""
+def shown_correction(tuning: Tuning) -> TriedCorrection:
+    """The correction whose loss and T the plot against eps shows: the chosen one, with eps 0 the best of the rest."""
     if tuning.choice.eps > 0:
         return tuning.choice
-    return max((attempt for attempt in tuning.attempts if attempt.eps > 0), key=lambda attempt: attempt.gain)
+    return max(
+        (correction for correction in tuning.tried if correction.eps > 0), key=lambda correction: correction.gain
+    )
 
 
 def plot_size(tuning: Tuning) -> tuple[float, float]:
@@ -50,10 +53,10 @@ def plot_tuning(tuning: Tuning) -> bytes:
 
 
 def draw_eps(axes: Axes, tuning: Tuning) -> None:
-    """Figures against eps with the temperature of :func:`shown_attempt`, one kind of line for each loss."""
-    shown = shown_attempt(tuning)
+    """Figures against eps with the temperature of :func:`shown_correction`, one kind of line for each loss."""
+    shown = shown_correction(tuning)
     for loss, dashes in _losses(tuning):
-        tried = [a for a in tuning.attempts if a.eps > 0 and a.measure == (loss, shown.temperature)]
+        tried = [a for a in tuning.tried if a.eps > 0 and a.loss_spec == (loss, shown.temperature)]
         _curves(axes, tuning, [a.eps for a in tried], tried, dashes, label=loss == shown.loss)
         if loss == shown.loss:
             _error_band(axes, tuning, tried)
@@ -62,22 +65,22 @@ def draw_eps(axes: Axes, tuning: Tuning) -> None:
     chosen = "chosen: 0, no correction" if tuning.choice.eps == 0 else f"chosen: {tuning.choice.eps:g}"
     axes.set_title(f"Against eps (T {shown.temperature:g}); {chosen}")
     axes.set_xlabel("eps")
-    _log_axis(axes, sorted({a.eps for a in tuning.attempts if a.eps > 0}))
+    _log_axis(axes, sorted({a.eps for a in tuning.tried if a.eps > 0}))
     _finish(axes, tuning)
 
 
 def draw_temperatures(axes: Axes, tuning: Tuning) -> None:
-    """Figures against T with the eps of :func:`shown_attempt`, one kind of line for each loss."""
-    shown = shown_attempt(tuning)
+    """Figures against T with the eps of :func:`shown_correction`, one kind of line for each loss."""
+    shown = shown_correction(tuning)
     for loss, dashes in _losses(tuning):
-        tried = [a for a in tuning.attempts if a.eps == shown.eps and a.loss == loss]
+        tried = [a for a in tuning.tried if a.eps == shown.eps and a.loss == loss]
         tried.sort(key=lambda a: a.temperature or 0)
         _curves(axes, tuning, [a.temperature or 0 for a in tried], tried, dashes, label=loss == shown.loss)
     if tuning.choice.eps > 0:
         axes.axvline(shown.temperature or 1, color=INK, linewidth=1)
     axes.set_title(f"Against T (eps {shown.eps:g})")
     axes.set_xlabel("T")
-    _log_axis(axes, sorted({temperature for _, temperature in tuning.measures if temperature is not None}))
+    _log_axis(axes, sorted({temperature for _, temperature in tuning.loss_specs if temperature is not None}))
     _finish(axes, tuning)
 
 
@@ -87,21 +90,23 @@ def _shown_curves(tuning: Tuning) -> list[tuple[str, str, str]]:
 
 
 def _losses(tuning: Tuning) -> list[tuple[str | None, object]]:
-    shown = shown_attempt(tuning)
-    losses = sorted({loss for loss, _ in tuning.measures}, key=lambda loss: (loss != shown.loss, str(loss)))
+    shown = shown_correction(tuning)
+    losses = sorted({loss for loss, _ in tuning.loss_specs}, key=lambda loss: (loss != shown.loss, str(loss)))
     return list(zip(losses, _DASHES, strict=False))
 
 
 def _temperatures(tuning: Tuning) -> bool:
-    return len({temperature for _, temperature in tuning.measures}) > 1
+    return len({temperature for _, temperature in tuning.loss_specs}) > 1
 
 
-def _curves(axes: Axes, tuning: Tuning, xs: list[float], tried: list[Attempt], dashes: object, *, label: bool) -> None:
+def _curves(
+    axes: Axes, tuning: Tuning, xs: list[float], tried: list[TriedCorrection], dashes: object, *, label: bool
+) -> None:
     for name, title, colour in _shown_curves(tuning):
-        values = [getattr(attempt.figures, name) for attempt in tried]
+        values = [getattr(correction.figures, name) for correction in tried]
         if None in values:
             continue
-        text = f"{title} ({tuning.smallest_class})" if name == "scr" else title
+        text = f"{title} ({printable(tuning.smallest_class)})" if name == "scr" else title
         axes.plot(
             xs,
             values,
@@ -114,17 +119,17 @@ def _curves(axes: Axes, tuning: Tuning, xs: list[float], tried: list[Attempt], d
         )
 
 
-def _error_band(axes: Axes, tuning: Tuning, tried: list[Attempt]) -> None:
+def _error_band(axes: Axes, tuning: Tuning, tried: list[TriedCorrection]) -> None:
     """One standard error of the gain, around the objective."""
     name = figure_of(tuning.rule.objective)
     colours = {key: colour for key, _, colour in _shown_curves(tuning)}
-    known = [attempt for attempt in tried if attempt.gain_error is not None]
+    known = [correction for correction in tried if correction.gain_error is not None]
     if not known:
         return
-    values = [getattr(attempt.figures, name) for attempt in known]
-    errors = [attempt.gain_error or 0.0 for attempt in known]
+    values = [getattr(correction.figures, name) for correction in known]
+    errors = [correction.gain_error or 0.0 for correction in known]
     axes.fill_between(
-        [attempt.eps for attempt in known],
+        [correction.eps for correction in known],
         [value - error for value, error in zip(values, errors, strict=True)],
         [value + error for value, error in zip(values, errors, strict=True)],
         color=colours[name],
@@ -134,14 +139,14 @@ def _error_band(axes: Axes, tuning: Tuning, tried: list[Attempt]) -> None:
 
 
 def _finish(axes: Axes, tuning: Tuning) -> None:
-    base = tuning.attempts[0].figures
+    base = tuning.tried[0].figures
     for name, _, colour in _shown_curves(tuning):
         value = getattr(base, name)
         if value is not None:
             axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (4, 3)))
     axes.grid(axis="y")
     handles, texts = axes.get_legend_handles_labels()
-    if len(tuning.measures) > 1 and len(_losses(tuning)) > 1:
+    if len(tuning.loss_specs) > 1 and len(_losses(tuning)) > 1:
         from matplotlib.lines import Line2D
 
         for loss, dashes in _losses(tuning):

@@ -147,7 +147,7 @@ def test_class_folders_serve_as_labels(labelled: Workplace) -> None:
         (("--folds", "1"), 2, "folds is 1; expected a whole number, at least 2"),
         (("--confidence-level", "2"), 2, "confidence-level is 2"),
         (("--test-labels", "x.csv"), 2, "--test-labels is given without --test"),
-        (("--folds", "25"), 1, "val: 24 labelled images cannot be parted into 25 folds"),
+        (("--folds", "25"), 1, "val: 24 labelled images cannot be split into 25 folds"),
         (("-o", "nowhere/c.json"), 1, "there is no folder nowhere"),
         (("-o", "c.csv"), 1, "the suffix names no format; use .json"),
         (("--report", "c.pdf"), 1, "the suffix names no format; use .html"),

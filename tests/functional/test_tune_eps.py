@@ -158,7 +158,7 @@ def test_broken_images_are_named_and_left_out(place: Workplace) -> None:
         (("--objective", "auc"), 2, "objective is 'auc'; expected one of mcr, scr, worst, gmean"),
         (("--max-accuracy-drop", "1.5"), 2, "max-accuracy-drop is 1.5"),
         (("--folds", "1"), 2, "folds is 1"),
-        (("--folds", "500"), 1, "60 labelled images cannot be parted into 500 folds"),
+        (("--folds", "500"), 1, "60 labelled images cannot be split into 500 folds"),
         (("--steps", "3"), 2, "steps is 3; all eps are tried with one gradient"),
         (("-o", "t.csv"), 1, "t.csv: the suffix names no format; use .json"),
         (("-o", "no/t.json"), 1, "no/t.json: there is no folder no"),

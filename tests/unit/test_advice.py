@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imbalance_perturb import ClassCounts
-from imbalance_perturb.lineup import Advice, Entry
-from imbalance_perturb.lineup_scoring import Contestant, score_lineup
+from imbalance_perturb.lineup import Advice, MethodResult
+from imbalance_perturb.lineup_scoring import score_lineup
 
 COUNTS = ClassCounts(("a", "b", "c"), (900, 90, 10))
 LABELS = np.repeat([0, 1, 2], [400, 100, 50])
@@ -23,18 +23,18 @@ def predictions(*recalls: float, seed: int = 0, others: Ints | None = None) -> I
 NONE = predictions(0.95, 0.5, 0.2)
 
 
-def advise(objective: str = "mcr", **preds: Ints) -> tuple[Advice, dict[str, Entry]]:
+def advise(objective: str = "mcr", **preds: Ints) -> tuple[Advice, dict[str, MethodResult]]:
     kinds = {
-        "none": Contestant("none"),
-        "perturb": Contestant("perturb", parameters={"eps": 0.005}, passes=3),
-        "la": Contestant("la", parameters={"tau": 0.75}),
-        "random_sign": Contestant("random-sign", control=True, parameters={"eps": 0.005}),
-        "em": Contestant("em"),
+        "none": MethodResult("none"),
+        "perturb": MethodResult("perturb", parameters={"eps": 0.005}, passes=3),
+        "la": MethodResult("la", parameters={"tau": 0.75}),
+        "random_sign": MethodResult("random-sign", control=True, parameters={"eps": 0.005}),
+        "em": MethodResult("em"),
     }
     preds = {"none": NONE, **preds}
     named = {kinds[key].method: values for key, values in preds.items()}
-    contestants = [one for key, one in kinds.items() if key in preds]
-    entries, advice, _ = score_lineup(contestants, LABELS, named, COUNTS, objective=objective)
+    methods = [one for key, one in kinds.items() if key in preds]
+    entries, advice, _ = score_lineup(methods, LABELS, named, COUNTS, objective=objective)
     return advice, {entry.method: entry for entry in entries}
 
 

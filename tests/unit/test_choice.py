@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from imbalance_perturb.choice import Choice, SelectionRule, check_rule, choose_among
-from imbalance_perturb.contenders import Contenders, make_contenders
+from imbalance_perturb.contenders import Candidates, make_candidates
 from imbalance_perturb.errors import LabelsError, SettingsError
 
 #: 100 images of a common class, 40 of a rare one.
 LABELS = np.repeat([0, 1], [100, 40])
 
 
-def contenders(*columns: np.ndarray, strengths: list[float] | None = None) -> Contenders:
+def candidates(*columns: np.ndarray, strengths: list[float] | None = None) -> Candidates:
     preds = np.stack(columns, axis=1)
     order = list(range(len(columns))) if strengths is None else strengths
-    return make_contenders(LABELS, preds, order, num_classes=2, smallest_class=1)
+    return make_candidates(LABELS, preds, order, num_classes=2, smallest_class=1)
 
 
 def predicted(common: int, rare: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def predicted(common: int, rare: int) -> np.ndarray:
 
 def chosen(*columns: np.ndarray, strengths: list[float] | None = None, **rule: object) -> Choice:
     return choose_among(
-        contenders(*columns, strengths=strengths),
+        candidates(*columns, strengths=strengths),
         SelectionRule(**rule),  # type: ignore[arg-type]
         np.random.default_rng(0),
     )
@@ -95,7 +95,7 @@ def test_standard_errors_are_those_of_a_difference_of_shares() -> None:
     random = np.random.default_rng(1)
     labels = np.repeat([0, 1], [3000, 1000])
     preds = np.stack([np.where(random.random(4000) < share, labels, 1 - labels) for share in (0.7, 0.75)], axis=1)
-    task = make_contenders(labels, preds, [0, 1], num_classes=2, smallest_class=1)
+    task = make_candidates(labels, preds, [0, 1], num_classes=2, smallest_class=1)
     error = choose_among(task, SelectionRule(repeats=100), np.random.default_rng(0)).gain_errors[1]
     difference = (preds[:, 1] == labels).astype(float) - (preds[:, 0] == labels)
     expected = np.sqrt(sum(difference[labels == c].var() / (labels == c).sum() for c in (0, 1))) / 2
@@ -106,7 +106,7 @@ def test_a_class_of_one_image_cannot_decide_its_own_recall() -> None:
     """SCR of a single image: its gain is no evidence, and its error is not known."""
     labels = np.array([0] * 20 + [1])
     preds = np.stack([np.zeros(21, int), np.append(np.zeros(20, int), 1)], axis=1)
-    task = make_contenders(labels, preds, [0, 1], num_classes=2, smallest_class=1)
+    task = make_candidates(labels, preds, [0, 1], num_classes=2, smallest_class=1)
     choice = choose_among(task, SelectionRule(objective="scr"), np.random.default_rng(0))
     assert choice.chosen == 0
     assert choice.gains[1] == 1
@@ -127,7 +127,7 @@ def test_noise_is_answered_with_no_correction(objective: str) -> None:
         threshold = random.random(len(labels)) * np.where(right, recalls[labels], 1 - recalls[labels]) / flow
         correct = np.concatenate([right[:, None], right[:, None] ^ (threshold[:, None] < share)], axis=1)
         preds = np.where(correct, labels[:, None], (labels[:, None] + 1) % 3)
-        task = make_contenders(labels, preds, range(11), num_classes=3, smallest_class=2)
+        task = make_candidates(labels, preds, range(11), num_classes=3, smallest_class=2)
         zero += choose_among(task, SelectionRule(objective=objective, repeats=1), random).chosen == 0
     assert zero >= 225
 
@@ -153,8 +153,8 @@ def test_a_rule_out_of_range_is_refused(values: dict[str, object], message: str)
 
 def test_images_that_cannot_serve_a_rule_are_refused() -> None:
     """Fewer images than folds, and SCR without an image of the smallest class."""
-    few = make_contenders([0, 1, 1], [[0], [1], [1]], [0], num_classes=3, smallest_class=2)
-    with pytest.raises(LabelsError, match="3 labelled images cannot be parted into 5 folds"):
+    few = make_candidates([0, 1, 1], [[0], [1], [1]], [0], num_classes=3, smallest_class=2)
+    with pytest.raises(LabelsError, match="3 labelled images cannot be split into 5 folds"):
         check_rule(few, SelectionRule())
     with pytest.raises(LabelsError, match="has no labelled image, so its recall cannot be the objective"):
         check_rule(few, SelectionRule(folds=2, objective="scr"))

@@ -24,9 +24,9 @@ from imbalance_perturb.comparison import ComparisonFiles, compare_methods
 from imbalance_perturb.demonstration import write_demo
 from imbalance_perturb.errors import LabelsError, SettingsError
 from imbalance_perturb.labelled_images import find_labelled_images
-from imbalance_perturb.lineup import Comparison, Entry
+from imbalance_perturb.lineup import Comparison, MethodResult
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
-from imbalance_perturb.perturbation import Measure
+from imbalance_perturb.perturbation import LossSpec
 from imbalance_perturb.prediction import iter_inputs
 from imbalance_perturb.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.sweep import Sweep, Variant, run_sweep
@@ -89,8 +89,8 @@ def nested(demo: Path) -> tuple[Comparison, list[Sweep]]:
         return compare_methods(settings_of(demo), files_of(demo, test=False), QUICK), sweeps
 
 
-def by_method(found: Comparison) -> dict[str, Entry]:
-    return {entry.method: entry for entry in found.entries}
+def by_method(found: Comparison) -> dict[str, MethodResult]:
+    return {entry.method: entry for entry in found.results}
 
 
 def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None:
@@ -99,15 +99,15 @@ def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None
     base, moved = rng.normal(size=(2, 60, 4)) * 2
     away, coin = base - (moved - base), base + rng.normal(size=base.shape) * 0.1
     n, norms, bias = np.array([700, 200, 90, 10]), np.array([2.0, 1.5, 1.0, 0.5]), rng.normal(size=4)
-    measure = Measure("cross-entropy", 1000.0)
+    loss_spec = LossSpec("cross-entropy", 1000.0)
     logits = {
-        Variant(measure, 0.01): torch.from_numpy(moved),
-        Variant(measure, 0.01, "minus-eps"): torch.from_numpy(away),
-        Variant(measure, 0.01, "random-sign"): torch.from_numpy(coin),
+        Variant(loss_spec, 0.01): torch.from_numpy(moved),
+        Variant(loss_spec, 0.01, "minus-eps"): torch.from_numpy(away),
+        Variant(loss_spec, 0.01, "random-sign"): torch.from_numpy(coin),
     }
     sweep = Sweep([str(i) for i in range(60)], {}, torch.from_numpy(base), logits, {}, {})
     layer = LastLayer("fc.weight", torch.from_numpy(norms), torch.from_numpy(bias))
-    cached = CachedLogits(sweep, measure, ClassCounts("abcd", n.tolist()), layer)
+    cached = CachedLogits(sweep, loss_spec, ClassCounts("abcd", n.tolist()), layer)
     prior = np.log(n / n.sum())
     softmax = np.exp(base) / np.exp(base).sum(1, keepdims=True)
     shares = n / n.sum()
@@ -172,7 +172,7 @@ def test_options_out_of_range_are_refused(wrong: dict[str, object], message: str
 def test_test_images_are_scored_with_what_validation_images_chose(demo: Path, tested: Comparison) -> None:
     """Every method's confusion matrix is that of a run of its own on the test images with the parameters shown."""
     assert tested.scored_on == "test"
-    assert [entry.method for entry in tested.entries] == list(METHODS)
+    assert [entry.method for entry in tested.results] == list(METHODS)
     entries = by_method(tested)
     test = find_labelled_images(demo / "images", demo / "labels.csv", tested.classes)
     assert tested.n == len(test.images)
@@ -183,8 +183,8 @@ def test_test_images_are_scored_with_what_validation_images_chose(demo: Path, te
     layer = find_last_layer(assembly.model, x[:2])
     assert isinstance(layer, LastLayer)
     eps = entries["perturb"].parameters["eps"]
-    variants = [Variant(Measure(), e) for e in EPS] + [Variant(Measure(), eps, d) for d in CONTROLS]
-    cached = CachedLogits(run_sweep(assembly, test.images, variants), Measure(), assembly.counts, layer)
+    variants = [Variant(LossSpec(), e) for e in EPS] + [Variant(LossSpec(), eps, d) for d in CONTROLS]
+    cached = CachedLogits(run_sweep(assembly, test.images, variants), LossSpec(), assembly.counts, layer)
     for method, entry in entries.items():
         preds = cached.predict(method, [Candidate(**entry.parameters)])[:, 0]
         matrix = np.zeros((len(tested.classes),) * 2, dtype=int)
@@ -239,7 +239,7 @@ def test_fewer_methods_cost_fewer_passes(demo: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(contest, "run_sweep", lambda *a, **k: sweeps.append(run_sweep(*a, **k)) or sweeps[-1])
     options = ComparisonOptions(methods=("la", "em"), rule=RULE)
     found = compare_methods(settings_of(demo), files_of(demo, test=False), options)
-    assert [entry.method for entry in found.entries] == ["none", "la", "em"]
+    assert [entry.method for entry in found.results] == ["none", "la", "em"]
     (sweep,) = sweeps
     assert sweep.passes["backward"] == sweep.passes["final"] == 0
 
@@ -248,9 +248,9 @@ def test_controls_need_no_row_of_perturb(demo: Path) -> None:
     """A control is given perturb's eps even where perturb itself is not compared."""
     options = ComparisonOptions(methods=("minus-eps",), eps_grid=(0.05,), rule=RULE)
     found = compare_methods(settings_of(demo), files_of(demo, test=False), options)
-    assert [entry.method for entry in found.entries] == ["none", "minus-eps"]
-    assert found.entries[1].parameters == {"eps": 0.05}
-    assert found.entries[1].differences["mcr"].value < 0
+    assert [entry.method for entry in found.results] == ["none", "minus-eps"]
+    assert found.results[1].parameters == {"eps": 0.05}
+    assert found.results[1].differences["mcr"].value < 0
 
 
 def test_a_method_that_cannot_be_used_is_listed_with_the_reason(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import gmean
 from sklearn.metrics import balanced_accuracy_score, recall_score
 
-from imbalance_perturb.contenders import make_contenders, measure, stratified_folds
+from imbalance_perturb.contenders import make_candidates, objective_values, stratified_folds
 from imbalance_perturb.errors import LabelsError
 from tests.strategies import contests
 
@@ -16,9 +16,9 @@ from tests.strategies import contests
 def test_objectives_are_those_of_scikit_learn(contest: tuple[np.ndarray, np.ndarray, int]) -> None:
     """MCR, SCR, worst recall and geometric mean of any predictions, over the classes that have images."""
     labels, preds, classes = contest
-    contenders = make_contenders(labels, preds, np.arange(preds.shape[1]), num_classes=classes, smallest_class=0)
-    hits, totals = contenders.count_all()
-    found = {name: measure(hits, totals, name, 0) for name in ("mcr", "scr", "worst", "gmean")}
+    candidates = make_candidates(labels, preds, np.arange(preds.shape[1]), num_classes=classes, smallest_class=0)
+    hits, totals = candidates.count_all()
+    found = {name: objective_values(hits, totals, name, 0) for name in ("mcr", "scr", "worst", "gmean")}
     present = np.unique(labels)
     for k, column in enumerate(preds.T):
         recalls = recall_score(labels, column, labels=present, average=None, zero_division=0.0)
@@ -40,13 +40,13 @@ def test_folds_spread_every_class_and_counts_add_up(contest: tuple[np.ndarray, n
     assert np.ptp(np.bincount(fold, minlength=folds)) <= 1
     for label in np.unique(labels):
         assert np.ptp(np.bincount(fold[labels == label], minlength=folds)) <= 1
-    contenders = make_contenders(labels, preds, np.arange(preds.shape[1]), num_classes=classes, smallest_class=0)
-    hits, totals = contenders.count(fold, folds)
-    all_hits, all_totals = contenders.count_all()
+    candidates = make_candidates(labels, preds, np.arange(preds.shape[1]), num_classes=classes, smallest_class=0)
+    hits, totals = candidates.count(fold, folds)
+    all_hits, all_totals = candidates.count_all()
     assert np.array_equal(hits.sum(axis=0), all_hits)
     assert np.array_equal(totals.sum(axis=0), all_totals)
     kept = fold != 0
-    some_hits, some_totals = contenders.of(kept).count_all()
+    some_hits, some_totals = candidates.subset(kept).count_all()
     assert np.array_equal(some_hits, hits[1:].sum(axis=0))
     assert np.array_equal(some_totals, totals[1:].sum(axis=0))
 
@@ -76,4 +76,4 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     """Arrays that do not fit each other or the classes are refused, as is a single class."""
     with pytest.raises(LabelsError, match=message):
-        make_contenders(labels, preds, strengths, num_classes=3, smallest_class=2)
+        make_candidates(labels, preds, strengths, num_classes=3, smallest_class=2)

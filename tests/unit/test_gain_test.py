@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imbalance_perturb.contenders import Contenders, make_contenders
+from imbalance_perturb.contenders import Candidates, make_candidates
 from imbalance_perturb.gain_test import adjusted_p_values
 
 OBJECTIVES = ("mcr", "scr", "worst", "gmean")
 
 
-def rare_gains(*gained: int, lost: int = 0) -> Contenders:
+def rare_gains(*gained: int, lost: int = 0) -> Candidates:
     """100 images of a common class and 40 of a rare one; each candidate gains so many of the rare ones."""
     labels = np.repeat([0, 1], [100, 40])
     base = np.where(np.arange(140) < 120, labels, 1 - labels)
@@ -19,7 +19,7 @@ def rare_gains(*gained: int, lost: int = 0) -> Contenders:
         preds[120 : 120 + number] = 1
         preds[:lost] = 1
         columns.append(preds)
-    return make_contenders(labels, np.stack(columns, axis=1), range(len(columns)), num_classes=2, smallest_class=1)
+    return make_candidates(labels, np.stack(columns, axis=1), range(len(columns)), num_classes=2, smallest_class=1)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -48,7 +48,7 @@ def test_more_candidates_need_more_evidence_and_copies_do_not() -> None:
     correct = task.correct.copy()
     for k in range(2, 10):
         correct[:, k] = correct[:, 0] ^ (random.random(140) < 0.1)
-    noisy = Contenders(task.labels, correct, task.strengths, 2, 1)
+    noisy = Candidates(task.labels, correct, task.strengths, 2, 1)
     assert adjusted_p_values(noisy, "mcr", np.random.default_rng(0))[1] > 1.3 * alone
 
 
@@ -61,6 +61,6 @@ def test_p_values_are_uniform_at_most_where_nothing_helps(objective: str) -> Non
         random = np.random.default_rng(seed)
         right = random.random(125) < 0.5
         correct = np.stack([right, *(right ^ (random.random(125) < share) for share in (0.05, 0.1, 0.2, 0.4))], axis=1)
-        task = Contenders(labels, correct, np.arange(5.0), 3, 2)
+        task = Candidates(labels, correct, np.arange(5.0), 3, 2)
         small += adjusted_p_values(task, objective, random).min() <= 0.1
     assert small <= 0.1 * 150 + 3 * np.sqrt(150 * 0.1 * 0.9)

@@ -13,7 +13,7 @@ from imbalance_perturb.counts import parse_class_counts
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError, SettingsError
 from imbalance_perturb.perturbation import (
     LOSSES,
-    Measure,
+    LossSpec,
     gradient_sign,
     gradient_signs,
     logit_gradient,
@@ -106,17 +106,17 @@ def test_half_precision_does_not_underflow() -> None:
 
 
 def test_several_measures_share_one_forward_pass() -> None:
-    """gradient_signs gives each measure's own sign, from one forward pass for all of them."""
+    """gradient_signs gives each loss and temperature its own sign, from one forward pass for all of them."""
     net = as_module(AnalyticModel.random(2, 12, 9, 4))
     calls: list[int] = []
     net.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(20, 12, dtype=torch.float64)
     target = target_distribution(parse_class_counts([90, 40, 20, 5]))
-    measures = [Measure(loss, temperature) for loss in sorted(LOSSES) for temperature in (1.0, 1000.0)]
-    signs, logits = gradient_signs(net, x, target, measures)
+    loss_specs = [LossSpec(loss, temperature) for loss in sorted(LOSSES) for temperature in (1.0, 1000.0)]
+    signs, logits = gradient_signs(net, x, target, loss_specs)
     assert len(calls) == 1
-    for measure, sign in zip(measures, signs, strict=True):
-        alone = gradient_sign(net, x, target, loss=measure.loss, temperature=measure.temperature)
+    for loss_spec, sign in zip(loss_specs, signs, strict=True):
+        alone = gradient_sign(net, x, target, loss=loss_spec.loss, temperature=loss_spec.temperature)
         assert torch.equal(sign, alone.sign)
         assert torch.equal(logits, alone.logits)
     assert len({tuple(sign.flatten().tolist()) for sign in signs}) > 1

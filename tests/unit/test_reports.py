@@ -15,10 +15,10 @@ from imbalance_perturb.cli import evaluation_tables
 from imbalance_perturb.errors import OutputFileError
 from imbalance_perturb.evaluation import evaluate
 from imbalance_perturb.reports.evaluation_page import evaluation_page
-from imbalance_perturb.reports.evaluation_plots import by_count, plot_evaluation
+from imbalance_perturb.reports.evaluation_plots import plot_evaluation
 from imbalance_perturb.reports.files import write_whole
 from imbalance_perturb.scores import Evaluation
-from imbalance_perturb.wording import interval_text, p_text, share_text
+from imbalance_perturb.wording import by_count, interval_text, p_text, share_text
 
 HOSTILE = ("<script>alert(1)</script>", "$x$ & [red]y[/red]", "皮肤", "plain")
 
@@ -120,7 +120,7 @@ def test_pages_of_many_classes() -> None:
 def test_order_is_from_the_largest_class() -> None:
     """Classes are shown from the most training images to the fewest, ties by index."""
     evaluation = evaluate([0, 1, 2], [0, 1, 2], [0, 1, 2], ClassCounts(("a", "b", "c"), (5, 9, 5)))
-    assert by_count(evaluation) == [1, 0, 2]
+    assert by_count(evaluation.counts) == [1, 0, 2]
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:

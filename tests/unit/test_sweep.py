@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from imbalance_perturb.assembly import Assembly, assemble
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.images import ImageList, find_images
-from imbalance_perturb.perturbation import Measure
+from imbalance_perturb.perturbation import LossSpec
 from imbalance_perturb.prediction import iter_inputs
 from imbalance_perturb.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.sweep import MINUS_EPS, RANDOM_SIGN, Variant, run_sweep
 
-CE, MSE = Measure("cross-entropy", 1.0), Measure("mse", 1.0)
+CE, MSE = LossSpec("cross-entropy", 1.0), LossSpec("mse", 1.0)
 
 
 class Pooled(nn.Module):
@@ -59,13 +59,13 @@ def prepared(place: Path, **debias: object) -> tuple[Assembly, ImageList]:
 def test_a_sweep_gives_the_logits_of_single_runs(place: Path) -> None:
     """Every variant's logits are those of the module with that loss, T and eps, image by image."""
     assembly, images = prepared(place)
-    variants = [Variant(measure, eps) for measure in (CE, MSE) for eps in (0.0, 0.01, 0.3)]
+    variants = [Variant(loss_spec, eps) for loss_spec in (CE, MSE) for eps in (0.0, 0.01, 0.3)]
     sweep = run_sweep(assembly, images, variants)
     assert sweep.names == [name for name in images.names if name != "3_broken.png"]
     assert sweep.errors == {"3_broken.png": "not an image in a known format"}
     alone = assembly.execution.__class__(torch.device("cpu"), 1, 0, "fp32", False)
     for variant in variants:
-        debias = {"eps": variant.eps, "loss": variant.measure.loss, "temperature": variant.measure.temperature}
+        debias = {"eps": variant.eps, "loss": variant.loss_spec.loss, "temperature": variant.loss_spec.temperature}
         single, _ = prepared(place, **debias)
         inputs = {
             batch.names[position]: x

@@ -10,7 +10,7 @@ from imbalance_perturb.recipe import load_recipe, merge_settings
 from imbalance_perturb.selection import Figures
 from imbalance_perturb.settings import DebiasSettings
 from imbalance_perturb.tuned_recipe import tuned_debias, update_tuned_recipe
-from imbalance_perturb.tuning_results import Attempt, Tuning
+from imbalance_perturb.tuning_results import TriedCorrection, Tuning
 
 FIGURES = Figures(0.5, 0.5, 0.5, 0.5, 0.5)
 RECIPE = """\
@@ -25,13 +25,13 @@ temperature = 1000.0  # as the paper
 
 
 def tuned(eps: float, temperature: float | None = 1000.0, loss: str | None = "cross-entropy") -> Tuning:
-    none = Attempt(0.0, None, None, FIGURES, 0.0, 0.0, 0.0, 1.0, True)
-    some = Attempt(eps, temperature, loss, FIGURES, 0.1, 0.1, 0.01, 0.01, True)
+    none = TriedCorrection(0.0, None, None, FIGURES, 0.0, 0.0, 0.0, 1.0, True)
+    some = TriedCorrection(eps, temperature, loss, FIGURES, 0.1, 0.1, 0.01, 0.01, True)
     return Tuning(
-        attempts=(none, some),
+        tried=(none, some),
         chosen=int(eps > 0),
         splits=(0, 5),
-        worth={},
+        held_out={},
         rule=SelectionRule(),
         classes=("a", "b"),
         counts=(9, 1),

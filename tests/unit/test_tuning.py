@@ -44,9 +44,9 @@ def test_the_step_that_undoes_the_bias_is_found(place: Path) -> None:
     assert tuning.choice.eps == RIGHT_EPS
     assert (tuning.choice.loss, tuning.choice.temperature) == ("cross-entropy", 1000)
     assert tuning.splits == (0, 0, 10, 0)
-    mcrs = [attempt.figures.mcr for attempt in tuning.attempts]
+    mcrs = [attempt.figures.mcr for attempt in tuning.tried]
     assert mcrs == [0.75, pytest.approx(0.75, abs=0.05), 1, pytest.approx(0.75, abs=0.1)]
-    worth = tuning.worth["mcr"]
+    worth = tuning.held_out["mcr"]
     assert (worth.base, worth.tuned, worth.difference) == (pytest.approx(0.75), 1, pytest.approx(0.25))
     assert worth.interval is not None
     assert 0.1 < worth.interval.low < 0.25 < worth.interval.high < 0.4
@@ -66,8 +66,8 @@ def test_a_sweep_costs_two_passes_and_one_for_each_eps(place: Path) -> None:
     )
     tuning = tune(assembly, labelled, several)
     assert tuning.passes == {"forward": 4, "backward": 16, "final": 32}
-    assert len(tuning.attempts) == 1 + 8
-    assert tuning.measures == [("mse", 1), ("mse", 1000), ("focal", 1), ("focal", 1000)]
+    assert len(tuning.tried) == 1 + 8
+    assert tuning.loss_specs == [("mse", 1), ("mse", 1000), ("focal", 1), ("focal", 1000)]
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.3])
@@ -75,7 +75,7 @@ def test_figures_are_those_of_predictions_with_that_eps(place: Path, tau: float)
     """Each line of the sweep is scikit-learn's figure of what `predict` answers with that eps, tau included."""
     assembly, labelled = prepared(place, tau=tau)
     tuning = tune(assembly, labelled, OPTIONS)
-    for attempt in tuning.attempts:
+    for attempt in tuning.tried:
         single, _ = prepared(place, tau=tau, eps=attempt.eps)
         batches = iter_predictions(make_predictor(single), labelled.images, single.preprocessing, single.execution)
         preds = [single.counts.names.index(str(row.pred)) for rows in batches for row in rows]
@@ -137,7 +137,7 @@ def test_what_cannot_decide_is_refused_before_the_model_runs(place: Path) -> Non
     one_class = LabelledImages(images, dict.fromkeys(images.names, 0), 0)
     with pytest.raises(LabelsError, match="all labelled images are of one class"):
         tune(assembly, one_class, OPTIONS)
-    with pytest.raises(LabelsError, match="60 labelled images cannot be parted into 61 folds"):
+    with pytest.raises(LabelsError, match="60 labelled images cannot be split into 61 folds"):
         tune(assembly, labelled, TuningOptions(rule=SelectionRule(folds=61)))
     with pytest.raises(SettingsError, match="steps is 2; all eps are tried with one gradient"):
         tune(*prepared(place, steps=2), OPTIONS)
@@ -179,8 +179,8 @@ def test_classes_without_and_with_few_images_are_named(place: Path) -> None:
     settings = prepared(place)[0].settings
     labelled = find_labelled_images(place / "val", None, ("common", "rare", "none"))
     tuning = tune(assemble(settings, labelled.images), labelled, OPTIONS)
-    assert tuning.attempts[0].figures.scr is None
-    assert tuning.worth["scr"].difference is None
+    assert tuning.tried[0].figures.scr is None
+    assert tuning.held_out["scr"].difference is None
     assert "classes without validation images, left out of all figures: none" in tuning.notes
     assert any("too few validation images to decide on rare (15)" in note for note in tuning.notes)
 

@@ -7,13 +7,13 @@ import pytest
 from imbalance_perturb.choice import SelectionRule
 from imbalance_perturb.scores import Interval
 from imbalance_perturb.selection import Figures
-from imbalance_perturb.tuning_results import Attempt, Tuning, Worth
+from imbalance_perturb.tuning_results import HeldOutFigure, TriedCorrection, Tuning
 from imbalance_perturb.tuning_wording import note, summarise
 
 
-def attempt(eps: float, gain: float = 0.0, p_value: float = 1.0, **more: object) -> Attempt:
+def attempt(eps: float, gain: float = 0.0, p_value: float = 1.0, **more: object) -> TriedCorrection:
     mcr = 0.5 + gain
-    found = Attempt(
+    found = TriedCorrection(
         eps=eps,
         temperature=1000.0 if eps else None,
         loss="mse" if eps else None,
@@ -27,17 +27,17 @@ def attempt(eps: float, gain: float = 0.0, p_value: float = 1.0, **more: object)
     return replace(found, **more)  # type: ignore[arg-type]
 
 
-def make(*attempts: Attempt, chosen: int = 0, splits: tuple[int, ...] = (), **more: object) -> Tuning:
+def make(*attempts: TriedCorrection, chosen: int = 0, splits: tuple[int, ...] = (), **more: object) -> Tuning:
     tried = (attempt(0.0), *attempts)
     gain = tried[chosen].gain
     tuning = Tuning(
-        attempts=tried,
+        tried=tried,
         chosen=chosen,
         splits=splits or tuple(50 * (index == chosen) for index in range(len(tried))),
-        worth={
-            "mcr": Worth(0.5, 0.5 + gain, gain, Interval(gain - 0.001, gain + 0.001)),
-            "scr": Worth(0.4, 0.4, 0.0, None),
-            "accuracy": Worth(0.8, 0.78, -0.02, None),
+        held_out={
+            "mcr": HeldOutFigure(0.5, 0.5 + gain, gain, Interval(gain - 0.001, gain + 0.001)),
+            "scr": HeldOutFigure(0.4, 0.4, 0.0, None),
+            "accuracy": HeldOutFigure(0.8, 0.78, -0.02, None),
         },
         rule=SelectionRule(),
         classes=("a", "b"),
@@ -118,14 +118,21 @@ def test_several_losses_and_temperatures_are_told_apart() -> None:
         ),
         (make(*GRID, chosen=2, splits=(30, 0, 20, 0)), "the choice is not steady"),
         (
-            make(*GRID, chosen=2, worth={"mcr": Worth(0.5, 0.4, -0.1, None), "accuracy": Worth(0.8, 0.8, 0.0, None)}),
+            make(
+                *GRID,
+                chosen=2,
+                held_out={"mcr": HeldOutFigure(0.5, 0.4, -0.1, None), "accuracy": HeldOutFigure(0.8, 0.8, 0.0, None)},
+            ),
             "on images that had no part in the choice the MCR does not rise",
         ),
         (
             make(
                 *GRID,
                 chosen=2,
-                worth={"mcr": Worth(0.5, 0.6, 0.1, Interval(-0.1, 0.3)), "accuracy": Worth(0.8, 0.8, 0.0, None)},
+                held_out={
+                    "mcr": HeldOutFigure(0.5, 0.6, 0.1, Interval(-0.1, 0.3)),
+                    "accuracy": HeldOutFigure(0.8, 0.8, 0.0, None),
+                },
             ),
             "the gain in MCR may be none (its interval holds 0)",
         ),
