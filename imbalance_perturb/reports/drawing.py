@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -40,8 +42,8 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """What ``draw`` makes of an empty figure, as an ``<svg>`` element for :func:`render_page`.
+def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+    """What ``draw`` makes of an empty figure, as an ``<svg>`` element to put into a page.
 
     Args:
         name: distinct within a page; letters only.
@@ -56,13 +58,20 @@ def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # In tags alone: a class may be named '#1b1f24'.
+    svg = re.sub(r"<[^!>][^>]*>", lambda tag: _fit_tag(tag[0], name), svg)
+    return Markup(svg.replace("<svg ", '<svg role="img" ', 1))
+
+
+def _fit_tag(tag: str, name: str) -> str:
+    """A tag of a drawing as the page needs it: with identifiers of its own, the page's font and colours."""
     # Several drawings share one page, and matplotlib gives each of them a 'figure_1'.
-    svg = re.sub(r'(\sid=")', rf"\1{name}-", svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
-    svg = re.sub(r"font: ([^;\"]*?)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    tag = re.sub(r'(\sid="|href="#|url\(#)', rf"\1{name}-", tag)
+    # 'font: 10px ...' in older versions of matplotlib.
+    tag = re.sub(r"(font-family: |font: [^;\"]*?px )[^;\"]*", r"\1system-ui, sans-serif", tag)
     for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return svg.replace("<svg ", '<svg role="img" ', 1)
+        tag = tag.replace(colour, f"var(--{variable})")
+    return tag
 
 
 def draw_png(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
