@@ -179,3 +179,13 @@ def test_tables_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("COLUMNS", "160")
     evaluation_tables.print_evaluation(make(("[red]a[/red]", "b")))
     assert "[red]a[/red]" in capsys.readouterr().out
+
+
+def test_tables_obey_no_control_character(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class name cannot colour, clear or end the terminal's lines: its control characters are written out."""
+    monkeypatch.setenv("COLUMNS", "200")
+    evaluation_tables.print_evaluation(make(("a\x1b[2Jb", "c\rd\udcff", "e")))
+    out = capsys.readouterr().out
+    assert r"a\x1b[2Jb" in out
+    assert r"c\rd\udcff" in out
+    assert not {"\x1b", "\r"} & set(out)
