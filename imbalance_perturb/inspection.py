@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from imbalance_perturb.execution import select_execution
 from imbalance_perturb.models import ModelInfo, ProbeResult
 from imbalance_perturb.optimisation import Optimisation
 from imbalance_perturb.preprocessing import Preprocessing
-from imbalance_perturb.recipe import write_recipe
-from imbalance_perturb.settings import PreprocessSettings, Settings
+from imbalance_perturb.recipe import relative_settings, write_recipe
+from imbalance_perturb.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -71,29 +70,17 @@ def inspect_model(settings: Settings) -> Inspection:
     )
 
 
-def write_complete_recipe(path: Path, settings: Settings, inspection: Inspection) -> None:
-    """Write a recipe that leaves nothing to a preset or to recognition; file paths relative to the recipe."""
-    found = inspection.preprocessing
-    preprocess = PreprocessSettings(
-        preset=settings.preprocess.preset,
-        resize="none" if found.resize is None else found.resize,
-        crop="none" if found.crop is None else found.crop,
-        mean=found.mean,
-        std=found.std,
-        interpolation=found.interpolation,
-        color=found.color,
-    )
-    model = replace(
-        settings.model,
-        model=_relative(settings.model.model, path),
-        counts=_relative(settings.model.counts, path),
-        arch=settings.model.arch,
-    )
-    debias = settings.debias
-    if debias.target.endswith(".json"):
-        debias = replace(debias, target=_relative(debias.target, path) or debias.target)
-    write_recipe(path, replace(settings, model=model, preprocess=preprocess, debias=debias))
+def write_complete_recipe(path: Path, settings: Settings, found: Preprocessing) -> None:
+    """Write a recipe of all settings that leaves no preprocessing to a preset; file paths relative to the recipe.
 
+    Args:
+        path: where to write it.
+        settings: those of the run; all that is not preprocessing stands as it is.
+        found: the preprocessing that they come to, as :class:`Inspection` has it.
 
-def _relative(file: str | None, recipe: Path) -> str | None:
-    return None if file is None else Path(os.path.relpath(file, recipe.parent)).as_posix()
+    Raises:
+        OutputFileError: if the recipe cannot be written.
+    """
+    values = {"resize": found.resize or "none", "crop": found.crop or "none"}
+    preprocess = replace(settings.preprocess, **{**vars(found), **values})
+    write_recipe(path, relative_settings(path, replace(settings, preprocess=preprocess)))

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.assembly import Assembly
+from imbalance_perturb.declarations import declarations
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.outputs import sha256
 from imbalance_perturb.row_formats import RowLayout
+from imbalance_perturb.settings import TABLES, untupled
 from imbalance_perturb.shards import Shard, list_sha256
 
+
+def _compared(table: str) -> dict[str, str]:
+    known = declarations(TABLES[table])
+    return {f"settings.{table}.{name}": name for name, entry in known.items() if entry.compared}
+
+
 #: Entries that must be the same for rows to be of one run, and how people call them. A table stands for its entries.
+#: Of the settings of preprocessing what they come to is compared.
 _SAME_RUN = {
     "versions.imbalance_perturb": "imbalance-perturb",
     "versions.torch": "torch",
@@ -26,13 +35,10 @@ _SAME_RUN = {
     "model.sha256": "the model file",
     "model.arch": "arch",
     "model.outputs": "outputs",
-    "settings.model.factory": "factory",
+    **_compared("model"),
     "classes": "the class counts or p*",
-    "settings.debias": "",
-    "settings.run.precision": "precision",
-    "settings.run.close_calls_only": "close_calls_only",
-    "settings.run.compile": "compile",
-    "settings.run.deterministic": "deterministic",
+    **_compared("debias"),
+    **_compared("run"),
     "preprocessing": "",
     "execution.precision": "the precision",
     "execution.low_dtype": "the low precision",
@@ -138,18 +144,13 @@ def _entries(
             continue
         one, other = (value if isinstance(value, Mapping) else {} for value in (one, other))
         for key in sorted({*one, *other}):
-            yield key, _plain(one.get(key)), _plain(other.get(key))
+            yield key, untupled(one.get(key)), untupled(other.get(key))
 
 
 def _look_up(account: Any, entry: str) -> Any:
     for key in entry.split("."):
         account = account.get(key) if isinstance(account, Mapping) else None
     return account
-
-
-def _plain(value: Any) -> Any:
-    # JSON has lists for tuples.
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _told(value: Any) -> str:

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from imbalance_perturb.declarations import declarations
 from imbalance_perturb.errors import OutputFileError, SettingsError
-from imbalance_perturb.settings import (
-    DebiasSettings,
-    ModelSettings,
-    PreprocessSettings,
-    RunSettings,
-    Settings,
-)
+from imbalance_perturb.settings import TABLES, Settings, tupled, untupled
 
 #: The recipe that every command reads where there is one.
 DEFAULT_NAME = "imbperturb.toml"
-
-TABLES: dict[str, type] = {
-    "model": ModelSettings,
-    "preprocess": PreprocessSettings,
-    "debias": DebiasSettings,
-    "run": RunSettings,
-}
-
-_COMMENTS = {
-    "model": "the classifier file and the class counts; paths are relative to this file",
-    "preprocess": "what happens to an image before the model sees it",
-    "debias": "the correction: x~ = x - eps * sign(gradient); eps = 0 switches it off",
-    "run": "where and how fast; changes no label",
-}
 
 Tables = dict[str, dict[str, Any]]
 
@@ -59,28 +41,52 @@ def load_recipe(path: Path) -> Tables:
 
 
 def _parse_table(path: Path, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    known = {entry.name.replace("_", "-"): entry.name for entry in fields(TABLES[name])}
-    known |= {entry.name: entry.name for entry in fields(TABLES[name])}
+    known = declarations(TABLES[name])
     values: dict[str, Any] = {}
     for key, value in table.items():
-        if key not in known:
+        entry = known.get(key.replace("-", "_"))
+        if entry is None:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(set(known.values())))}"
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
             raise SettingsError(f"{path}: [{name}] has no entry {key!r}{hint}")
-        values[known[key]] = tuple(value) if isinstance(value, list) else value
-    for key in ("model", "counts"):
-        if name == "model" and isinstance(values.get(key), str):
-            values[key] = str(path.parent / values[key])
-    if name == "debias" and str(values.get("target", "")).endswith(".json"):
-        values["target"] = str(path.parent / values["target"])
+        if entry.name in values:
+            raise SettingsError(f"{path}: [{name}] has {entry.name} twice, as {entry.option} too; leave one")
+        value = tupled(value)
+        try:
+            entry.check(value)
+        except SettingsError as error:
+            raise SettingsError(f"{path}: [{name}] {error}") from None
+        values[entry.name] = str(path.parent / value) if entry.names_file(value) else value
     return values
+
+
+def seen_from_recipe(path: Path, table: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a table as a recipe has them: files that they name seen from the recipe's folder."""
+    known = declarations(TABLES[table])
+    return {key: _seen_from(path, value) if known[key].names_file(value) else value for key, value in values.items()}
+
+
+def relative_settings(path: Path, settings: Settings) -> Settings:
+    """The settings with the files that they name seen from a recipe's folder."""
+    tables = {name: getattr(settings, name) for name in TABLES}
+    seen = {name: replace(table, **seen_from_recipe(path, name, vars(table))) for name, table in tables.items()}
+    return replace(settings, **seen)
+
+
+def _seen_from(recipe: Path, file: str) -> str:
+    # Folders as they are behind links, since '..' does not lead back through one; the file keeps its own name.
+    folder, name = os.path.split(file)
+    try:
+        return Path(os.path.relpath(Path(os.path.realpath(folder), name), os.path.realpath(recipe.parent))).as_posix()
+    except ValueError:  # Windows, on two drives
+        return str(Path(file).absolute())
 
 
 def merge_settings(*layers: Tables) -> Settings:
     """Settings from layers of tables; a later layer's entry wins, what no layer has takes its default.
 
-    A preset named in a later layer drops the earlier layers' whole ``[preprocess]`` table: the preset would
-    otherwise be hidden behind the single values of the recipe.
+    A preset named in a later layer drops what the earlier layers say of the entries that a preset states: it would
+    otherwise be hidden behind the single values of the recipe. What no preset states stays.
 
     Raises:
         SettingsError: if a value has the wrong type or is out of range.
@@ -88,14 +94,15 @@ def merge_settings(*layers: Tables) -> Settings:
     merged: Tables = {name: {} for name in TABLES}
     for layer in layers:
         if "preset" in layer.get("preprocess", {}):
-            merged["preprocess"] = {}
+            known = declarations(TABLES["preprocess"])
+            merged["preprocess"] = {k: v for k, v in merged["preprocess"].items() if not known[k].of_preset}
         for name, values in layer.items():
             merged[name] |= values
     return Settings(**{name: TABLES[name](**values) for name, values in merged.items()})
 
 
 def write_recipe(path: Path, settings: Settings) -> None:
-    """Write a complete recipe; every entry that has a value is there.
+    """Write a complete recipe: every setting under its description, commented out where it has no value.
 
     Raises:
         OutputFileError: if the file cannot be written.
@@ -104,12 +111,16 @@ def write_recipe(path: Path, settings: Settings) -> None:
 
     document = tomlkit.document()
     document.add(tomlkit.comment("imbperturb recipe: every command reads it; the command line wins over it"))
-    for name in TABLES:
+    for name, kind in TABLES.items():
         table = tomlkit.table()
-        table.comment(_COMMENTS[name])
-        for key, value in asdict(getattr(settings, name)).items():
-            if value is not None:
-                table.add(key, list(value) if isinstance(value, tuple) else value)
+        table.comment(kind.comment)
+        for key, entry in declarations(kind).items():
+            value = getattr(getattr(settings, name), key)
+            table.add(tomlkit.comment(entry.describe(off="false")))
+            if value is None:
+                table.add(tomlkit.comment(f"{key} ="))
+            else:
+                table.add(key, _toml(path, key, value))
         document.add(tomlkit.nl())
         document.add(name, table)
     _write_text(path, tomlkit.dumps(document))
@@ -127,9 +138,21 @@ def update_recipe(path: Path, table: str, values: Mapping[str, Any]) -> None:
     load_recipe(path)
     document = tomlkit.parse(path.read_text(encoding="utf-8"))
     entries = document.setdefault(table, tomlkit.table())
+    # As the recipe spells them: with '-' or '_'.
+    spelt = {key.replace("-", "_"): key for key in entries}
     for key, value in values.items():
-        entries[key] = list(value) if isinstance(value, tuple) else value
+        entries[spelt.get(key, key)] = _toml(path, key, value)
     _write_text(path, tomlkit.dumps(document))
+
+
+def _toml(path: Path, key: str, value: Any) -> Any:
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise OutputFileError(
+            f"{path}: cannot hold {key} {value!r}, a name that is not UTF-8, as a recipe is; rename the file"
+        ) from None
+    return untupled(value)
 
 
 def _write_text(path: Path, text: str) -> None:

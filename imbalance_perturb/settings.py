@@ -1,12 +1,12 @@
-"""The settings of a run as plain values: the four tables of a recipe, each entry checked on its own."""
+"""The settings of a run as plain values: the four tables of a recipe, each setting declared here and nowhere else."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
+from imbalance_perturb.declarations import Flag, Number, PerChannel, Size, Table, Text, declarations, setting
 from imbalance_perturb.errors import SettingsError
 
 LOSSES = ("cross-entropy", "mse", "focal")
@@ -18,166 +18,156 @@ COLORS = ("rgb", "gray")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
-def _check(ok: bool, option: str, value: object, expected: str) -> None:
-    if not ok:
-        raise SettingsError(f"{option} is {value!r}; expected {expected}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_text_and_flags(settings: Any) -> None:
-    # A recipe can hold any type: texts and switches are checked here, numbers with their ranges.
-    for entry in fields(settings):
-        value = getattr(settings, entry.name)
-        if entry.type in ("str", "str | None") and not (value is None and "None" in str(entry.type)):
-            _check(isinstance(value, str), entry.name, value, "text")
-        if entry.type == "bool":
-            _check(isinstance(value, bool), entry.name, value, "true or false")
-
-
-def _one_of(option: str, value: object, allowed: Iterable[str]) -> None:
-    allowed = tuple(allowed)
-    _check(value in allowed, option, value, "one of " + ", ".join(allowed))
-
-
-def _each(values: Any, test: Callable[[Any], bool]) -> bool:
-    return isinstance(values, tuple) and bool(values) and all(map(test, values))
-
-
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Table):
     """Where the model and the counts are, and how the model file is read (recipe table ``[model]``)."""
 
-    model: str | None = None
-    counts: str | None = None
-    arch: str | None = None
-    factory: str | None = None
-    outputs: str = "auto"
-    trust_model_file: bool = False
+    panel: ClassVar[str] = "Model file"
+    comment: ClassVar[str] = "the classifier file and the class counts; paths are relative to this file"
+
+    # Two runs are of one model by its hash and what was found in it, wherever it lies and however it was named.
+    model: str | None = setting(None, Text(), "Trained classifier file.", argument=True, path=True, compared=False)
+    counts: str | None = setting(
+        None, Text(), "JSON of training images per class.", argument=True, path=True, compared=False
+    )
+    arch: str | None = setting(
+        None,
+        Text(),
+        "Architecture of a state_dict: a torchvision name or timm:NAME.",
+        default_text="recognised from the tensors",
+        compared=False,
+    )
+    factory: str | None = setting(
+        None,
+        Text(pattern="[^:]*:[^:]*", form="package.module:function"),
+        "package.module:function that builds the network, called with num_classes=.",
+    )
+    outputs: str = setting("auto", Text(OUTPUTS), "What the model returns:", compared=False)
+    trust_model_file: bool = setting(
+        False,
+        Flag(off=False),
+        "Load a model file that runs code of its own. Only for files you made.",
+        compared=False,
+    )
 
     def __post_init__(self) -> None:
-        _check_text_and_flags(self)
-        _one_of("outputs", self.outputs, OUTPUTS)
+        super().__post_init__()
         if self.arch and self.factory:
             raise SettingsError("arch and factory are both given; each names the network, so give one")
-        if self.factory is not None:
-            _check(self.factory.count(":") == 1, "factory", self.factory, "package.module:function")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessSettings:
+class PreprocessSettings(Table):
     """What the user says about preprocessing; ``None`` leaves an entry to the preset (``[preprocess]``).
 
     ``resize`` and ``crop``: one number (shorter side; square), (height, width), or ``"none"``.
     """
 
-    preset: str = "imagenet"
-    resize: int | tuple[int, int] | str | None = None
-    crop: int | tuple[int, int] | str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    interpolation: str | None = None
-    color: str | None = None
-    max_value: int | None = None
-    exif_orientation: bool = False
-    jpeg_draft: bool = False
+    panel: ClassVar[str] = "Preprocessing"
+    comment: ClassVar[str] = "what happens to an image before the model sees it"
 
-    def __post_init__(self) -> None:
-        _check_text_and_flags(self)
-        for option, size in (("resize", self.resize), ("crop", self.crop)):
-            if size is None or size == "none":
-                continue
-            sides = size if isinstance(size, tuple) else (size,)
-            ok = len(sides) <= 2 and all(isinstance(side, int) and side > 0 for side in sides)
-            _check(ok, option, size, "a number of pixels, H,W or none")
-        if self.mean is not None:
-            _check(_each(self.mean, _is_number), "mean", self.mean, "one number for each channel")
-        if self.std is not None:
-            ok = _each(self.std, lambda s: _is_number(s) and s > 0)
-            _check(ok, "std", self.std, "one number above 0 for each channel")
-        if self.interpolation is not None:
-            _one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        if self.color is not None:
-            _one_of("color", self.color, COLORS)
-        if self.max_value is not None:
-            ok = _is_int(self.max_value) and 1 <= self.max_value <= 65535
-            _check(ok, "max_value", self.max_value, "a whole number from 1 to 65535")
+    preset: str = setting(
+        "imagenet",
+        Text(),
+        "imagenet (resize 256, crop 224, ImageNet mean and std), none ([0, 1] pixels as they are) or a torchvision"
+        " weights name; the options below override it.",
+    )
+    resize: int | tuple[int, int] | str | None = setting(
+        None, Size(), "Shorter side S, or height and width.", of_preset=True
+    )
+    crop: int | tuple[int, int] | str | None = setting(
+        None, Size(), "Centred crop, S square or height and width.", of_preset=True
+    )
+    mean: tuple[float, ...] | None = setting(None, PerChannel(), "Mean to subtract, in [0, 1] pixels.", of_preset=True)
+    std: tuple[float, ...] | None = setting(
+        None, PerChannel(Number(above=0)), "Standard deviation to divide by.", of_preset=True
+    )
+    interpolation: str | None = setting(
+        None, Text(INTERPOLATIONS), "Of the resize:", default_text="bilinear", of_preset=True
+    )
+    color: str | None = setting(
+        None, Text(COLORS), "What the model takes:", default_text="from its first layer, else rgb", of_preset=True
+    )
+    max_value: int | None = setting(
+        None,
+        Number(whole=True, at_least=1, at_most=65535),
+        "Pixel value of white in images of more than 8 bits.",
+        default_text="the highest of the type",
+    )
+    exif_orientation: bool = setting(False, Flag(), "Turn pictures upright as their EXIF data say.")
+    jpeg_draft: bool = setting(
+        False, Flag(), "Decode large JPEGs at 1/2, 1/4 or 1/8 of their sides: faster, pixels differ a little."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebiasSettings:
+class DebiasSettings(Table):
     """The method's own parameters; defaults are the paper's (``[debias]``)."""
 
-    eps: float = 1e-3
-    temperature: float = 1000.0
-    loss: str = "cross-entropy"
-    target: str = "log"
-    target_m: int | None = None
-    eps_space: str = "input"
-    clip: bool = False
-    steps: int = 1
-    tau: float = 0.0
+    panel: ClassVar[str] = "Correction"
+    comment: ClassVar[str] = "the correction: x~ = x - eps * sign(gradient); eps = 0 switches it off"
 
-    def __post_init__(self) -> None:
-        _check_text_and_flags(self)
-        _check(_is_number(self.eps) and self.eps >= 0, "eps", self.eps, "a number, at least 0")
-        _check(
-            _is_number(self.temperature) and self.temperature > 0,
-            "temperature",
-            self.temperature,
-            "a number above 0",
-        )
-        _one_of("loss", self.loss, LOSSES)
-        ok = self.target in TARGETS or self.target.endswith(".json")
-        _check(
-            ok,
-            "target",
-            self.target,
-            "one of " + ", ".join(TARGETS) + " or a .json file with the distribution",
-        )
-        if self.target_m is not None:
-            _check(
-                _is_int(self.target_m) and self.target_m > 0,
-                "target_m",
-                self.target_m,
-                "a whole number above 0",
-            )
-        _one_of("eps_space", self.eps_space, EPS_SPACES)
-        _check(_is_int(self.steps) and self.steps >= 1, "steps", self.steps, "a whole number, at least 1")
-        _check(_is_number(self.tau), "tau", self.tau, "a number")
+    eps: float = setting(1e-3, Number(at_least=0), "Size of the step; 0 switches it off.")
+    temperature: float = setting(1000.0, Number(above=0), "T of the softened output.")
+    loss: str = setting("cross-entropy", Text(LOSSES), "Between softened output and target:")
+    target: str = setting(
+        "log",
+        Text(TARGETS, r".*\.json", "a .json file with the distribution", "FILE.json with p* itself"),
+        "Target distribution p* as a function of the counts:",
+        path=True,
+    )
+    target_m: int | None = setting(
+        None, Number(whole=True, above=0), "M of the log target, log(M/n).", default_text="the largest count"
+    )
+    eps_space: str = setting("input", Text(EPS_SPACES), "Units of eps, the model's input or [0, 1] pixels:")
+    clip: bool = setting(False, Flag(), "Keep perturbed pixels within [0, 1].")
+    steps: int = setting(1, Number(whole=True, at_least=1), "Number of steps of size eps.")
+    tau: float = setting(0.0, Number(), "Strength of post-hoc logit adjustment added on top.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(Table):
     """Where and how fast it runs; none of these may change a label beyond near-ties (``[run]``).
 
     ``batch_size`` and ``workers`` of ``None`` are chosen from the machine.
     """
 
-    device: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-    precision: str = "auto"
-    close_calls_only: bool = False
-    compile: bool = False
-    deterministic: bool = False
+    panel: ClassVar[str] = "Running"
+    comment: ClassVar[str] = "where and how fast; changes no label"
 
-    def __post_init__(self) -> None:
-        _check_text_and_flags(self)
-        kind, _, index = self.device.partition(":")
-        ok = kind in ("auto", "cpu", "cuda") and (not index or (kind == "cuda" and index.isdecimal()))
-        _check(ok and not self.device.endswith(":"), "device", self.device, "auto, cpu, cuda or cuda:N")
-        if self.batch_size is not None:
-            _check(_is_int(self.batch_size) and self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        if self.workers is not None:
-            _check(_is_int(self.workers) and self.workers >= 0, "workers", self.workers, "at least 0")
-        _one_of("precision", self.precision, PRECISIONS)
+    device: str = setting(
+        "auto",
+        Text(pattern=r"auto|cpu|cuda(:\d+)?", form="auto, cpu, cuda or cuda:N"),
+        "auto | cpu | cuda[:N].",
+        compared=False,
+    )
+    batch_size: int | None = setting(
+        None,
+        Number(whole=True, at_least=1),
+        "Images a batch.",
+        default_text="measured, or from the image size",
+        compared=False,
+    )
+    workers: int | None = setting(
+        None,
+        Number(whole=True, at_least=0),
+        "Decoding processes; 0 decodes in the main one.",
+        default_text="from the cores",
+        compared=False,
+    )
+    precision: str = setting(
+        "auto",
+        Text(PRECISIONS),
+        "Number format of the passes; auto computes in a fast one, and again in fp32 where a label is a close call:",
+    )
+    close_calls_only: bool = setting(
+        False,
+        Flag(),
+        "predict: correct only images whose label the correction may change, and mark them in a column 'corrected'.",
+        default_text="no",
+    )
+    compile: bool = setting(False, Flag(), "Compile the passes by torch.compile, where that is faster on trial.")
+    deterministic: bool = setting(False, Flag(), "Only algorithms that repeat bit for bit.", default_text="no")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,3 +178,32 @@ class Settings:
     preprocess: PreprocessSettings = PreprocessSettings()
     debias: DebiasSettings = DebiasSettings()
     run: RunSettings = RunSettings()
+
+
+#: The tables by their names.
+TABLES: dict[str, type[Any]] = {entry.name: type(entry.default) for entry in fields(Settings)}
+
+
+def untupled(value: Any) -> Any:
+    """A value as JSON and TOML have it: lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def tupled(value: Any) -> Any:
+    """The value that JSON's or TOML's stands for."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def parse_settings(data: Any) -> Settings:
+    """Complete settings from JSON values, as a run file has them (``dataclasses.asdict``).
+
+    Raises:
+        SettingsError: naming the table or the entry that is not as expected.
+    """
+    tables = {}
+    for name, table in TABLES.items():
+        values, known = data.get(name) if isinstance(data, Mapping) else None, declarations(table)
+        if not isinstance(values, Mapping) or values.keys() != known.keys():
+            raise SettingsError(f"the settings of {name} are incomplete or others; expected {', '.join(known)}")
+        tables[name] = table(**{key: tupled(value) for key, value in values.items()})
+    return Settings(**tables)

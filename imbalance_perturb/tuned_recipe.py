@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.recipe import load_recipe, merge_settings, update_recipe
+from imbalance_perturb.recipe import load_recipe, merge_settings, seen_from_recipe, update_recipe
 from imbalance_perturb.settings import DebiasSettings, Settings
 from imbalance_perturb.tuning_results import Tuning
 
@@ -43,7 +42,6 @@ def update_tuned_recipe(recipe: Path, settings: Settings, tuning: Tuning) -> dic
     values = {
         key: value for key, value in after.items() if value is not None and (key == "eps" or value != before[key])
     }
-    if str(values.get("target", "")).endswith(".json"):
-        values["target"] = Path(os.path.relpath(values["target"], recipe.parent)).as_posix()
+    values = seen_from_recipe(recipe, "debias", values)
     update_recipe(recipe, "debias", values)
     return values

@@ -22,7 +22,7 @@ from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.row_formats import RowLayout, text_rows
 from imbalance_perturb.row_reading import iter_rows
 from imbalance_perturb.runs import RUN_SCHEMA
-from imbalance_perturb.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.settings import Settings, parse_settings
 from imbalance_perturb.shards import parse_shard
 
 #: A confidence reproduces if it is as close as this: another batch or machine rounds differently.
@@ -30,8 +30,6 @@ TOLERANCE = 1e-4
 
 #: Images at the start of the file that may be looked at for the size of the model's input.
 _FIRST = 100
-
-_TABLES = {"model": ModelSettings, "preprocess": PreprocessSettings, "debias": DebiasSettings, "run": RunSettings}
 
 
 class Mismatch(NamedTuple):
@@ -201,22 +199,13 @@ def _find_predictions(path: Path, run: Mapping[str, Any]) -> Path:
 
 def _settings(path: Path, run: Mapping[str, Any]) -> Settings:
     try:
-        tables = {
-            name: table(**{key: _untupled(value) for key, value in run["settings"][name].items()})
-            for name, table in _TABLES.items()
-        }
-    except (KeyError, TypeError, AttributeError):
-        raise PredictionsError(f"{path}: has settings of another version of imbalance-perturb") from None
-    settings = Settings(**tables)
+        settings = parse_settings(run["settings"])
+    except SettingsError as error:
+        raise PredictionsError(f"{path}: has settings of another version of imbalance-perturb ({error})") from None
     target = settings.debias.target
     if target.endswith(".json"):
         settings = replace(settings, debias=replace(settings.debias, target=str(find_beside(target, path))))
     return settings
-
-
-def _untupled(value: Any) -> Any:
-    # JSON has lists for tuples.
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _find_file(path: Path, recorded: str | None, given: str | Path | None, digest: str, what: str) -> str:

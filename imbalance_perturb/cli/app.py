@@ -16,10 +16,13 @@ from imbalance_perturb.cli.evaluate import evaluate
 from imbalance_perturb.cli.merge import merge
 from imbalance_perturb.cli.options import (
     FAILED,
+    MODEL,
     SOME_FAILED,
     WRONG_USAGE,
     CommonOptions,
+    CountsArgument,
     DebiasOptions,
+    ModelArgument,
     ModelOptions,
     PreprocessOptions,
     RunOptions,
@@ -84,12 +87,6 @@ def _options(
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
     pass
-
-
-ModelArgument = Annotated[str | None, Argument(metavar="MODEL", show_default=False, help="Trained classifier file.")]
-CountsArgument = Annotated[
-    str | None, Argument(metavar="COUNTS", show_default=False, help="JSON of training images per class.")
-]
 
 
 @app.command()
@@ -227,8 +224,8 @@ def inspect(
 @app.command()
 @with_options
 def init(
-    model: Annotated[str, Argument(help="Trained classifier file.")],
-    counts: Annotated[str, Argument(help="JSON of training images per class.")],
+    model: Annotated[str, Argument(help=MODEL["model"].describe())],
+    counts: Annotated[str, Argument(help=MODEL["counts"].describe())],
     *,
     out: Annotated[Path, Option("--out", "-o", help="Where to write the recipe.")] = Path("imbperturb.toml"),
     force: Annotated[bool, Option("--force", help="Replace a recipe that is there.")] = False,
@@ -249,7 +246,7 @@ def init(
     from imbalance_perturb.inspection import inspect_model, write_complete_recipe
 
     inspection = inspect_model(settings)
-    write_complete_recipe(out, settings, inspection)
+    write_complete_recipe(out, settings, inspection.preprocessing)
     say = render.Narrator(quiet)
     say.inspection(inspection)
     say.line(f"recipe: {out} (commands run from its folder read it by themselves)")

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
     CommonOptions,
+    CountsArgument,
     DebiasOptions,
+    ModelArgument,
     ModelOptions,
     PreprocessOptions,
     RunOptions,
     with_options,
 )
 from imbalance_perturb.cli.resolving import resolve_settings
+from imbalance_perturb.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -36,10 +39,8 @@ _CHOSEN = {
 
 @with_options
 def compare(
-    model: Annotated[str | None, Argument(metavar="MODEL", show_default=False, help="Trained classifier file.")] = None,
-    counts: Annotated[
-        str | None, Argument(metavar="COUNTS", show_default=False, help="JSON of training images per class.")
-    ] = None,
+    model: ModelArgument = None,
+    counts: CountsArgument = None,
     *,
     val: Annotated[str, Option("--val", metavar="PATH", help="Images to choose parameters on: folder or CSV.")],
     labels: Annotated[
@@ -132,9 +133,9 @@ def compare(
         seed=seed,
     )
     options = ComparisonOptions(
-        methods=METHODS if methods is None else tuple(name.strip() for name in methods.split(",")),
-        eps_grid=EPS_GRID if eps_grid is None else _parse("eps-grid", eps_grid),
-        tau_grid=TAU_GRID if tau_grid is None else _parse("tau-grid", tau_grid),
+        methods=METHODS if methods is None else parse_list("methods", methods, str.strip),
+        eps_grid=EPS_GRID if eps_grid is None else parse_list("eps-grid", eps_grid),
+        tau_grid=TAU_GRID if tau_grid is None else parse_list("tau-grid", tau_grid),
         rule=rule,
         level=confidence_level,
     )
@@ -144,13 +145,6 @@ def compare(
     )
     _show(comparison, out, report, common)
     raise typer.Exit(SOME_FAILED if comparison.failed else 0)
-
-
-def _parse(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None
 
 
 def _describe(say: Narrator, assembly: Assembly) -> None:

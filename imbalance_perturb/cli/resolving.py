@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.cli.options import GROUPS, CommonOptions
-from imbalance_perturb.errors import SettingsError
-from imbalance_perturb.settings import Settings
+from imbalance_perturb.declarations import declarations
+from imbalance_perturb.settings import TABLES, Settings
 
 
 def resolve_settings(
@@ -28,32 +27,17 @@ def resolve_settings(
         recipe = common.recipe or (Path(DEFAULT_NAME) if Path(DEFAULT_NAME).is_file() else None)
     given: dict[str, dict[str, Any]] = {}
     for group in groups:
-        entries = {entry.name: getattr(group, entry.name) for entry in fields(group)}  # type: ignore[arg-type]
-        given[GROUPS[type(group)]] = {key: value for key, value in entries.items() if value is not None}
+        table = GROUPS[type(group)]
+        known = declarations(TABLES[table])
+        given[table] = {
+            name: known[name].allowed.parse(name, value) for name, value in vars(group).items() if value is not None
+        }
     for key, value in (("model", model), ("counts", counts)):
         if value is not None:
             given.setdefault("model", {})[key] = value
-    _parse_preprocess(given.get("preprocess", {}))
     layers = [] if recipe is None else [load_recipe(recipe)]
     if recipe is not None and given.get("model", {}).keys() & {"arch", "factory"}:
         # Naming the network anew replaces whichever way the recipe named it.
         for key in ("arch", "factory"):
             layers[0].get("model", {}).pop(key, None)
     return merge_settings(*layers, given), recipe
-
-
-def _parse_preprocess(values: dict[str, Any]) -> None:
-    for option in ("resize", "crop"):
-        if option in values and values[option] != "none":
-            numbers = _numbers(option, values[option], int)
-            values[option] = numbers[0] if len(numbers) == 1 else numbers
-    for option in ("mean", "std"):
-        if option in values:
-            values[option] = _numbers(option, values[option], float)
-
-
-def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None

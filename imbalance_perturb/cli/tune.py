@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
     CommonOptions,
+    CountsArgument,
     DebiasOptions,
+    ModelArgument,
     ModelOptions,
     PreprocessOptions,
     RunOptions,
     with_options,
 )
 from imbalance_perturb.cli.resolving import resolve_settings
+from imbalance_perturb.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -34,10 +37,8 @@ _PANEL = "Choice"
 
 @with_options
 def tune_eps(
-    model: Annotated[str | None, Argument(metavar="MODEL", show_default=False, help="Trained classifier file.")] = None,
-    counts: Annotated[
-        str | None, Argument(metavar="COUNTS", show_default=False, help="JSON of training images per class.")
-    ] = None,
+    model: ModelArgument = None,
+    counts: CountsArgument = None,
     *,
     val: Annotated[
         str,
@@ -173,22 +174,12 @@ def _check_given(debias: DebiasOptions, temperatures: str | None, losses: str | 
 
 
 def _lists(eps_grid: str | None, temperatures: str | None, losses: str | None) -> dict[str, tuple[object, ...]]:
-    given: dict[str, tuple[object, ...]] = {}
-    for name, text, kind in (
+    given: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
         ("eps_grid", eps_grid, float),
         ("temperatures", temperatures, float),
         ("losses", losses, str.strip),
-    ):
-        if text is not None:
-            given[name] = _split(name.replace("_", "-"), text, kind)
-    return given
-
-
-def _split(option: str, text: str, kind: Callable[[str], object]) -> tuple[object, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise SettingsError(f"{option} is {text!r}; expected numbers separated by commas") from None
+    )
+    return {name: parse_list(name.replace("_", "-"), text, kind) for name, text, kind in given if text is not None}
 
 
 def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:

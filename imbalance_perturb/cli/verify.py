@@ -7,6 +7,11 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from imbalance_perturb.declarations import declarations
+from imbalance_perturb.settings import RunSettings
+
+_DEVICE = declarations(RunSettings)["device"]
+
 
 def verify(
     run: Annotated[Path, Argument(metavar="RUN", help="Run file that predict or merge wrote (predictions.run.json).")],
@@ -25,7 +30,7 @@ def verify(
         Path | None, Option("--images", metavar="PATH", help="Where the images are now. (default: as the run says)")
     ] = None,
     device: Annotated[
-        str | None, Option("--device", help="auto | cpu | cuda[:N]. (default: that of the run)", show_default=False)
+        str | None, Option("--device", help=_DEVICE.describe("that of the run"), show_default=False)
     ] = None,
     trust_model_file: Annotated[
         bool, Option("--trust-model-file", help="Load a model file that runs code of its own. Only for files you made.")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from imbalance_perturb.settings import (
     PreprocessSettings,
     RunSettings,
     Settings,
+    parse_settings,
 )
 
 
@@ -75,6 +77,13 @@ def test_the_command_line_wins_over_the_recipe() -> None:
     assert settings.debias.temperature == 1000
 
 
+def test_a_preset_keeps_what_no_preset_states() -> None:
+    """Orientation, the value of white and how JPEGs are decoded stay as the recipe has them."""
+    recipe = {"preprocess": {"resize": 64, "max_value": 4095, "exif_orientation": True, "jpeg_draft": True}}
+    found = merge_settings(recipe, {"preprocess": {"preset": "none"}}).preprocess
+    assert found == PreprocessSettings(preset="none", max_value=4095, exif_orientation=True, jpeg_draft=True)
+
+
 def test_a_preset_on_the_command_line_drops_the_recipes_preprocessing() -> None:
     """A preset named later is not hidden behind single values of the recipe."""
     recipe = {"preprocess": {"preset": "imagenet", "resize": 64, "crop": 64}}
@@ -89,6 +98,11 @@ def test_a_preset_on_the_command_line_drops_the_recipes_preprocessing() -> None:
         ("[debiasing]\neps = 3", r"\[debiasing\] is not a table"),
         ("[debias]\nepsilon = 3", r"\[debias\] has no entry 'epsilon'; did you mean eps"),
         ("[debias\neps = 3", "the recipe is not TOML"),
+        ("[debias]\neps = -3", r"\[debias\] eps is -3; expected a number, at least 0"),
+        (f"[debias]\neps = 1{'0' * 400}", r"\[debias\] eps is 10+; expected a number, at least 0"),
+        ("[preprocess]\nresize = [64]", r"\[preprocess\] resize is \(64,\); expected a number of pixels, H,W or none"),
+        ("[preprocess]\ncrop = true", r"\[preprocess\] crop is True; expected a number of pixels"),
+        ("[run]\nbatch-size = 4\nbatch_size = 8", r"\[run\] has batch_size twice, as batch-size too; leave one"),
     ],
 )
 def test_a_wrong_recipe_is_named_with_its_entry(text: str, cause: str, tmp_path: Path) -> None:
@@ -124,3 +138,36 @@ def test_updating_keeps_comments_and_the_rest(tmp_path: Path) -> None:
     assert load_recipe(path) == {"debias": {"eps": 0.005, "tau": 0.5, "loss": "mse"}, "run": {"workers": 2}}
     with pytest.raises(OutputFileError, match="cannot be written"):
         write_recipe(tmp_path / "no" / "r.toml", Settings())
+
+
+def test_updating_finds_an_entry_however_it_is_spelt(tmp_path: Path) -> None:
+    """An entry written with '-' is changed where it stands, not doubled with '_'."""
+    path = tmp_path / "r.toml"
+    path.write_text('[debias]\neps-space = "pixel" # mine\n')
+    update_recipe(path, "debias", {"eps_space": "input"})
+    assert path.read_text() == '[debias]\neps-space = "input" # mine\n'
+
+
+def test_a_recipe_does_not_hold_a_name_that_is_not_text(tmp_path: Path) -> None:
+    """A file name that is not UTF-8 is refused in one line, since TOML is; nothing is left behind."""
+    path = tmp_path / "r.toml"
+    with pytest.raises(OutputFileError, match=r"cannot hold model .*not UTF-8"):
+        write_recipe(path, Settings(model=ModelSettings(model="m\udcff.pt")))
+    assert list(tmp_path.iterdir()) == []
+    write_recipe(path, Settings())
+    before = path.read_bytes()
+    with pytest.raises(OutputFileError, match=r"cannot hold target .*not UTF-8"):
+        update_recipe(path, "debias", {"target": "p\udcff.json"})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_settings_of_a_run_file_are_complete() -> None:
+    """A table or entry that is missing or not known is an error: a default would not be what the run had."""
+    data = asdict(Settings())
+    assert parse_settings(data) == Settings()
+    for wrong in (None, {}, data | {"run": None}, data | {"run": {}}, data | {"run": data["run"] | {"gpu": 1}}):
+        with pytest.raises(SettingsError, match="are incomplete or others; expected "):
+            parse_settings(wrong)
+    with pytest.raises(SettingsError, match="workers is -1"):
+        parse_settings(data | {"run": data["run"] | {"workers": -1}})
