@@ -27,6 +27,7 @@ _SAME_RUN = {
     "model.arch": "arch",
     "model.outputs": "outputs",
     "settings.model.factory": "factory",
+    "settings.model.head_activation": "head_activation",
     "classes": "the class counts or p*",
     "settings.debias": "",
     "settings.run.precision": "precision",

@@ -12,6 +12,7 @@ from imbalance_perturb.errors import SettingsError
 LOSSES = ("cross-entropy", "mse", "focal")
 TARGETS = ("log", "inverse", "sqrt", "effective-number")
 EPS_SPACES = ("input", "pixel")
+HEAD_ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu", "tanh", "none")
 OUTPUTS = ("auto", "logits", "probabilities")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLORS = ("rgb", "gray")
@@ -58,12 +59,15 @@ class ModelSettings:
     counts: str | None = None
     arch: str | None = None
     factory: str | None = None
+    head_activation: str | None = None
     outputs: str = "auto"
     trust_model_file: bool = False
 
     def __post_init__(self) -> None:
         _check_text_and_flags(self)
         _one_of("outputs", self.outputs, OUTPUTS)
+        if self.head_activation is not None:
+            _one_of("head_activation", self.head_activation, HEAD_ACTIVATIONS)
         if self.arch and self.factory:
             raise SettingsError("arch and factory are both given; each names the network, so give one")
         if self.factory is not None:

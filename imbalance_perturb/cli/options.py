@@ -14,6 +14,7 @@ from typer import Option
 from imbalance_perturb.settings import (
     COLORS,
     EPS_SPACES,
+    HEAD_ACTIVATIONS,
     INTERPOLATIONS,
     LOSSES,
     OUTPUTS,
@@ -50,6 +51,18 @@ class ModelOptions:
         str | None,
         Option(
             help="package.module:function that builds the network, called with num_classes=.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    head_activation: Annotated[
+        str | None,
+        Option(
+            help=_help(
+                "What stands between the Linears of a replaced head, in the first place after each that has a layer"
+                " without tensors:",
+                default="ReLU where numbers show such a place, with a warning; else refused",
+                choices=HEAD_ACTIVATIONS,
+            ),
             rich_help_panel=_MODEL,
         ),
     ] = None
