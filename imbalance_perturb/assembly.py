@@ -12,12 +12,18 @@ from torch import Tensor
 
 from imbalance_perturb.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
-from imbalance_perturb.counts import ClassCounts, load_class_counts
+from imbalance_perturb.counts import ClassCounts, load_class_counts, name_classes
 from imbalance_perturb.decoding import load_pixels
-from imbalance_perturb.errors import ImageError, ImbperturbError, SettingsError, first_line
+from imbalance_perturb.errors import CountsError, ImageError, ImbperturbError, SettingsError, first_line
 from imbalance_perturb.execution import Execution, select_execution
 from imbalance_perturb.images import ImageList
-from imbalance_perturb.models import LoadedClassifier, ProbeResult, load_classifier, probe_classifier
+from imbalance_perturb.models import (
+    LoadedClassifier,
+    ProbeResult,
+    load_classifier,
+    probe_classifier,
+    read_class_names,
+)
 from imbalance_perturb.modes import full_precision
 from imbalance_perturb.optimisation import Optimisation, compiled, lower, optimise
 from imbalance_perturb.perturbation import gradient_sign
@@ -166,10 +172,21 @@ def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> 
 
 
 def load_counts(settings: ModelSettings) -> ClassCounts:
-    """The class counts that the settings name."""
+    """The class counts that the settings name; classes called by index get the names that the model file has."""
     if settings.counts is None:
         raise SettingsError("no class counts are given; name a JSON file with {class: count} after the model")
-    return load_class_counts(settings.counts)
+    counts = load_class_counts(settings.counts)
+    if not counts.indexed or settings.model is None:
+        return counts
+    found = read_class_names(settings.model, len(counts), trust_model_file=settings.trust_model_file)
+    return counts if found is None else _agree(counts, found.names, settings)
+
+
+def _agree(counts: ClassCounts, names: tuple[str, ...], settings: ModelSettings) -> ClassCounts:
+    try:
+        return name_classes(counts, names)
+    except CountsError as error:
+        raise CountsError(f"{settings.counts}: {error}, in {settings.model}; write the counts in that order") from None
 
 
 def select_target(settings: Settings, counts: ClassCounts) -> Tensor:
@@ -207,10 +224,13 @@ def load_probed(
         settings.model.model,
         arch=settings.model.arch,
         factory=settings.model.factory,
+        head_activation=settings.model.head_activation,
         outputs=settings.model.outputs,
         trust_model_file=settings.model.trust_model_file,
         input_shape=(provisional.channels, *size),
     )
+    if counts is not None and model.info.classes is not None and len(counts) == model.info.num_classes:
+        _agree(counts, model.info.classes, settings.model)
     preprocessing = select_preprocessing(settings.preprocess, model.info.in_channels)
     model.to(execution.device)
     shape = (preprocessing.channels, *size)

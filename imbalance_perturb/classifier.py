@@ -59,23 +59,26 @@ class PerturbedClassifier(nn.Module):
         super().__init__()
         if isinstance(target, str):
             target = target_distribution(counts, target)
-        elif target.shape != (len(counts),):
+        target = torch.as_tensor(target)
+        if target.shape != (len(counts),):
             raise SettingsError(f"the target has shape {tuple(target.shape)}; expected ({len(counts)},)")
         eps = torch.as_tensor(eps, dtype=torch.float64)
         if not (torch.isfinite(eps) & (eps >= 0)).all():
             raise SettingsError(f"eps is {eps.tolist()}; it must be a finite number, at least 0")
         if not temperature > 0:
             raise SettingsError(f"the temperature is {temperature}; it must be above 0")
-        if steps < 1:
-            raise SettingsError(f"steps is {steps}; it must be at least 1 (eps = 0 switches the perturbation off)")
+        if not hasattr(steps, "__index__") or steps < 1:
+            raise SettingsError(
+                f"steps is {steps}; it must be a whole number, at least 1 (eps = 0 switches the perturbation off)"
+            )
         logit_gradient(loss)
         self.model = model
         self.counts = counts
-        self.temperature = temperature
+        self.temperature = float(temperature)
         self.loss = loss
         self.clip = clip
-        self.steps = steps
-        self.tau = tau
+        self.steps = int(steps)
+        self.tau = float(tau)
         # Plain attributes, no buffers: half() or to(bfloat16) on the module must not round p* and eps.
         self.target = target
         self.eps = eps

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from imbalance_perturb.errors import CountsError, ImbperturbError
 
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _FORMS = '{"name": count, ...}, {"classes": [...], "counts": [...]} or a bare list of counts'
 
 
@@ -18,8 +21,10 @@ class ClassCounts:
     """Training images per class; position is the class index, that is the logit column.
 
     Args:
-        names: C distinct, non-empty class names.
-        counts: C positive integers, at least two of them.
+        names: C distinct, non-empty class names; any sequence of texts, NumPy's too.
+        counts: C positive integers, at least two of them; any sequence, ``np.bincount(y)`` too. Booleans and
+            floats, even whole ones, are refused.
+        named: whether the classes are called by names, rather than by their indices for want of any.
 
     Raises:
         CountsError: if the two do not fit together or a count is not a positive integer.
@@ -27,10 +32,13 @@ class ClassCounts:
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
+    named: bool = field(default=True, compare=False, repr=False)
 
-    def __init__(self, names: Sequence[str], counts: Sequence[int]) -> None:
-        object.__setattr__(self, "names", tuple(names))
-        object.__setattr__(self, "counts", tuple(counts))
+    def __init__(self, names: Iterable[str], counts: Iterable[int], *, named: bool = True) -> None:
+        texts = (str(name) if isinstance(name, str) else name for name in _listed("names", names))
+        object.__setattr__(self, "names", tuple(texts))
+        object.__setattr__(self, "counts", tuple(map(_as_int, _listed("counts", counts))))
+        object.__setattr__(self, "named", named)
         self._check()
 
     def _check(self) -> None:
@@ -39,8 +47,7 @@ class ClassCounts:
         for name, count in zip(self.names, self.counts, strict=True):
             if not isinstance(name, str) or not name.strip():
                 raise CountsError(f"class name {name!r} is not a non-empty string")
-            # bool is a subclass of int, and 'true' is no number of images.
-            if isinstance(count, bool) or not isinstance(count, int):
+            if not isinstance(count, int) or isinstance(count, bool):
                 raise CountsError(f"the count of class {name!r} is {count!r}; expected a whole number of images")
             if count <= 0:
                 raise CountsError(
@@ -55,6 +62,11 @@ class ClassCounts:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the classes are called ``0`` to ``C-1``, each by its index."""
+        return self.names == tuple(map(str, range(len(self))))
 
     @property
     def total(self) -> int:
@@ -80,6 +92,97 @@ class ClassCounts:
         """The counts as ``{name: count}`` in class-index order."""
         return dict(zip(self.names, self.counts, strict=True))
 
+    def to_json(self) -> dict[str, Any]:
+        """What :func:`parse_class_counts` reads back: ``{name: count}``, or two lists where that would be refused."""
+        if _order_fault(self.names, listed=False) is None:
+            return self.to_dict()
+        return {"classes": list(self.names), "counts": list(self.counts)}
+
+
+def name_classes(counts: ClassCounts, names: Sequence[str]) -> ClassCounts:
+    """The counts, with the class names that the model has where they call the classes by index only.
+
+    Args:
+        counts: of C classes.
+        names: C of them in class-index order, as the model has them.
+
+    Raises:
+        CountsError: if the two have the classes in different orders, or different classes.
+    """
+    here, there = _folded(counts.names), _folded(names)
+    if here == there:
+        return counts
+    if not counts.named:
+        return ClassCounts(names, counts.counts)
+    if set(here) == set(there):
+        raise CountsError(f"the classes are in another order than the model's: {_both(counts.names, names)}")
+    if counts.indexed:
+        return ClassCounts(names, counts.counts)
+    if all(map(_NUMBER.fullmatch, names)):
+        return counts  # the model has codes for what the counts call by name
+    raise CountsError(f"the classes are not those that the model names: {_both(counts.names, names)}")
+
+
+def _folded(names: Sequence[str]) -> tuple[str, ...]:
+    folded = tuple(name.strip().casefold() for name in names)
+    return folded if len(set(folded)) == len(folded) else tuple(names)
+
+
+def _both(here: Sequence[str], there: Sequence[str]) -> str:
+    differ = [i for i, (one, other) in enumerate(zip(_folded(here), _folded(there), strict=True)) if one != other]
+    first = ", ".join(f"class {i} is {here[i]!r} here and {there[i]!r} there" for i in differ[:3])
+    return f"{first} (here: {_few(here)}; there: {_few(there)})"
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _listed(what: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    # A text is a sequence of letters, and a mapping one of its keys: neither is what anybody means.
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise CountsError(f"the {what} are {type(values).__name__}; expected a sequence with one for each class")
+    return tuple(values)
+
+
+def _as_int(count: Any) -> Any:
+    """A whole number of whatever library as Python's; anything else as it is, for the check to name."""
+    # bool is a subclass of int, torch turns its own into one, and 'true' is no number of images.
+    if isinstance(count, bool) or str(getattr(count, "dtype", "")).endswith("bool"):
+        return bool(count) if getattr(count, "ndim", 0) == 0 else count
+    try:
+        return operator.index(count)
+    except TypeError:
+        return count
+
+
+def _order_fault(names: Sequence[Any], *, listed: bool) -> str | None:
+    """What is wrong with the order of classes that are called by numbers; None where nothing is.
+
+    A table of counts by class, as pandas writes it, is sorted by count, and tools sort the keys of JSON as text.
+    ``listed``: names that stand in a list of their own have been put in order by somebody.
+    """
+    if not all(isinstance(name, str) and _NUMBER.fullmatch(name) for name in names):
+        return None
+    by_value, as_text = sorted(names, key=float), sorted(names)
+    indices = by_value == [str(index) for index in range(len(names))]
+    if list(names) == by_value or (list(names) == as_text and (listed or not indices)):
+        return None
+    return f"the classes are numbers in the order {_few(names)}, but the position is the class index, not the name"
+
+
+def _refuse_numbers(names: Sequence[Any], counts: Sequence[Any], *, listed: bool) -> None:
+    fault = _order_fault(names, listed=listed)
+    if fault is None:
+        return
+    pairs = sorted(zip(names, counts, strict=False), key=lambda pair: float(pair[0]))
+    shown = json.dumps(dict(pairs[:12]), default=str)[1:-1] + (", ..." if len(pairs) > 12 else "")
+    text = ""
+    if sorted(names) != [name for name, _ in pairs]:
+        lists = f'{{"classes": [{_few([json.dumps(name) for name in sorted(names)], 4)}], "counts": [...]}}'
+        text = f", or {lists} if its outputs have them sorted as text, as ImageFolder's have"
+    raise CountsError(f"{fault}: write {{{shown}}} if the model's outputs have them by value{text}")
+
 
 def parse_class_counts(data: object) -> ClassCounts:
     """Read class counts from what JSON gives: a mapping, the two-list form, or a bare list.
@@ -92,11 +195,22 @@ def parse_class_counts(data: object) -> ClassCounts:
             names, counts = data["classes"], data["counts"]
             if not isinstance(names, list) or not isinstance(counts, list):
                 raise CountsError('"classes" and "counts" must both be lists of the same length')
+            _refuse_numbers(names, counts, listed=True)
             return ClassCounts(names, counts)
+        _refuse_numbers(tuple(data), tuple(data.values()), listed=False)
         return ClassCounts(tuple(data), tuple(data.values()))
+    data = as_list(data)
     if isinstance(data, list):
-        return ClassCounts([str(index) for index in range(len(data))], data)
+        return ClassCounts([str(index) for index in range(len(data))], data, named=False)
     raise CountsError(f"found {type(data).__name__}; expected {_FORMS}")
+
+
+def as_list(data: object) -> object:
+    """A tuple or a NumPy or torch array as a list of Python's values; anything else as it is."""
+    # A pandas Series is none: its index would be lost, and with it the order that is meant.
+    if isinstance(data, tuple) or (hasattr(data, "tolist") and hasattr(data, "ndim") and not hasattr(data, "items")):
+        return list(data) if isinstance(data, tuple) else data.tolist()
+    return data
 
 
 def load_class_counts(path: str | Path) -> ClassCounts:

@@ -82,6 +82,7 @@ def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile |
     counts = load_class_counts(given)
     if run is not None:
         check_same_counts(run, counts, given)
+        return run, run.counts  # with the names that a bare list lacks
     return run, counts
 
 

@@ -51,7 +51,8 @@ def inspect_model(settings: Settings) -> Inspection:
     probed = load_probed(settings, counts, None, execution)
     model = probed.model
     if counts is None or target is None:
-        rows = tuple(ClassRow(index, str(index), None, None) for index in range(model.info.num_classes))
+        names = model.info.classes or tuple(map(str, range(model.info.num_classes)))
+        rows = tuple(ClassRow(index, name, None, None) for index, name in enumerate(names))
     else:
         rows = tuple(
             ClassRow(index, name, count, p)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from imbalance_perturb.cells import decode_path
@@ -13,6 +14,7 @@ from imbalance_perturb.images import find_images
 from imbalance_perturb.tables import first_few, iter_table
 
 _COLUMNS = ("image", "label")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 def load_labels(path: str | Path, names: Sequence[str]) -> dict[str, int]:
@@ -39,7 +41,8 @@ def count_labels(path: str | Path, names: Sequence[str] | None = None) -> ClassC
     Args:
         path: as in :func:`load_labels`.
         names: class names in class-index order; by default all that occur, sorted as torchvision's
-            ``ImageFolder`` has them; labels of a CSV that are all whole numbers are sorted by value.
+            ``ImageFolder`` has them, as text (``10`` before ``2``); labels of a CSV that are all whole numbers are
+            sorted by value.
 
     Raises:
         LabelsError: if the labels cannot be read or do not fit ``names``.
@@ -56,12 +59,30 @@ def count_labels(path: str | Path, names: Sequence[str] | None = None) -> ClassC
             # A class folder without images is a class all the same: without it, later indices would shift.
             classes |= {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
         # ImageFolder puts a folder '10' before a folder '2', and a model trained on one has that order.
-        numbers = not path.is_dir() and all(name.isdecimal() for name in classes)
-        names = sorted(classes, key=lambda name: (int(name), name) if numbers else (0, name))
+        names = sorted(classes) if path.is_dir() or not _are_numbers(classes) else sorted(classes, key=_value)
     else:
         names = [name.strip() for name in names]
         _check_classes(path, found, {name: position for position, name in enumerate(names)})
     return ClassCounts(names, [totals[name] for name in names])
+
+
+def describe_order(path: str | Path, names: Sequence[str]) -> str:
+    """How :func:`count_labels` has sorted these names, in words; where a model may have them otherwise, a warning."""
+    by_value = not Path(path).is_dir() and _are_numbers(names)
+    words = "by value" if by_value else "sorted as text, as torchvision's ImageFolder has it"
+    if _are_numbers(names) and sorted(names) != sorted(names, key=_value):
+        other = "as text, as ImageFolder sorts class folders" if by_value else "by value, as numbers in a table are"
+        others = sorted(names) if by_value else sorted(names, key=_value)
+        return f"{words} (warning: a model trained with them {other}, has {first_few(others, 12)}: say --classes then)"
+    return f"{words} (check that your model's is)"
+
+
+def _are_numbers(names: Iterable[str]) -> bool:
+    return all(_NUMBER.fullmatch(name) for name in names)
+
+
+def _value(name: str) -> tuple[int, str]:
+    return int(name), name
 
 
 def _read_labels(path: Path) -> dict[str, str]:

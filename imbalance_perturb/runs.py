@@ -40,6 +40,7 @@ class RunSummary:
 
     ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed. Of the
     images, ``resumed`` had been done by an earlier run that was cut off; its seconds are counted, too.
+    ``assumptions``: what the model file does not show and would change predictions.
     """
 
     total: int
@@ -52,6 +53,7 @@ class RunSummary:
     first_errors: tuple[tuple[str, str], ...]
     agreement: Agreement | None = None
     resumed: int = 0
+    assumptions: tuple[str, ...] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -128,7 +130,7 @@ def predict_folder(
     if resume:
         finished = find_finished(path, made_by)
         if finished is not None:
-            return _summary_of(finished, path)
+            return _summary_of(finished, path, assembly)
     with open_journal(path, layout, made_by, resume=bool(resume)) as (journal, mark):
         if mark is not None:
             run.go_on(mark)
@@ -213,6 +215,7 @@ class _Run:
             first_errors=tuple((image, error) for image, error in standing.first_errors),
             agreement=self.predictor.summary() if approximate else None,
             resumed=self._resumed,
+            assumptions=assembly.model.info.assumptions,
         )
 
     def _seconds(self) -> float:
@@ -235,7 +238,7 @@ def _naming_rows(journal: Journal, path: Path) -> Iterator[None]:
         ) from None
 
 
-def _summary_of(run: Mapping[str, Any], path: Path) -> RunSummary:
+def _summary_of(run: Mapping[str, Any], path: Path, assembly: Assembly) -> RunSummary:
     """The summary of a run that had ended before, from its run file."""
     images = run["images"]
     return RunSummary(
@@ -248,6 +251,7 @@ def _summary_of(run: Mapping[str, Any], path: Path) -> RunSummary:
         run=str(run_path(path)),
         first_errors=(),
         resumed=images["total"],
+        assumptions=assembly.model.info.assumptions,
     )
 
 

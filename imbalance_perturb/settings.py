@@ -12,6 +12,7 @@ from imbalance_perturb.errors import SettingsError
 LOSSES = ("cross-entropy", "mse", "focal")
 TARGETS = ("log", "inverse", "sqrt", "effective-number")
 EPS_SPACES = ("input", "pixel")
+HEAD_ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu", "tanh", "none")
 OUTPUTS = ("auto", "logits", "probabilities")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLORS = ("rgb", "gray")
@@ -41,6 +42,13 @@ class ModelSettings(Table):
         None,
         Text(pattern="[^:]*:[^:]*", form="package.module:function"),
         "package.module:function that builds the network, called with num_classes=.",
+    )
+    head_activation: str | None = setting(
+        None,
+        Text(HEAD_ACTIVATIONS),
+        "What stands between the Linears of a replaced head, in the first place after each that has a layer without"
+        " tensors:",
+        default_text="ReLU where numbers show such a place, with a warning; else refused",
     )
     outputs: str = setting("auto", Text(OUTPUTS), "What the model returns:", compared=False)
     trust_model_file: bool = setting(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from imbalance_perturb.counts import ClassCounts, read_json
+from imbalance_perturb.counts import ClassCounts, as_list, read_json
 from imbalance_perturb.errors import NothingToCorrectError, TargetError
 
 #: β of the effective number of samples (Cui et al., CVPR 2019, Sec. 3); their value for the largest data sets.
@@ -82,12 +83,13 @@ def parse_target(data: object, counts: ClassCounts) -> Tensor:
                 f" missing {', '.join(missing) or 'none'}; unknown {', '.join(map(str, unknown)) or 'none'}"
             )
         data = [data[name] for name in counts.names]
+    data = as_list(data)
     if not isinstance(data, Sequence) or isinstance(data, str):
         raise TargetError(f"found {type(data).__name__}; expected a list of {len(counts)} numbers or {{name: number}}")
     if len(data) != len(counts):
         raise TargetError(f"{len(data)} numbers for {len(counts)} classes; give one for each class")
     for name, value in zip(counts.names, data, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
             raise TargetError(f"the target of class {name!r} is {value!r}; expected a number from 0 to 1")
     total = math.fsum(data)
     if abs(total - 1) > SUM_TOLERANCE:

@@ -219,6 +219,7 @@ def inspect(
         render.print_json(inspection)
     else:
         render.print_inspection(inspection)
+    say.assumptions(inspection.model.assumptions)
 
 
 @app.command()
@@ -260,15 +261,20 @@ def counts(
     ] = None,
     classes: Annotated[
         str | None,
-        Option(metavar="A,B,...", help="Class names in class-index order (default: sorted, as ImageFolder has them)."),
+        Option(
+            metavar="A,B,...",
+            help="Class names in class-index order (default: sorted as text, as ImageFolder has them, so 10 before 2;"
+            " labels of a CSV that are all whole numbers by value).",
+        ),
     ] = None,
 ) -> None:
     """Count the training images of each class, in class-index order."""
     from imbalance_perturb.cli import render
-    from imbalance_perturb.labels import count_labels
+    from imbalance_perturb.labels import count_labels, describe_order
 
     found = count_labels(train, None if classes is None else classes.split(","))
-    render.write_counts(found, out, chosen_order=classes is not None)
+    order = "as given" if classes is not None else describe_order(train, found.names)
+    render.write_counts(found, out, order=order)
 
 
 @app.command()

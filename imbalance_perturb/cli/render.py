@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -85,6 +85,12 @@ class Narrator:
         )
         for note in info.notes:
             self.line(f"  note: {note}")
+        self.assumptions(info.assumptions)
+
+    def assumptions(self, assumptions: Sequence[str]) -> None:
+        """What a model file does not show and would change predictions; also the last thing that is said of a run."""
+        for assumption in assumptions:
+            self.line(f"warning: {assumption}")
 
     def inspection(self, inspection: Inspection) -> None:
         """The model and what will be done to an image."""
@@ -110,6 +116,7 @@ class Narrator:
         if summary.failed > len(summary.first_errors):
             more = f"and {summary.failed - len(summary.first_errors)} more" if summary.first_errors else "why"
             self.line(f"  {more}: see the column 'error'")
+        self.assumptions(summary.assumptions)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Progress]:
@@ -234,23 +241,19 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     return facts
 
 
-def write_counts(counts: ClassCounts, out: Path | None, *, chosen_order: bool) -> None:
+def write_counts(counts: ClassCounts, out: Path | None, *, order: str) -> None:
     """The counts as JSON, to a file or to stdout, with a word on the order and on balanced classes."""
     from imbalance_perturb.outputs import write_json
+    from imbalance_perturb.tables import first_few
 
     if out is None:
-        print_json(counts.to_dict())
+        print_json(counts.to_json())
     else:
-        write_json(out, counts.to_dict())
-    note = (
-        "as given"
-        if chosen_order
-        else "sorted by name, as torchvision's ImageFolder has it: check that your model's is"
-    )
+        write_json(out, counts.to_json())
     where = "" if out is None else f" -> {out}"
     print(
-        f"{counts.total:,} images in {len(counts)} classes, imbalance {counts.imbalance:.1f}; class-index order {note}"
-        f"{where}",
+        f"{counts.total:,} images in {len(counts)} classes, imbalance {counts.imbalance:.1f}; class-index order"
+        f" {order}: {printable(first_few(counts.names, 12))}{where}",
         file=sys.stderr,
     )
     if counts.balanced:

@@ -24,6 +24,9 @@ from imbalance_perturb.models.contents import records
 #: What an identifier or a dotted tensor name may look like: anything else could end up in generated source code.
 _NAME = re.compile(r"[\w.:<>+\-]*", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+#: Texts that a file was given beside its network, which torch hands out as they are: below the archive's own name, or
+#: without it. Within the folders of networks and tensors there are none: torch would load a network from there.
+_EXTRA = re.compile(r"extra/[^/]+|(?!(models|data)/)[^/]+/extra/[^/]+")
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
 #: Operators a graph may call. A dotted path below ``torch`` would otherwise reach any Python function.
 _OPERATOR = re.compile(
@@ -83,7 +86,7 @@ def check_export(path: Path) -> None:
         if any("data/aotinductor/" in f"/{part.filename}" for part in read_parts(file, str(path))):
             raise _untrusted(path, "holds compiled native code (AOTInductor)")
     for name, record in _records(path):
-        if not name.endswith(".json"):
+        if not name.endswith(".json") or _EXTRA.fullmatch(name):
             continue
         try:
             content = json.loads(record)

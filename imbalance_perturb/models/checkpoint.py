@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imbalance_perturb.errors import ModelFileError
 
 #: Where training scripts put the tensors, in the order of preference.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
 #: Averages of the parameters saved beside them: another network, which the user would have to ask for.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema")
 _PREFIXES = ("module", "model", "_orig_mod", "net", "network", "backbone")
@@ -27,11 +27,13 @@ class Checkpoint:
     """The tensors of a network by name, as the network itself would name them.
 
     ``arch``: the architecture's name where the file records one (as timm and many training scripts do).
+    ``ordered``: whether the tensors come in the order in which the network defines them.
     """
 
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
     arch: str | None = None
+    ordered: bool = True
 
 
 def parse_checkpoint(content: object, path: Path) -> Checkpoint | nn.Module:
@@ -53,7 +55,9 @@ def parse_checkpoint(content: object, path: Path) -> Checkpoint | nn.Module:
         notes.append(f"entries that are no tensors were left out: {', '.join(left[:5])}{' …' if len(left) > 5 else ''}")
     tensors = _without_loss(tensors, notes)
     tensors = _without_prefixes(tensors, notes)
-    return Checkpoint(_in_float32(tensors, path, notes), notes, arch)
+    # A layer's weight is defined before its bias: a sorted list was sorted by somebody, and tells nothing.
+    ordered = list(tensors) != sorted(tensors)
+    return Checkpoint(_in_float32(tensors, path, notes), notes, arch, ordered)
 
 
 def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any] | nn.Module:
@@ -66,7 +70,7 @@ def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any] 
     for _ in range(3):  # a Lightning or timm checkpoint is one level deep, a wrapped one two
         if _is_state_dict(found):
             return found
-        key = next((key for key in _WRAPPERS if isinstance(found.get(key), nn.Module | Mapping) and found[key]), None)
+        key = next((key for key in WRAPPERS if isinstance(found.get(key), nn.Module | Mapping) and found[key]), None)
         if key is None:
             inner = [k for k, value in found.items() if isinstance(value, nn.Module) or _is_state_dict(value)]
             if len(inner) != 1:

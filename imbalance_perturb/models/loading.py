@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line
 from imbalance_perturb.models.checkpoint import parse_checkpoint
+from imbalance_perturb.models.class_names import (
+    ClassNames,
+    attached_class_names,
+    find_class_names,
+    select_class_names,
+)
 from imbalance_perturb.models.files import (
     read_checkpoint,
     read_export,
@@ -20,6 +26,7 @@ from imbalance_perturb.models.files import (
 )
 from imbalance_perturb.models.networks import Built, build_network, parameter_count
 from imbalance_perturb.models.wrapping import LoadedClassifier, ModelInfo, look_at_output
+from imbalance_perturb.settings import HEAD_ACTIVATIONS
 
 #: Of one message: tensors may have names of any length.
 _MOST_TEXT = 2000
@@ -35,11 +42,20 @@ class _Opaque(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class _Asked(NamedTuple):
+    """What the user says of the network."""
+
+    arch: str | None
+    factory: str | None
+    head_activation: str | None
+
+
 def load_classifier(
     path: str | Path,
     *,
     arch: str | None = None,
     factory: str | None = None,
+    head_activation: str | None = None,
     outputs: str = "auto",
     trust_model_file: bool = False,
     input_shape: tuple[int, ...] = (3, 224, 224),
@@ -51,6 +67,10 @@ def load_classifier(
         arch: torchvision's name of the network, with builder arguments as in ``vit_b_16,image_size=384``, or
             ``timm:NAME``; by default it is recognised from the tensors.
         factory: ``package.module:function`` that builds the network, called with ``num_classes=``.
+        head_activation: what stands between the Linears of a replaced head (``relu``, ``gelu``, ``silu``,
+            ``leaky_relu``, ``tanh`` or ``none``), in the first place after each where the file does not show a layer
+            with tensors. By default ReLU where the numbers of its layers show a single such place, which
+            ``info.assumptions`` then says; all else that the file does not show is refused.
         outputs: what the network returns: ``logits``, ``probabilities``, or ``auto`` to find out.
         trust_model_file: accept a file that needs code to load.
         input_shape: (channels, height, width) of an input, to try a network of unknown make on.
@@ -64,13 +84,17 @@ def load_classifier(
     """
     if outputs not in ("auto", "logits", "probabilities"):
         raise SettingsError(f"outputs is {outputs!r}; expected one of auto, logits, probabilities")
+    if head_activation is not None and head_activation not in HEAD_ACTIVATIONS:
+        raise SettingsError(f"head_activation is {head_activation!r}; expected one of {', '.join(HEAD_ACTIVATIONS)}")
     if arch and factory:
         raise SettingsError("arch and factory are both given; each names the network, so give one")
     try:
-        loaded = _load(Path(path), arch, factory, outputs, trust_model_file, input_shape)
+        network = _Asked(arch, factory, head_activation)
+        loaded = _load(Path(path), network, outputs, trust_model_file, input_shape)
     except (ModelFileError, ModelOutputError) as error:
         raise type(error)(_plain(str(error))) from error
-    loaded.info = replace(loaded.info, notes=tuple(map(_plain, loaded.info.notes)))
+    info = loaded.info
+    loaded.info = replace(info, notes=tuple(map(_plain, info.notes)), assumptions=tuple(map(_plain, info.assumptions)))
     return loaded
 
 
@@ -82,43 +106,52 @@ def _plain(text: str) -> str:
 
 
 def _load(
-    path: Path,
-    arch: str | None,
-    factory: str | None,
-    outputs: str,
-    trust_model_file: bool,
-    input_shape: tuple[int, ...],
+    path: Path, asked: _Asked, outputs: str, trust_model_file: bool, input_shape: tuple[int, ...]
 ) -> LoadedClassifier:
     kind = sniff(path)
     if kind == "torchscript":
         found: _Opaque | Built = _torchscript(path, trust=trust_model_file)
+        names = attached_class_names(path, kind)
     elif kind == "export":
         found = _export(path, trust=trust_model_file)
+        names = attached_class_names(path, kind)
     else:
-        found = _tensors(path, kind, arch=arch, factory=factory, trust=trust_model_file)
+        found, names = _tensors(path, kind, asked, trust=trust_model_file)
     if isinstance(found, Built):
-        return _wrap_built(found, path, outputs, input_shape)
-    if arch or factory:
-        given = "arch" if arch else "factory"
-        found = found._replace(notes=(*found.notes, f"--{given} is of no use here: the file brings its own network"))
-    return _wrap_opaque(found, path, outputs, input_shape)
+        return _name_classes(_wrap_built(found, path, outputs, input_shape), names, path)
+    for option, given in asked._asdict().items():
+        if given:
+            note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
+            found = found._replace(notes=(*found.notes, note))
+    return _name_classes(_wrap_opaque(found, path, outputs, input_shape), names, path)
 
 
-def _tensors(path: Path, kind: str, *, arch: str | None, factory: str | None, trust: bool) -> _Opaque | Built:
+def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path) -> LoadedClassifier:
+    names, notes = select_class_names(found, loaded.info.num_classes, path)
+    classes = None if names is None else names.names
+    loaded.info = replace(loaded.info, classes=classes, notes=(*loaded.info.notes, *notes))
+    return loaded
+
+
+def _tensors(path: Path, kind: str, asked: _Asked, *, trust: bool) -> tuple[_Opaque | Built, list[ClassNames]]:
     note = None
     if kind == "safetensors":
         parsed = parse_checkpoint(read_safetensors(path), path)
+        names = attached_class_names(path, kind)
     else:
         content, note = read_checkpoint(path, trust=trust)
         parsed = parse_checkpoint(content, path)
+        names = find_class_names(content)
     notes = (note,) if note else ()
     if isinstance(parsed, nn.DataParallel):
         parsed = parsed.module  # one device at a time is the caller's business
     if isinstance(parsed, nn.Module):
-        return _in_float32(_Opaque(parsed, "pickled module", notes=notes))
+        return _in_float32(_Opaque(parsed, "pickled module", notes=notes)), names
     parsed.notes[:0] = notes
+    if kind == "safetensors":
+        parsed.ordered = False  # that format sorts them by name
     name = "safetensors" if kind == "safetensors" else "torchvision state_dict"
-    return build_network(parsed, path, arch=arch, factory=factory, kind=name)
+    return build_network(parsed, path, kind=name, **asked._asdict()), names
 
 
 def _torchscript(path: Path, *, trust: bool) -> _Opaque:
@@ -204,6 +237,7 @@ def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, 
         fixed_size=found.fixed_size,
         parameters=parameter_count(found.network),
         notes=notes,
+        assumptions=found.assumptions,
     )
     return LoadedClassifier(found.network, info)
 

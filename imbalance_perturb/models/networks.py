@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from imbalance_perturb.errors import ArchitectureError, ModelFileError
 from imbalance_perturb.models.checkpoint import Checkpoint
 from imbalance_perturb.models.files import first_line, importable_from_here
+from imbalance_perturb.models.heads import HeadHints
 from imbalance_perturb.models.recognition import (
     Difference,
     Match,
@@ -42,7 +43,10 @@ _CALL_ERRORS = (
 
 
 class Built(NamedTuple):
-    """A network with the file's tensors in it, in eval mode, and what is known of it."""
+    """A network with the file's tensors in it, in eval mode, and what is known of it.
+
+    ``notes``: what was made of the file; ``assumptions``: what it does not show and would change predictions.
+    """
 
     network: nn.Module
     kind: str
@@ -51,26 +55,38 @@ class Built(NamedTuple):
     in_channels: int | None
     fixed_size: tuple[int, int] | None
     notes: tuple[str, ...]
+    assumptions: tuple[str, ...] = ()
 
 
-def build_network(checkpoint: Checkpoint, path: Path, *, arch: str | None, factory: str | None, kind: str) -> Built:
+def build_network(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    arch: str | None,
+    factory: str | None,
+    kind: str,
+    head_activation: str | None = None,
+) -> Built:
     """The network for a checkpoint's tensors.
 
     Args:
         arch: ``resnet50``, ``vit_b_16,image_size=384``, ``timm:NAME`` or None to recognise it.
         factory: ``package.module:function``, called with ``num_classes=``.
         kind: the file's format, to be named in the result.
+        head_activation: what stands between the Linears of a replaced head, where the file does not show it.
 
     Raises:
         ArchitectureError: if there is no such network or the tensors do not fit it.
     """
+    hints = HeadHints(checkpoint.ordered, head_activation)
     if factory is not None:
-        return _by_factory(checkpoint, path, factory)
+        return _noting_unused(_by_factory(checkpoint, path, factory), head_activation)
     if arch is None:
-        return _by_recognition(checkpoint, path, kind)
+        return _by_recognition(checkpoint, path, kind, hints)
     name, options = parse_arch(arch)
     if name.startswith("timm:"):
-        return _by_timm(checkpoint, path, name.removeprefix("timm:"), options)
+        built = _by_timm(checkpoint, path, name.removeprefix("timm:"), options)
+        return _noting_unused(built, head_activation)
     if name not in classification_names():
         close = difflib.get_close_matches(name, classification_names(), 3, 0.5)
         hint = (
@@ -80,10 +96,17 @@ def build_network(checkpoint: Checkpoint, path: Path, *, arch: str | None, facto
         )
         raise ArchitectureError(f"--arch {name}: torchvision has no classification network of this name; {hint}")
     names = canonical_names(checkpoint.tensors)
-    found = match_architecture(name, _shapes(checkpoint, names), **options)
+    found = match_architecture(name, _shapes(checkpoint, names), hints, **options)
     if isinstance(found, Difference):
         raise _mismatch(path, f"the tensors do not fit --arch {name}", found)
-    return _fill(found, checkpoint, names, kind)
+    return _fill(found, checkpoint, names, path, kind, hints)
+
+
+def _noting_unused(built: Built, head_activation: str | None) -> Built:
+    if head_activation is None:
+        return built
+    note = f"--head-activation is of no use here: {built.arch} has no replaced head with layers that the file hides"
+    return built._replace(notes=(*built.notes, note))
 
 
 def parse_arch(text: str) -> tuple[str, dict[str, Any]]:
@@ -116,9 +139,9 @@ def _value(text: str) -> Any:
     return text
 
 
-def _by_recognition(checkpoint: Checkpoint, path: Path, kind: str) -> Built:
+def _by_recognition(checkpoint: Checkpoint, path: Path, kind: str, hints: HeadHints) -> Built:
     names = canonical_names(checkpoint.tensors)
-    found = recognise(_shapes(checkpoint, names))
+    found = recognise(_shapes(checkpoint, names), hints)
     recorded = checkpoint.arch
     if not isinstance(found, Match):
         closest, difference = found
@@ -133,10 +156,19 @@ def _by_recognition(checkpoint: Checkpoint, path: Path, kind: str) -> Built:
             )
         found.notes.append(f"the file calls its network {recorded!r}")
     found.notes.insert(0, f"recognised as torchvision's {found.arch} from its tensors' names and shapes")
-    return _fill(found, checkpoint, names, kind)
+    return _fill(found, checkpoint, names, path, kind, hints)
 
 
-def _fill(match: Match, checkpoint: Checkpoint, names: dict[str, str], kind: str) -> Built:
+def _fill(
+    match: Match, checkpoint: Checkpoint, names: dict[str, str], path: Path, kind: str, hints: HeadHints
+) -> Built:
+    if match.unsettled is not None:
+        arch, option = match.arch, match.unsettled
+        raise ArchitectureError(
+            f"{path}: {arch} has an option {option}, which changes predictions and which the file does not show; say"
+            f" --arch {arch},{option}=true if training began from torchvision's pretrained parameters (weights=... or"
+            f" pretrained=True switch it on), else --arch {arch},{option}=false"
+        )
     tensors = {name: checkpoint.tensors[in_file] for in_file, name in names.items()}
     _put(match.network, tensors, assign=True)
     left = [name for name, t in (*match.network.named_parameters(), *match.network.named_buffers()) if t.is_meta]
@@ -147,7 +179,7 @@ def _fill(match: Match, checkpoint: Checkpoint, names: dict[str, str], kind: str
     if dropped:
         notes.append("the auxiliary heads, which serve training only, were left out")
     notes = [*checkpoint.notes, *notes]
-    return Built(
+    built = Built(
         match.network,
         kind,
         match.arch,
@@ -155,7 +187,9 @@ def _fill(match: Match, checkpoint: Checkpoint, names: dict[str, str], kind: str
         match.in_channels,
         match.fixed_size,
         tuple(notes),
+        match.assumptions,
     )
+    return built if match.activated else _noting_unused(built, hints.activation)
 
 
 def _by_factory(checkpoint: Checkpoint, path: Path, factory: str) -> Built:
@@ -189,7 +223,7 @@ def _by_factory(checkpoint: Checkpoint, path: Path, factory: str) -> Built:
     _load_strictly(network, checkpoint.tensors, path, f"the tensors do not fit the network of --factory {factory}")
     notes = (
         *checkpoint.notes,
-        f"built by {factory} with num_classes={num_classes}, the rows of {head}, the last layer in the file",
+        f"built by {factory} with num_classes={num_classes}, the rows of {head}, taken for the last layer",
     )
     return Built(network.float().eval(), "factory", factory, num_classes, None, None, notes)
 
@@ -207,7 +241,7 @@ def _by_timm(checkpoint: Checkpoint, path: Path, name: str, options: dict[str, A
         raise ArchitectureError(f"--arch timm:{name}: timm has no network of this name{hint}")
     tensors = checkpoint.tensors
     num_classes, head = _last_rows(checkpoint, path, _timm_heads(name))
-    channels = next((tensor.shape[1] for key, tensor in tensors.items() if tensor.ndim == 4), 3)
+    channels = _timm_channels(name, checkpoint)
     try:
         network = timm.create_model(
             name, **{"pretrained": False, "num_classes": num_classes, "in_chans": channels, **options}
@@ -228,6 +262,20 @@ def _timm_heads(name: str) -> tuple[str, ...]:
     return tuple(f"{name}.weight" for name in names)
 
 
+def _timm_channels(name: str, checkpoint: Checkpoint) -> int:
+    """Channels of an input: of timm's first convolution, by name; else of the first in the file, if that has order."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    first = config.first_conv if config is not None else None
+    tensors = checkpoint.tensors
+    for stem in (first,) if isinstance(first, str) else tuple(first or ()):
+        if f"{stem}.weight" in tensors:
+            return tensors[f"{stem}.weight"].shape[1]
+    found = [tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 4] if checkpoint.ordered else []
+    return found[0] if found else 3
+
+
 def _timm_size(network: nn.Module) -> tuple[int, int] | None:
     patches = getattr(network, "patch_embed", None)
     size = getattr(patches, "img_size", None)
@@ -246,13 +294,23 @@ def _is_timm_name(name: str) -> bool:
 
 
 def _last_rows(checkpoint: Checkpoint, path: Path, preferred: tuple[str, ...] = ()) -> tuple[int, str]:
-    """Number of classes: rows of the head's weight, by default the last one in the file's order."""
+    """Number of classes: rows of the head's weight, by default the last one that the network defines."""
     layers = [name for name, tensor in checkpoint.tensors.items() if tensor.ndim in (2, 4) and name.endswith("weight")]
     named = [name for name in preferred if name in checkpoint.tensors]
     if not layers:
         raise ModelFileError(f"{path}: no layer in the file tells the number of classes; save the whole state_dict")
     head = (named or layers[-1:])[0]
+    if not named and not checkpoint.ordered:
+        head = _without_followers(checkpoint.tensors, layers)[-1]
     return checkpoint.tensors[head].shape[0], head
+
+
+def _without_followers(tensors: dict[str, Tensor], layers: list[str]) -> list[str]:
+    """Of layers in no order those that may be the head: no other takes as many features, or gives as many."""
+    rows = Counter(tensors[name].shape[0] for name in layers)
+    taken = {tensors[name].shape[1] for name in layers}
+    ends = [name for name in layers if rows[tensors[name].shape[0]] == 1 and tensors[name].shape[0] not in taken]
+    return [name for name in ends if tensors[name].ndim == 2] or ends or layers
 
 
 def _load_strictly(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) -> None:
@@ -282,7 +340,7 @@ def _shapes(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, tuple[in
 
 
 def _mismatch(path: Path, what: str, difference: Difference, hint: str = "") -> ArchitectureError:
-    return ArchitectureError(f"{path}: {what} ({difference}); {hint}{_OTHER_WAYS}")
+    return ArchitectureError(f"{path}: {what} ({difference}); {hint}{difference.remedy or _OTHER_WAYS}")
 
 
 def _named(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from imbalance_perturb.models.heads import Head, rebuild_head
+from imbalance_perturb.models.heads import Head, HeadHints, rebuild_head
 from imbalance_perturb.models.skeleton import (
     EmptyOnMeta,
     Skeleton,
@@ -65,6 +65,7 @@ class Difference:
     unexpected: list[str] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)
     reason: str | None = None
+    remedy: str | None = None
 
     def __len__(self) -> int:
         return len(self.missing) + len(self.unexpected) + len(self.reshaped)
@@ -84,7 +85,11 @@ class Difference:
 
 @dataclass
 class Match:
-    """A network that a file's tensors fit, with its parameters on the meta device."""
+    """A network that a file's tensors fit, with its parameters on the meta device.
+
+    ``assumptions``: what the tensors do not show, where another choice would change predictions; ``unsettled``: an
+    option of the architecture that they do not show either, and that no choice is common enough for.
+    """
 
     network: nn.Module
     arch: str
@@ -92,6 +97,9 @@ class Match:
     in_channels: int
     fixed_size: tuple[int, int] | None
     notes: list[str]
+    assumptions: tuple[str, ...] = ()
+    activated: bool = False
+    unsettled: str | None = None
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
@@ -107,11 +115,11 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def recognise(shapes: Shapes) -> Match | tuple[str, Difference]:
+def recognise(shapes: Shapes, hints: HeadHints | None = None) -> Match | tuple[str, Difference]:
     """The architecture that the tensors are of, or else the closest one and how it differs."""
     closest: tuple[float, str, Difference] | None = None
     for name in _candidates(shapes):
-        found = match_architecture(name, shapes)
+        found = match_architecture(name, shapes, hints)
         if isinstance(found, Match):
             return found
         if found.reason:  # all below the head fits, so no other will
@@ -124,7 +132,7 @@ def recognise(shapes: Shapes) -> Match | tuple[str, Difference]:
     return closest[1], closest[2]
 
 
-def match_architecture(name: str, shapes: Shapes, **options: Any) -> Match | Difference:
+def match_architecture(name: str, shapes: Shapes, hints: HeadHints | None = None, **options: Any) -> Match | Difference:
     """The architecture called ``name`` fitted to the tensors (head, input channels, image size), or the difference.
 
     ``options`` go to torchvision's builder and win over what the tensors show.
@@ -148,7 +156,7 @@ def match_architecture(name: str, shapes: Shapes, **options: Any) -> Match | Dif
         if not any(key.startswith(below_head) for key in shapes):
             difference.missing.append(f"{base.head}.weight")
         return difference
-    head = _fit_head(base, shapes)
+    head = _fit_head(base, shapes, hints)
     if isinstance(head, Difference):
         return head
     if name.startswith("vit_"):
@@ -178,7 +186,7 @@ def compare(found: Shapes, expected: Shapes, flexible: Mapping[str, int] | None 
 
 def _assemble(name: str, base: Skeleton, head: Head, shapes: Shapes, options: dict[str, Any]) -> Match | Difference:
     network = build_skeleton(name, **{**options, "num_classes": head.num_classes})
-    notes = []
+    notes, unsettled = [], None
     if head.note:
         notes.append(head.note)
         network.set_submodule(base.container, copy.deepcopy(head.module).eval())
@@ -190,11 +198,18 @@ def _assemble(name: str, base: Skeleton, head: Head, shapes: Shapes, options: di
     if len(difference):
         return difference
     if hasattr(network, "transform_input") and "transform_input" not in options:
-        notes.append(
-            "transform_input is taken as off, which the file does not show; torchvision switches it on with its own"
-            f" pretrained parameters: if yours began from those, say --arch {name},transform_input=true"
-        )
-    return Match(network, name, head.num_classes, channels, _fixed_size(name, network), notes)
+        unsettled = "transform_input"
+    return Match(
+        network,
+        name,
+        head.num_classes,
+        channels,
+        _fixed_size(name, network),
+        notes,
+        head.assumptions,
+        head.activated,
+        unsettled,
+    )
 
 
 def _candidates(shapes: Shapes) -> list[str]:
@@ -208,7 +223,7 @@ def _family(name: str) -> str | None:
     return next((key for key, pattern in _FAMILIES if re.match(pattern, name)), None)
 
 
-def _fit_head(base: Skeleton, shapes: Shapes) -> Head | Difference:
+def _fit_head(base: Skeleton, shapes: Shapes, hints: HeadHints | None) -> Head | Difference:
     """The head of the file: the architecture's own with another number of classes, or a replaced one."""
     prefix = base.container + "."
     given = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
@@ -221,12 +236,12 @@ def _fit_head(base: Skeleton, shapes: Shapes) -> Head | Difference:
     width = next((m.in_features for m in module.modules() if isinstance(m, nn.Linear)), 0)
     with EmptyOnMeta():
         head = rebuild_head(
-            {key.removeprefix(prefix): shape for key, shape in given.items()}, module, width, base.container
+            {key.removeprefix(prefix): shape for key, shape in given.items()}, module, width, base.container, hints
         )
     if isinstance(head, Head):
         return head
     difference = compare(given, expected)
-    difference.reason = f"the body fits, but {head}"
+    difference.reason, difference.remedy = f"the body fits, but {head.reason}", head.remedy
     return difference
 
 

@@ -33,7 +33,9 @@ class ModelInfo:
         fixed_batch: the only batch size that the file's own graph takes; batches are cut and padded to it.
         fixed_size: the only (height, width) that it takes.
         parameters: number of parameters.
-        notes: a sentence for every assumption that the file alone does not settle.
+        notes: a sentence for everything that was made of the file, or taken for granted.
+        assumptions: of these what another choice would change predictions by, and the option that says it.
+        classes: the C class names in class-index order, where the file has them.
     """
 
     path: str
@@ -46,6 +48,8 @@ class ModelInfo:
     fixed_size: tuple[int, int] | None
     parameters: int
     notes: tuple[str, ...]
+    assumptions: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
 
 
 class LoadedClassifier(nn.Module):

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from imbalance_perturb import ClassCounts, target_distribution
 from tests.functional.conftest import SMALL, Workplace
@@ -127,3 +128,62 @@ def test_a_recipe_elsewhere_keeps_its_paths(workplace: Workplace) -> None:
     assert tomllib.loads(Path("recipes/r.toml").read_text())["model"]["model"] == "../model.pth"
     assert workplace.run("predict", "images", "--recipe", "recipes/r.toml").code == 0
     assert "cannot be read" in workplace.fails("predict", "images", "--recipe", "missing.toml", code=2)
+
+
+def test_the_last_line_names_an_assumption(workplace: Workplace, checkpoint: dict[str, torch.Tensor]) -> None:
+    """An activation that the file does not show ends the summaries of predict and inspect, until it is said."""
+    state = {name: tensor for name, tensor in checkpoint.items() if not name.startswith("fc.")}
+    head = torch.nn.Sequential(torch.nn.Linear(1024, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    torch.save({**state, **{f"fc.{name}": tensor for name, tensor in head.state_dict().items()}}, "head.pth")
+    predict = ("predict", "head.pth", "counts.json", "images", *SMALL, "-o")
+    for command in ((*predict, "a.csv"), ("inspect", "head.pth", "counts.json", *SMALL)):
+        assert "--head-activation relu|gelu" in workplace.run(*command).err.splitlines()[-1]
+    said = workplace.run(*predict, "b.csv", "--head-activation", "relu")
+    assert said.code == 0
+    assert "--head-activation" not in said.err
+    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+    run = json.loads(Path("b.run.json").read_text())
+    assert run["settings"]["model"]["head_activation"] == "relu"
+    assert workplace.run(*predict, "c.csv", "--head-activation", "tanh").code == 0
+    assert Path("c.csv").read_bytes() != Path("b.csv").read_bytes()
+
+
+def test_the_models_class_names_hold(workplace: Workplace, checkpoint: dict[str, torch.Tensor]) -> None:
+    """COUNTS in another order than the model's names are refused by every command; a bare list takes the names."""
+    torch.save({"state_dict": checkpoint, "class_to_idx": {"b": 0, "a": 1, "c": 2, "d": 3}}, "named.pth")
+    for command in (("predict", "named.pth", "counts.json", "images"), ("inspect", "named.pth", "counts.json")):
+        message = workplace.fails(*command, *SMALL)
+        assert "counts.json: the classes are in another order than the model's" in message
+        assert "here: a, b, c, d; there: b, a, c, d" in message
+    Path("list.json").write_text("[900, 90, 30, 3]")
+    assert workplace.run("predict", "named.pth", "list.json", "images", *SMALL).code == 0
+    run = json.loads(Path("predictions.run.json").read_text())
+    assert [row["name"] for row in run["classes"]] == ["b", "a", "c", "d"]
+    assert {line.split(",")[3] for line in Path("predictions.csv").read_text().splitlines()[1:]} <= set("abcd")
+    images = [line.split(",")[0] for line in Path("predictions.csv").read_text().splitlines()[1:]]
+    Path("labels.csv").write_text(
+        "image,label\n" + "".join(f"{name},{'abcd'[i % 4]}\n" for i, name in enumerate(images))
+    )
+    assert workplace.run("evaluate", "--labels", "labels.csv", "--counts", "list.json").code == 0
+    alone = json.loads(workplace.run("inspect", "named.pth", *SMALL, "--json").out)
+    assert [row["name"] for row in alone["classes"]] == ["b", "a", "c", "d"]
+
+
+def test_counts_says_its_order_and_reads_it_back(workplace: Workplace) -> None:
+    """What counts writes of folders called 0 to 11 is what load_class_counts takes, in the order that it says."""
+    for name in range(12):
+        Path("train", str(name)).mkdir(parents=True)
+        Path("images/0.png").rename(f"train/{name}/x.png") if name == 0 else Path(f"train/{name}/x.png").write_bytes(
+            Path("train/0/x.png").read_bytes()
+        )
+    finished = workplace.run("counts", "train", "-o", "counts.json")
+    assert "sorted as text, as torchvision's ImageFolder has it" in finished.err
+    assert ": 0, 1, 10, 11, 2" in finished.err
+    from imbalance_perturb import load_class_counts
+
+    assert load_class_counts("counts.json").names == tuple(sorted(map(str, range(12))))
+    Path("l.csv").write_text("image,label\na,10\nb,2\n")
+    finished = workplace.run("counts", "l.csv")
+    assert "class-index order by value" in finished.err
+    assert "ImageFolder has it" not in finished.err
+    assert json.loads(finished.out) == {"2": 1, "10": 1}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -172,3 +173,25 @@ def test_its_text_names_the_settings() -> None:
     assert "eps=0.001, temperature=1000, loss='cross-entropy', tau=0" in repr(
         PerturbedClassifier(nn.Linear(4, 4), COUNTS)
     )
+
+
+def test_numpy_scalars_are_numbers(skin7_counts: ClassCounts) -> None:
+    """Settings that NumPy computed give the logits of Python's numbers; a target may be an array."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7))
+    target = np.array([0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+    x = torch.randn(2, 3, 2, 2)
+    made = PerturbedClassifier(
+        model,
+        skin7_counts,
+        eps=np.float32(0.5),
+        temperature=np.float32(2),
+        tau=np.float64(1),
+        steps=np.int64(2),  # type: ignore[arg-type]
+        target=target,  # type: ignore[arg-type]
+    )
+    plain = PerturbedClassifier(
+        model, skin7_counts, eps=0.5, temperature=2, tau=1, steps=2, target=torch.tensor(target)
+    )
+    assert torch.equal(made(x), plain(x))
+    with pytest.raises(SettingsError, match=r"steps is 1\.5; it must be a whole number"):
+        PerturbedClassifier(model, skin7_counts, steps=1.5)  # type: ignore[arg-type]

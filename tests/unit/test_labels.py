@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from imbalance_perturb.errors import CountsError, LabelsError
-from imbalance_perturb.labels import count_labels, load_labels
+from imbalance_perturb.labels import count_labels, describe_order, load_labels
 
 NAMES = ("nv", "mel", "df")
 
@@ -96,6 +96,22 @@ def test_counting_sorts_as_image_folder_does(tmp_path: Path) -> None:
     assert count_labels(root).to_dict() == {"10": 1, "2": 2}
     table = write(tmp_path / "l.csv", "image,label\na,10\nb,2\nc,2\n")
     assert list(count_labels(table).to_dict().items()) == [("2", 2), ("10", 1)]
+
+
+def test_the_order_of_counting_is_said(tmp_path: Path) -> None:
+    """Words and order agree, and where numbers sort otherwise as text than by value both orders are shown."""
+    root = folder(tmp_path / "train", "10/a.png", "2/b.png")
+    words = describe_order(root, list(count_labels(root).names))
+    assert words.startswith("sorted as text, as torchvision's ImageFolder has it (warning: ")
+    assert "by value" in words
+    assert "has 2, 10: say --classes" in words
+    table = write(tmp_path / "l.csv", "image,label\na,10\nb,2\nc,-1\n")
+    assert count_labels(table).names == ("-1", "2", "10")
+    words = describe_order(table, count_labels(table).names)
+    assert words.startswith("by value (warning: ")
+    assert "has -1, 10, 2: say --classes" in words
+    plain = write(tmp_path / "p.csv", "image,label\na,1\nb,0\n")
+    assert describe_order(plain, count_labels(plain).names) == "by value (check that your model's is)"
 
 
 def test_counting_in_a_given_order(tmp_path: Path) -> None:

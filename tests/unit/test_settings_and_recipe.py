@@ -37,6 +37,10 @@ from imbalance_perturb.settings import (
         (lambda: PreprocessSettings(interpolation="cubic"), "interpolation is 'cubic'"),
         (lambda: PreprocessSettings(color="bgr"), "color is 'bgr'"),
         (lambda: ModelSettings(outputs="scores"), "outputs is 'scores'"),
+        (
+            lambda: ModelSettings(head_activation="swish"),
+            "head_activation is 'swish'; expected one of relu, gelu, silu",
+        ),
         (lambda: ModelSettings(arch="resnet18", factory="a:b"), "arch and factory are both given"),
         (lambda: ModelSettings(factory="module.function"), "factory is 'module.function'; expected package.module"),
         (lambda: RunSettings(device="tpu"), "device is 'tpu'"),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbalance_perturb.counts import parse_class_counts
+from imbalance_perturb.counts import ClassCounts, parse_class_counts
 from imbalance_perturb.errors import NothingToCorrectError, TargetError
 from imbalance_perturb.target import EFFECTIVE_NUMBER_BETA, parse_target, target_distribution
 from tests import reference
@@ -105,3 +105,11 @@ def test_a_bad_target_is_refused(data: object, cause: str) -> None:
     """A distribution that does not fit the classes or is none is refused with the cause."""
     with pytest.raises((TargetError, NothingToCorrectError), match=cause):
         parse_target(data, parse_class_counts({"a": 5, "b": 3, "c": 1}))
+
+
+def test_a_target_from_numpy_is_taken() -> None:
+    """An array, and a list of NumPy's numbers, are distributions like any other."""
+    counts = ClassCounts(("a", "b"), (9, 1))
+    expected = parse_target([0.25, 0.75], counts)
+    for data in (np.array([0.25, 0.75]), [np.float32(0.25), np.float32(0.75)], torch.tensor([0.25, 0.75])):
+        assert torch.equal(parse_target(data, counts), expected)
