@@ -126,7 +126,8 @@ def _show(dataset: Any, values: npt.NDArray[Any], color: str, max_value: int | N
 
     kind = dataset.PhotometricInterpretation
     if kind in _GRAYS:
-        shown, low, high = _show_gray(dataset, values.astype(np.int32), max_value)
+        # pydicom subtracts in the type it is given: the stored one would wrap.
+        shown, low, high = _show_gray(dataset, values.astype(_signed_type(values)), max_value)
         return scale_pixels(shown, *((high, low) if kind == "MONOCHROME1" else (low, high)), color)
     if kind == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)[..., :3]
@@ -137,27 +138,35 @@ def _show(dataset: Any, values: npt.NDArray[Any], color: str, max_value: int | N
         image = Image.fromarray(np.ascontiguousarray(values))
         return image.convert("L") if color == "gray" else image
     highest = max_value or highest
+    if values.min() < 0:
+        raise ImageError("DICOM with signed colours, of which black and white are not known")
     check_highest(values, highest)
     return scale_pixels(values, 0, highest, color)
 
 
-def _show_gray(
-    dataset: Any, values: npt.NDArray[np.int32], max_value: int | None
-) -> tuple[npt.NDArray[Any], float, float]:
+def _signed_type(values: npt.NDArray[Any]) -> npt.DTypeLike:
+    """A signed type that holds the stored values and what is subtracted from them."""
+    if values.dtype.itemsize > 4:
+        raise ImageError(f"DICOM with pixels of {8 * values.dtype.itemsize} bits; convert to 32 bits or fewer")
+    return np.int32 if values.dtype.itemsize < 4 else np.int64
+
+
+def _show_gray(dataset: Any, values: npt.NDArray[Any], max_value: int | None) -> tuple[npt.NDArray[Any], float, float]:
     """The pixels to show, and of them the values of black and white."""
     from pydicom.pixels.processing import apply_modality_lut
 
     window = _find_window(dataset)
     shown = apply_modality_lut(values, dataset)
+    _check_finite(shown)  # a lookup table would give pixels for NaN
     if window == "lut":
         shown, low, high = _look_up(dataset, shown)
+        if shown.max() > high:
+            raise ImageError(f"the VOI lookup table has entries up to {shown.max()}, above the {high:g} of its bits")
     elif window == "window":
         shown, low, high = _apply_window(dataset, shown)
     else:
         low, high = _whole_range(dataset, values, max_value)
-        _check_within(shown, low, high)
-    if not (np.isfinite([low, high]).all() and np.isfinite(shown).all()):
-        raise ImageError("the rescale slope, intercept or window make pixels that are not finite")
+    _check_finite(shown, low, high)
     if low == high:
         raise ImageError("the rescale slope or lookup table makes all pixels the same")
     return shown, low, high
@@ -172,7 +181,7 @@ def _look_up(dataset: Any, values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], 
         # For 8 bits pydicom counts the entries in 8 bits too: a table of more than 256 would wrap.
         item.LUTDescriptor = [entries, first, 16]
     last = first + (entries or 65536) - 1
-    return apply_voi_lut(np.clip(np.rint(values), first, last).astype(np.int32), dataset), 0, 2**bits - 1
+    return apply_voi_lut(np.clip(np.rint(values), first, last).astype(np.int64), dataset), 0, 2**bits - 1
 
 
 def _apply_window(dataset: Any, values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float, float]:
@@ -184,7 +193,7 @@ def _apply_window(dataset: Any, values: npt.NDArray[Any]) -> tuple[npt.NDArray[A
         return apply_voi_lut(values, dataset), low, high
 
 
-def _whole_range(dataset: Any, values: npt.NDArray[np.int32], max_value: int | None) -> tuple[float, float]:
+def _whole_range(dataset: Any, values: npt.NDArray[Any], max_value: int | None) -> tuple[float, float]:
     from pydicom.pixels.processing import apply_modality_lut
 
     least, most = _stored_range(dataset)
@@ -195,7 +204,7 @@ def _whole_range(dataset: Any, values: npt.NDArray[np.int32], max_value: int | N
         check_highest(values, most)
     if dataset.get("ModalityLUTSequence"):
         return 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    low, high = sorted(apply_modality_lut(np.array([least, most], dtype=np.int32), dataset).tolist())
+    low, high = sorted(apply_modality_lut(np.array([least, most], dtype=np.int64), dataset).tolist())
     return low, high
 
 
@@ -212,9 +221,6 @@ def _find_window(dataset: Any) -> str | None:
     return "window" if present else None
 
 
-def _check_within(shown: npt.NDArray[Any], low: float, high: float) -> None:
-    least, most = float(shown.min()), float(shown.max())
-    # Rounding of the rescale is no fault; NaN is, and is told by the next check.
-    slack = 1e-6 * (high - low)
-    if least < low - slack or most > high + slack:
-        raise ImageError(f"pixels from {least:g} to {most:g} do not fit the bits that the DICOM file states")
+def _check_finite(*values: npt.ArrayLike) -> None:
+    if not all(np.isfinite(value).all() for value in values):
+        raise ImageError("the rescale slope, intercept or window make pixels that are not finite")

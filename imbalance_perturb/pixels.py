@@ -61,11 +61,14 @@ def scale_pixels(values: npt.NDArray[Any], low: float, high: float, color: str) 
         high: the value that becomes 255.
         color: ``rgb`` or ``gray``; one channel stays one for either.
     """
-    scaled = values.astype(np.float32)
-    scaled -= np.float32(low)
-    scaled *= np.float32(255 / (high - low))
-    # The ends of the range may be off by a rounding of float32.
+    # Of 32 bits, and of rescaled values far from 0, float32 would lose what tells one pixel from another.
+    exact = np.float64 if values.dtype.itemsize > 4 else np.float32
+    scaled: npt.NDArray[Any] = values.astype(exact)
+    scaled -= exact(low)
+    scaled *= exact(255 / (high - low))
+    # The ends of the range may be off by a rounding.
     np.clip(scaled, 0, 255, out=scaled)
+    scaled = scaled.astype(np.float32, copy=False)
     if scaled.ndim == 2:
         return Image.fromarray(scaled)
     if color == "gray":
