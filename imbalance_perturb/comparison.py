@@ -179,7 +179,10 @@ def _notes(
     if failed:
         notes.append(f"{len(failed):,} images could not be used and are in no figure (first: {first_error(failed)})")
     for labelled, path in ((val, files.val), (test, files.test)):
-        if labelled is not None and labelled.unused_labels:
+        if labelled is None:
+            continue
+        notes += [f"{path}: {line}" for line in labelled.images.describe_left_aside()]
+        if labelled.unused_labels:
             notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
     notes += [f"{entry.method} is not available: {entry.unavailable}" for entry in entries if entry.unavailable]
     grids = {"eps": options.eps_grid, "tau": options.tau_grid}

@@ -16,19 +16,14 @@ from imbalance_perturb.pixels import Pixels, check_highest, check_pixel_count, s
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-#: Bytes of a file's beginning that tell whether it is DICOM.
-HEAD_BYTES = 132
+# Of the file's beginning, before the first data element.
+_PREAMBLE = 132
 
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 _GRAYS = ("MONOCHROME1", "MONOCHROME2")
 _META_GROUP = 0x0002
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MAX_INFLATED = 1 << 30
-
-
-def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is DICOM: ``DICM`` at byte 128."""
-    return head[128:HEAD_BYTES] == b"DICM"
 
 
 def read_dicom(stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
@@ -71,7 +66,7 @@ def _check_inflated(stream: BinaryIO) -> None:
     # pydicom inflates a deflated file at once, however large it becomes.
     from pydicom.filereader import read_dataset
 
-    stream.seek(HEAD_BYTES)
+    stream.seek(_PREAMBLE)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != _META_GROUP)
     if meta.get("TransferSyntaxUID") != _DEFLATED:
         return

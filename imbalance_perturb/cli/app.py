@@ -270,7 +270,8 @@ def counts(
     from imbalance_perturb.cli import render
     from imbalance_perturb.labels import count_labels
 
-    found = count_labels(train, None if classes is None else classes.split(","))
+    say = render.Narrator(quiet=False)
+    found = count_labels(train, None if classes is None else classes.split(","), describe=say.counted)
     render.write_counts(found, out, chosen_order=classes is not None)
 
 
