@@ -108,7 +108,7 @@ def _check_apart(val: ImageList, test: ImageList, files: ComparisonFiles) -> Non
 def _last_layer(assembly: Assembly, images: ImageList, options: ComparisonOptions) -> LastLayer | str:
     if NORMALISE not in options.methods:
         return "not asked for"
-    execution = replace(assembly.execution, batch_size=2, workers=0)
+    execution = replace(assembly.execution, batch_size=2, workers=min(1, assembly.execution.workers))
     for batch in iter_inputs(images, assembly.preprocessing, execution):
         for group in batch.groups:
             return find_last_layer(assembly.model, group.x)

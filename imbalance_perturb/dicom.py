@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from imbalance_perturb.errors import ImageError
-from imbalance_perturb.pixels import Pixels, check_highest, check_pixel_count, scale_pixels
+from imbalance_perturb.pixels import Peak, Pixels, check_highest, check_pixel_count, scale_pixels, scale_to_white
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -123,7 +123,8 @@ def _show(dataset: Any, values: npt.NDArray[Any], color: str, max_value: int | N
     if kind in _GRAYS:
         # pydicom subtracts in the type it is given: the stored one would wrap.
         shown, low, high = _show_gray(dataset, values.astype(_signed_type(values)), max_value)
-        return scale_pixels(shown, *((high, low) if kind == "MONOCHROME1" else (low, high)), color)
+        black, white = (high, low) if kind == "MONOCHROME1" else (low, high)
+        return scale_pixels(shown, black, white, color, _assumed_peak(dataset, values, max_value))
     if kind == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)[..., :3]
         highest = int(np.iinfo(values.dtype).max)
@@ -132,11 +133,16 @@ def _show(dataset: Any, values: npt.NDArray[Any], color: str, max_value: int | N
     if highest == 255 and values.dtype == np.uint8:
         image = Image.fromarray(np.ascontiguousarray(values))
         return image.convert("L") if color == "gray" else image
-    highest = max_value or highest
     if values.min() < 0:
         raise ImageError("DICOM with signed colours, of which black and white are not known")
-    check_highest(values, highest)
-    return scale_pixels(values, 0, highest, color)
+    return scale_to_white(values, highest, max_value, color)
+
+
+def _assumed_peak(dataset: Any, values: npt.NDArray[Any], max_value: int | None) -> Peak | None:
+    """The highest stored pixel, where neither the file nor ``max_value`` says of the stored bits what white is."""
+    least, most = _stored_range(dataset)
+    states_white = _find_window(dataset) or dataset.get("ModalityLUTSequence") or max_value is not None
+    return None if states_white or least < 0 or most <= 255 else Peak(int(values.max()), most)
 
 
 def _signed_type(values: npt.NDArray[Any]) -> npt.DTypeLike:

@@ -57,7 +57,14 @@ def iter_inputs(
 def _decode(
     images: ImageList, slices: Iterator[list[str]], preprocessing: Preprocessing, execution: Execution
 ) -> Iterator[DecodedBatch]:
-    return iter_decoded(images.root, slices, preprocessing, execution.workers, takes_turns=execution.takes_turns)
+    return iter_decoded(
+        images.root,
+        slices,
+        preprocessing,
+        execution.workers,
+        takes_turns=execution.takes_turns,
+        image_timeout=execution.image_timeout,
+    )
 
 
 def _iter_normalised(

@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from imbalance_perturb.boxed_pictures import check_available, check_avif, find_jpeg2000_bits, read_heif
 from imbalance_perturb.errors import ImageError
 from imbalance_perturb.picture_formats import HEAD_BYTES, find_kind
-from imbalance_perturb.pixels import DraftSize, Pixels, check_highest, check_pixel_count, scale_pixels
+from imbalance_perturb.pixels import DraftSize, Pixels, check_pixel_count, scale_pixels, scale_to_white
 
 #: Formats by Pillow's names. Others are left out on purpose: for some, such as EPS, Pillow starts another program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
@@ -139,16 +139,12 @@ def _read(image: Image.Image, stream: BinaryIO, color: str, max_value: int | Non
     if image.format == "JPEG2000" and (bits := find_jpeg2000_bits(stream)) > 8:
         # Pillow has shifted them to the upper end of 16 bits.
         values = np.asarray(image).astype(np.uint16) >> (16 - bits)
-        highest = max_value or 2**bits - 1
-        check_highest(values, highest)
-        return scale_pixels(values, 0, highest, color)
+        return scale_to_white(values, 2**bits - 1, max_value, color)
     if image.mode.startswith("I"):
         return _scale_gray(image, color, max_value)
     if ";16" in raw_mode:
         values = _read_colours(image, stream, raw_mode)
-        highest = max_value or 65535
-        check_highest(values, highest)
-        return scale_pixels(values, 0, highest, color)
+        return scale_to_white(values, 65535, max_value, color)
     # As torchvision loads images: alpha is dropped, not blended; CMYK is taken for inverted in JPEG, as Adobe does.
     return image.convert("L" if color == "gray" else "RGB")
 
@@ -156,13 +152,13 @@ def _read(image: Image.Image, stream: BinaryIO, color: str, max_value: int | Non
 def _scale_gray(image: Any, color: str, max_value: int | None) -> Pixels:
     # convert("RGB") would clip everything above 255.
     values = np.asarray(image).astype(np.uint16)
+    if image.format == "PPM":
+        # Pillow has scaled a PGM, which states its own highest value, to all 16 bits.
+        return scale_pixels(values, 0, 65535, color)
     tags = image.tag_v2 if image.format == "TIFF" else {}
-    # Pillow has scaled a PGM, which states its own highest value, to all 16 bits.
-    highest = 65535 if image.format == "PPM" else max_value or 2 ** max(tags.get(_BITS, (16,))) - 1
-    check_highest(values, highest)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        return scale_pixels(values, highest, 0, color)
-    return scale_pixels(values, 0, highest, color)
+    assumed = 2 ** max(tags.get(_BITS, (16,))) - 1
+    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    return scale_to_white(values, assumed, max_value, color, inverted=inverted)
 
 
 def _read_colours(image: Image.Image, stream: BinaryIO, raw_mode: str) -> npt.NDArray[Any]:

@@ -15,6 +15,9 @@ EPS_SPACES = ("input", "pixel")
 OUTPUTS = ("auto", "logits", "probabilities")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLORS = ("rgb", "gray")
+#: Seconds that one image may take, unless said otherwise.
+IMAGE_TIMEOUT = 60.0
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -157,12 +160,14 @@ class DebiasSettings:
 class RunSettings:
     """Where and how fast it runs; none of these may change a label beyond near-ties (``[run]``).
 
-    ``batch_size`` and ``workers`` of ``None`` are chosen from the machine.
+    ``batch_size`` and ``workers`` of ``None`` are chosen from the machine. ``image_timeout``: seconds that one image
+    may take to be read and decoded.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
+    image_timeout: float = IMAGE_TIMEOUT
     precision: str = "auto"
     close_calls_only: bool = False
     compile: bool = False
@@ -177,6 +182,8 @@ class RunSettings:
             _check(_is_int(self.batch_size) and self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         if self.workers is not None:
             _check(_is_int(self.workers) and self.workers >= 0, "workers", self.workers, "at least 0")
+        ok = _is_number(self.image_timeout) and self.image_timeout > 0
+        _check(ok, "image_timeout", self.image_timeout, "a number of seconds above 0")
         _one_of("precision", self.precision, PRECISIONS)
 
 

@@ -211,7 +211,19 @@ class RunOptions:
     workers: Annotated[
         int | None,
         Option(
-            help=_help("Decoding processes; 0 decodes in the main one.", default="from the cores"), rich_help_panel=_RUN
+            help=_help(
+                "Decoding processes; 0 decodes in the main one, where an image may end or hold up the run.",
+                default="from the cores",
+            ),
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    image_timeout: Annotated[
+        float | None,
+        Option(
+            metavar="SECONDS",
+            help=_help("Longest that one image may take to be read and decoded; then its row says so.", default="60"),
+            rich_help_panel=_RUN,
         ),
     ] = None
     precision: Annotated[

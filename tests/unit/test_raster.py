@@ -157,7 +157,7 @@ def test_max_value_is_white(channels: int, make: Any, tmp_path: Path) -> None:
         (tiff(deep(4), extra=1), "16-bit pixels of the kind RGBa cannot be read without loss"),
         (tiff(deep(4), photometric=5), "16-bit pixels of the kind CMYK cannot be read without loss"),
         (tiff(np.ones((4, 5), np.float16), sample_format=3), "begins like a TIFF but cannot be read as one"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a document, which is not read"),
     ],
 )
 def test_pixels_without_a_meaning_are_refused(data: bytes, reason: str, tmp_path: Path) -> None:
