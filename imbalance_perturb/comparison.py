@@ -147,9 +147,17 @@ def _summarise(
         advice=advice,
         failed=tuple(sorted({*cached.sweep.errors, *scored.failed})),
         confidence_level=options.level,
-        notes=(*_notes(entries, {**cached.sweep.errors, **scored.failed}, val, test, files, options), *class_notes),
+        notes=(
+            *_warnings(cached.sweep, scored, files),
+            *_notes(entries, {**cached.sweep.errors, **scored.failed}, val, test, files, options),
+            *class_notes,
+        ),
         source=_source(run, files),
     )
+
+
+def _warnings(sweep: Sweep, scored: Scored, files: ComparisonFiles) -> list[str]:
+    return [f"{files.val}: {text}" for text in sweep.warnings] + [f"{files.test}: {text}" for text in scored.warnings]
 
 
 def _contestant(method: str, run: Run, tuned: Mapping[str, Tuned], rates: _Rates) -> Contestant:

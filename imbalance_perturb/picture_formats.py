@@ -54,12 +54,14 @@ _BY_SUFFIX = {suffix: kind for kind in _KINDS for suffix in kind.suffixes.split(
 #: Suffixes of pictures that are not read; their rows say so.
 UNREAD_SUFFIXES = frozenset(_BY_SUFFIX)
 
-#: Suffixes of files that are no pictures; their content is not looked at: 'BMI,age' begins a table, and a BMP.
+#: Suffixes of files that are no pictures, or copies that are not whole or not meant; their content is not looked at:
+#: 'BMI,age' begins a table, and nearly a BMP.
 _NO_PICTURES = (
     ".7z .bat .bin .bz2 .c .cfg .conf .cpp .css .csv .db .doc .docx .exe .gz .h5 .hdf5 .html .htm .ini .ipynb .js"
     " .json .jsonl .key .lock .log .mat .md .md5 .npy .npz .odt .onnx .parquet .partial .pickle .pkl .ppt .pptx"
     " .progress .pt .pt2 .pth .py .pyc .r .rar .rst .rtf .safetensors .sh .sha256 .sqlite .tar .tex .tgz .toml .tsv"
     " .txt .xls .xlsx .xml .xz .yaml .yml .zip .zst"
+    " .bak .crdownload .download .old .orig .part .swp .temp .tmp"
 )
 _LEFT_ASIDE = frozenset(_NO_PICTURES.split())
 
@@ -186,5 +188,6 @@ def is_named_like_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def may_be_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether content has to say if this is a picture: the suffix is none that is known."""
-    return suffix_of(path) not in _LEFT_ASIDE
+    """Whether content has to say if this is a picture: the suffix is none that is known, nor the ``~`` of a backup."""
+    suffix = suffix_of(path)
+    return suffix not in _LEFT_ASIDE and not suffix.endswith("~")

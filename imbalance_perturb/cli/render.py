@@ -115,6 +115,8 @@ class Narrator:
             self.line(f"precision: {summary.agreement.sentence()}")
             if summary.agreement.warning is not None:
                 self.line(f"warning: {summary.agreement.warning}")
+        for warning in summary.warnings:
+            self.line(f"warning: {warning}")
         for image, error in summary.first_errors:
             self.line(f"  failed: {printable(image)}: {printable(error)}")
         if summary.failed > len(summary.first_errors):

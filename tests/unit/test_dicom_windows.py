@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from imbalance_perturb.errors import ImageError
-from tests.image_samples import dicom
+from imbalance_perturb.pixels import Peak, find_peak
+from tests.image_samples import deep, dicom
 from tests.unit.test_dicom import array, decode, lookup_table
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (the extra dicom)")
@@ -144,3 +145,25 @@ def test_what_a_table_would_hide_is_refused(tmp_path: Path) -> None:
         decode(tmp_path, dicom(values.astype(np.uint64), WindowCenter=5, WindowWidth=9))
     with pytest.raises(ImageError, match="signed colours"):
         decode(tmp_path, dicom(np.full((2, 2, 3), -5, np.int16)))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "peak"),
+    [
+        ({}, Peak(4095, 65535)),
+        ({"BitsStored": 12}, Peak(4095, 4095)),
+        ({"RescaleSlope": 2, "RescaleIntercept": -9}, Peak(4095, 65535)),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, Peak(4095, 65535)),
+        ({"WindowCenter": 5, "WindowWidth": 9}, None),
+        ({"VOILUTSequence": lookup_table([0, 255], 0, 8)}, None),
+        ({"ModalityLUTSequence": lookup_table([0, 255], 0, 8)}, None),
+    ],
+)
+def test_white_is_assumed_where_nothing_states_it(attributes: dict[str, Any], peak: Peak, tmp_path: Path) -> None:
+    """A window or table says what white is; without one it is the highest of the stored bits, and that is noted."""
+    values = deep(1, highest=4095)
+    assert find_peak(decode(tmp_path, dicom(values, **attributes))) == peak
+    assert find_peak(decode(tmp_path, dicom(values), max_value=4095)) is None
+    assert find_peak(decode(tmp_path, dicom(values.astype(np.int16)))) is None
+    assert find_peak(decode(tmp_path, dicom((values >> 4).astype(np.uint8)))) is None
+    assert find_peak(decode(tmp_path, dicom(deep(3, highest=700)))) == Peak(700, 65535)

@@ -211,10 +211,13 @@ def test_pictures_that_are_not_read_are_among_the_images(tmp_path: Path) -> None
         "e.psd": b"8BPS",
         "f.pdf": b"%PDF-1.7",
     }
-    pictures |= {"g.mp4": b"", "h.nii.gz": b"", "i": b"\xff\x0a123", "j.data": samples()["rgb.jpg"], "k.tmp": b"8BPS"}
+    pictures |= {"g.mp4": b"", "h.nii.gz": b"", "i": b"\xff\x0a123", "j.data": samples()["rgb.jpg"], "k.123": b"8BPS"}
     others = ("l.txt", "m.csv", "n.json", "o.xml", "p.md", "q.zip", "r.npy", "s")
+    copies = ("t.png.bak", "u.jpg~", "v.tmp", "w.part")
     for name, content in {**pictures, **dict.fromkeys(others, b"BMI,age\n8BPS")}.items():
         (tmp_path / name).write_bytes(content)
+    for name in copies:
+        (tmp_path / name).write_bytes(samples()["rgb.jpg"])
     found = find_images(tmp_path)
     assert list(found.names) == sorted(pictures)
-    assert found.ignored.total() == len(others)
+    assert found.ignored.total() == len(others) + len(copies)
