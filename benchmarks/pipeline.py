@@ -69,7 +69,14 @@ class FromMemory:
                 self._pixels |= {batch.names[position]: one for position, one in zip(positions, pixels, strict=True)}
 
     def __call__(
-        self, root: Path, slices: Iterator[list[str]], preprocessing: Preprocessing, workers: int, *, takes_turns: bool
+        self,
+        root: Path,
+        slices: Iterator[list[str]],
+        preprocessing: Preprocessing,
+        workers: int,
+        *,
+        takes_turns: bool,
+        image_timeout: float,
     ) -> Iterator[DecodedBatch]:
         """A batch for each slice; stacked the first time, kept from then on."""
         for names in slices:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from imbalance_perturb.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.counts import ClassCounts, load_class_counts, name_classes
-from imbalance_perturb.decoding import load_pixels
-from imbalance_perturb.errors import CountsError, ImageError, ImbperturbError, SettingsError, first_line
+from imbalance_perturb.decoding import in_slices, iter_decoded
+from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError, first_line
 from imbalance_perturb.execution import Execution, select_execution
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.models import (
@@ -28,7 +28,7 @@ from imbalance_perturb.modes import full_precision
 from imbalance_perturb.optimisation import Optimisation, compiled, lower, optimise
 from imbalance_perturb.perturbation import gradient_sign
 from imbalance_perturb.predictor import Predictor
-from imbalance_perturb.preprocessing import Preprocessing, make_geometry, select_preprocessing
+from imbalance_perturb.preprocessing import Preprocessing, select_preprocessing
 from imbalance_perturb.settings import DebiasSettings, ModelSettings, Settings
 from imbalance_perturb.target import load_target, target_distribution
 
@@ -219,7 +219,7 @@ def load_probed(
         raise SettingsError("no model is given; name the model file first")
     # Before the file is opened nothing is known of its channels; the preset's colour serves until then.
     provisional = select_preprocessing(settings.preprocess)
-    size = _trial_size(provisional, images)
+    size = _trial_size(provisional, images, execution)
     model = load_classifier(
         settings.model.model,
         arch=settings.model.arch,
@@ -262,15 +262,21 @@ def make_debiased(
     )
 
 
-def _trial_size(preprocessing: Preprocessing, images: ImageList | None) -> tuple[int, int]:
+def _trial_size(preprocessing: Preprocessing, images: ImageList | None, execution: Execution) -> tuple[int, int]:
     if preprocessing.size is not None:
         return preprocessing.size
-    geometry = make_geometry(preprocessing)
-    for name in () if images is None else images.everything:
-        try:
-            pixels = load_pixels(images.root / name, preprocessing, geometry)  # type: ignore[union-attr]
-        except ImageError:
-            continue  # its own row will say so
-        return int(pixels.shape[1]), int(pixels.shape[2])
+    names = [] if images is None else images.everything
+    if images is not None and names:
+        one_by_one = iter_decoded(
+            images.root,
+            in_slices(names, 1),
+            preprocessing,
+            min(1, execution.workers),
+            image_timeout=execution.image_timeout,
+        )
+        with closing(one_by_one):
+            for batch in one_by_one:  # an image that cannot be used says so in its own row
+                for _, pixels in batch.groups:
+                    return int(pixels.shape[2]), int(pixels.shape[3])
     shorter = preprocessing.resize
     return (shorter, shorter) if isinstance(shorter, int) else FALLBACK_SIZE

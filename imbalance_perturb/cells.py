@@ -5,6 +5,7 @@ Every ``encode_*`` has a ``decode_*`` that gives the original back, whatever it 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -44,6 +45,23 @@ def decode_path(cell: str) -> str:
     """The path that :func:`encode_path` was given."""
     path = decode_unicode(cell)
     return path.removeprefix("./") if _FORMULA_PATH.match(path) else path
+
+
+def normal_path(path: str) -> str:
+    """The one form of a relative path in which images are named: ``./``, ``/./`` and ``//`` say nothing and go.
+
+    Never another file: ``..`` stays, since what is before it may be a link; so does a ``/`` at the end, which only a
+    folder may have. A backslash is a separator where the system has it for one, else a character like others.
+    """
+    path = path.replace(os.sep, "/")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    start, end = "/" * path.startswith("/"), "/" * (bool(parts) and path.endswith(("/", "/.")))
+    return start + "/".join(parts) + end
+
+
+def read_path(cell: str) -> str:
+    """The image that a cell of a table names, as all tables and predictions call it; empty where it names none."""
+    return normal_path(decode_path(cell))
 
 
 def encode_text(text: str) -> str:

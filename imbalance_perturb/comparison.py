@@ -108,7 +108,7 @@ def _check_disjoint(val: ImageList, test: ImageList, files: ComparisonFiles) -> 
 def _last_layer(assembly: Assembly, images: ImageList, options: ComparisonOptions) -> LastLayer | str:
     if NORMALISE not in options.methods:
         return "not asked for"
-    execution = replace(assembly.execution, batch_size=2, workers=0)
+    execution = replace(assembly.execution, batch_size=2, workers=min(1, assembly.execution.workers))
     for batch in iter_inputs(images, assembly.preprocessing, execution):
         for group in batch.groups:
             return find_last_layer(assembly.model, group.x)
@@ -147,9 +147,17 @@ def _summarise(
         advice=advice,
         failed=tuple(sorted({*cached.sweep.errors, *scored.failed})),
         confidence_level=options.level,
-        notes=(*_notes(results, {**cached.sweep.errors, **scored.failed}, val, test, files, options), *class_notes),
+        notes=(
+            *_warnings(cached.sweep, scored, files),
+            *_notes(results, {**cached.sweep.errors, **scored.failed}, val, test, files, options),
+            *class_notes,
+        ),
         source=_source(run, files),
     )
+
+
+def _warnings(sweep: Sweep, scored: Scored, files: ComparisonFiles) -> list[str]:
+    return [f"{files.val}: {text}" for text in sweep.warnings] + [f"{files.test}: {text}" for text in scored.warnings]
 
 
 def _describe_method(method: str, run: ComparisonRun, tuned: Mapping[str, Tuned], rates: _Rates) -> MethodResult:
@@ -179,7 +187,10 @@ def _notes(
     if failed:
         notes.append(f"{len(failed):,} images could not be used and are in no figure (first: {first_error(failed)})")
     for labelled, path in ((val, files.val), (test, files.test)):
-        if labelled is not None and labelled.unused_labels:
+        if labelled is None:
+            continue
+        notes += [f"{path}: {line}" for line in labelled.images.describe_left_aside()]
+        if labelled.unused_labels:
             notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
     notes += [f"{result.method} is not available: {result.unavailable}" for result in results if result.unavailable]
     grids = {"eps": options.eps_grid, "tau": options.tau_grid}

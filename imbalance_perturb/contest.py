@@ -46,11 +46,15 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Scored:
-    """What is scored: (N,) true classes and each method's predictions, and the images that failed, with reasons."""
+    """What is scored: (N,) true classes and each method's predictions, and the images that failed, with reasons.
+
+    ``warnings``: what the images as a whole give to think about.
+    """
 
     labels: Ints
     preds: Mapping[str, Ints]
     failed: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class ComparisonRun:
         variants = [self._variant(eps, method if method in CONTROLS else PERTURB) for method, eps in moving]
         cached = self.cache(images.images, variants)
         preds = {method: cached.predict(method, [candidate])[:, 0] for method, candidate in chosen.items()}
-        return Scored(images.of(cached.sweep.names), preds, cached.sweep.errors)
+        return Scored(images.of(cached.sweep.names), preds, cached.sweep.errors, cached.sweep.warnings)
 
     def chosen_candidate(self, method: str, tuned: Mapping[str, Tuned]) -> Candidate:
         """The parameters of a method; a control has those of `perturb`."""

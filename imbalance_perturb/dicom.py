@@ -11,24 +11,19 @@ import numpy.typing as npt
 from PIL import Image
 
 from imbalance_perturb.errors import ImageError
-from imbalance_perturb.pixels import Pixels, check_highest, check_pixel_count, scale_pixels
+from imbalance_perturb.pixels import Peak, Pixels, check_highest, check_pixel_count, scale_pixels, scale_to_white
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-#: Bytes of a file's beginning that tell whether it is DICOM.
-HEAD_BYTES = 132
+# Of the file's beginning, before the first data element.
+_PREAMBLE = 132
 
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 _GRAYS = ("MONOCHROME1", "MONOCHROME2")
 _META_GROUP = 0x0002
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MAX_INFLATED = 1 << 30
-
-
-def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is DICOM: ``DICM`` at byte 128."""
-    return head[128:HEAD_BYTES] == b"DICM"
 
 
 def read_dicom(stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
@@ -71,7 +66,7 @@ def _check_inflated(stream: BinaryIO) -> None:
     # pydicom inflates a deflated file at once, however large it becomes.
     from pydicom.filereader import read_dataset
 
-    stream.seek(HEAD_BYTES)
+    stream.seek(_PREAMBLE)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != _META_GROUP)
     if meta.get("TransferSyntaxUID") != _DEFLATED:
         return
@@ -126,8 +121,10 @@ def _show(dataset: Any, values: npt.NDArray[Any], color: str, max_value: int | N
 
     kind = dataset.PhotometricInterpretation
     if kind in _GRAYS:
-        shown, low, high = _show_gray(dataset, values.astype(np.int32), max_value)
-        return scale_pixels(shown, *((high, low) if kind == "MONOCHROME1" else (low, high)), color)
+        # pydicom subtracts in the type it is given: the stored one would wrap.
+        shown, low, high = _show_gray(dataset, values.astype(_signed_type(values)), max_value)
+        black, white = (high, low) if kind == "MONOCHROME1" else (low, high)
+        return scale_pixels(shown, black, white, color, _assumed_peak(dataset, values, max_value))
     if kind == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)[..., :3]
         highest = int(np.iinfo(values.dtype).max)
@@ -136,28 +133,41 @@ def _show(dataset: Any, values: npt.NDArray[Any], color: str, max_value: int | N
     if highest == 255 and values.dtype == np.uint8:
         image = Image.fromarray(np.ascontiguousarray(values))
         return image.convert("L") if color == "gray" else image
-    highest = max_value or highest
-    check_highest(values, highest)
-    return scale_pixels(values, 0, highest, color)
+    if values.min() < 0:
+        raise ImageError("DICOM with signed colours, of which black and white are not known")
+    return scale_to_white(values, highest, max_value, color)
 
 
-def _show_gray(
-    dataset: Any, values: npt.NDArray[np.int32], max_value: int | None
-) -> tuple[npt.NDArray[Any], float, float]:
+def _assumed_peak(dataset: Any, values: npt.NDArray[Any], max_value: int | None) -> Peak | None:
+    """The highest stored pixel, where neither the file nor ``max_value`` says of the stored bits what white is."""
+    least, most = _stored_range(dataset)
+    states_white = _find_window(dataset) or dataset.get("ModalityLUTSequence") or max_value is not None
+    return None if states_white or least < 0 or most <= 255 else Peak(int(values.max()), most)
+
+
+def _signed_type(values: npt.NDArray[Any]) -> npt.DTypeLike:
+    """A signed type that holds the stored values and what is subtracted from them."""
+    if values.dtype.itemsize > 4:
+        raise ImageError(f"DICOM with pixels of {8 * values.dtype.itemsize} bits; convert to 32 bits or fewer")
+    return np.int32 if values.dtype.itemsize < 4 else np.int64
+
+
+def _show_gray(dataset: Any, values: npt.NDArray[Any], max_value: int | None) -> tuple[npt.NDArray[Any], float, float]:
     """The pixels to show, and of them the values of black and white."""
     from pydicom.pixels.processing import apply_modality_lut
 
     window = _find_window(dataset)
     shown = apply_modality_lut(values, dataset)
+    _check_finite(shown)  # a lookup table would give pixels for NaN
     if window == "lut":
         shown, low, high = _look_up(dataset, shown)
+        if shown.max() > high:
+            raise ImageError(f"the VOI lookup table has entries up to {shown.max()}, above the {high:g} of its bits")
     elif window == "window":
         shown, low, high = _apply_window(dataset, shown)
     else:
         low, high = _whole_range(dataset, values, max_value)
-        _check_within(shown, low, high)
-    if not (np.isfinite([low, high]).all() and np.isfinite(shown).all()):
-        raise ImageError("the rescale slope, intercept or window make pixels that are not finite")
+    _check_finite(shown, low, high)
     if low == high:
         raise ImageError("the rescale slope or lookup table makes all pixels the same")
     return shown, low, high
@@ -172,7 +182,7 @@ def _look_up(dataset: Any, values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], 
         # For 8 bits pydicom counts the entries in 8 bits too: a table of more than 256 would wrap.
         item.LUTDescriptor = [entries, first, 16]
     last = first + (entries or 65536) - 1
-    return apply_voi_lut(np.clip(np.rint(values), first, last).astype(np.int32), dataset), 0, 2**bits - 1
+    return apply_voi_lut(np.clip(np.rint(values), first, last).astype(np.int64), dataset), 0, 2**bits - 1
 
 
 def _apply_window(dataset: Any, values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float, float]:
@@ -184,7 +194,7 @@ def _apply_window(dataset: Any, values: npt.NDArray[Any]) -> tuple[npt.NDArray[A
         return apply_voi_lut(values, dataset), low, high
 
 
-def _whole_range(dataset: Any, values: npt.NDArray[np.int32], max_value: int | None) -> tuple[float, float]:
+def _whole_range(dataset: Any, values: npt.NDArray[Any], max_value: int | None) -> tuple[float, float]:
     from pydicom.pixels.processing import apply_modality_lut
 
     least, most = _stored_range(dataset)
@@ -195,7 +205,7 @@ def _whole_range(dataset: Any, values: npt.NDArray[np.int32], max_value: int | N
         check_highest(values, most)
     if dataset.get("ModalityLUTSequence"):
         return 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    low, high = sorted(apply_modality_lut(np.array([least, most], dtype=np.int32), dataset).tolist())
+    low, high = sorted(apply_modality_lut(np.array([least, most], dtype=np.int64), dataset).tolist())
     return low, high
 
 
@@ -212,9 +222,6 @@ def _find_window(dataset: Any) -> str | None:
     return "window" if present else None
 
 
-def _check_within(shown: npt.NDArray[Any], low: float, high: float) -> None:
-    least, most = float(shown.min()), float(shown.max())
-    # Rounding of the rescale is no fault; NaN is, and is told by the next check.
-    slack = 1e-6 * (high - low)
-    if least < low - slack or most > high + slack:
-        raise ImageError(f"pixels from {least:g} to {most:g} do not fit the bits that the DICOM file states")
+def _check_finite(*values: npt.ArrayLike) -> None:
+    if not all(np.isfinite(value).all() for value in values):
+        raise ImageError("the rescale slope, intercept or window make pixels that are not finite")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from imbalance_perturb.counts import ClassCounts, load_class_counts
-from imbalance_perturb.errors import LabelsError, PredictionsError
+from imbalance_perturb.errors import PredictionsError
 from imbalance_perturb.evaluation import IntervalOptions, evaluate
-from imbalance_perturb.labels import load_labels
+from imbalance_perturb.labels import check_all_labelled, load_labels
 from imbalance_perturb.outputs import run_path
 from imbalance_perturb.prediction_files import (
     Predictions,
@@ -47,7 +46,7 @@ def evaluate_files(
     run, class_counts = _find_counts(predictions, counts)
     found = load_predictions(predictions, class_counts.names)
     truth = load_labels(labels, class_counts.names)
-    _check_labels_complete(found, truth, labels)
+    check_all_labelled(labels, truth, found.images, "predicted images", "label them, or predict only what is labelled")
     evaluation = evaluate(
         [truth[image] for image in found.images],
         found.base_preds,
@@ -84,19 +83,6 @@ def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile |
         check_same_counts(run, counts, given)
         return run, run.counts  # with the names that a bare list lacks
     return run, counts
-
-
-def _check_labels_complete(found: Predictions, truth: Mapping[str, int], labels: Path) -> None:
-    missing = [image for image in found.images if image not in truth]
-    if not missing:
-        return
-    hint = "label them, or predict only what is labelled"
-    if len(missing) == len(found.images):
-        hint = f"the labels name images like {next(iter(truth))}: names must be the same, with folders and suffix"
-    raise LabelsError(
-        f"{labels}: no label for {len(missing):,} of {len(found.images):,} predicted images"
-        f" (first: {first_few(missing)}); {hint}"
-    )
 
 
 def _file_notes(found: Predictions, run: RunFile | None, unused: int, predictions: Path) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from imbalance_perturb.batching import is_out_of_memory, usual_batch_size
 from imbalance_perturb.errors import DeviceError, SettingsError
 from imbalance_perturb.modes import full_precision
-from imbalance_perturb.settings import RunSettings
+from imbalance_perturb.settings import IMAGE_TIMEOUT, RunSettings
 
 #: Fewest images for which measuring what low precision or close calls would save costs less than they save.
 FEWEST_IMAGES = 256
@@ -21,7 +21,7 @@ _LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_WORKERS = 16
 _BATCHES_TOGETHER = 4
 
-#: So many images are decoded before a worker process has started.
+#: So many images are decoded before a second worker process has started.
 _FEW = 32
 
 
@@ -31,7 +31,8 @@ class Execution:
 
     ``precision``: ``fp32``; ``bf16`` or ``fp16`` throughout; or ``auto``, ``low_dtype`` with close calls in fp32.
     ``takes_turns``: whether decoding and computing, which both need all cores, take turns at them; else workers decode
-    while the model computes. ``notes`` say why precision or close calls are other than asked for.
+    while the model computes. ``notes`` say why precision or close calls are other than asked for. ``image_timeout``:
+    seconds that a worker may take for one image.
     """
 
     device: torch.device
@@ -43,6 +44,7 @@ class Execution:
     close_calls_only: bool = False
     takes_turns: bool = False
     notes: tuple[str, ...] = ()
+    image_timeout: float = IMAGE_TIMEOUT
 
     @property
     def device_name(self) -> str:
@@ -84,7 +86,15 @@ def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool
     workers, takes_turns = _settle_workers(settings.workers, device, n_images)
     if exact:
         _check_exact(settings)
-        return Execution(device, batch_size, workers, "fp32", settings.deterministic, takes_turns=takes_turns)
+        return Execution(
+            device,
+            batch_size,
+            workers,
+            "fp32",
+            settings.deterministic,
+            takes_turns=takes_turns,
+            image_timeout=settings.image_timeout,
+        )
     precision, low_dtype, notes = _settle_precision(settings.precision, device, n_images)
     close_calls_only = settings.close_calls_only
     if close_calls_only and n_images is not None and n_images < FEWEST_IMAGES:
@@ -100,6 +110,7 @@ def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool
         close_calls_only,
         takes_turns,
         notes,
+        settings.image_timeout,
     )
 
 
@@ -114,7 +125,8 @@ def _settle_workers(wanted: int | None, device: torch.device, n_images: int | No
     if wanted is not None:
         return wanted, takes_turns and wanted > 0
     if n_images is not None and n_images <= _FEW:
-        return 0, False
+        # Not 0, even so: an image that ends the process decoding it must not end the run.
+        return 1, False
     return max(1, min(_MOST_WORKERS, _cores() if takes_turns else spare)), takes_turns
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import stat
@@ -13,15 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from imbalance_perturb.cells import decode_path
+from imbalance_perturb.cells import printable
 from imbalance_perturb.errors import ImageError, ImageFolderError
+from imbalance_perturb.hidden_files import HiddenFiles, is_hidden
+from imbalance_perturb.picture_formats import (
+    HEAD_BYTES,
+    READ_SUFFIXES,
+    find_kind,
+    is_dicom,
+    is_named_like_picture,
+    may_be_picture,
+    refuse_reason,
+    suffix_of,
+    unknown_reason,
+)
+from imbalance_perturb.tables import iter_images
 
 if TYPE_CHECKING:
     from imbalance_perturb.pixels import DraftSize, Pixels
-
-#: Suffixes (lower case) of the files in a folder that are taken for images; content decides how they are read.
-_SUFFIXES = ".bmp .dcm .dicom .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
-IMAGE_SUFFIXES = frozenset(_SUFFIXES.split(" "))
 
 #: No larger file is opened: decoders may read one whole into memory.
 MAX_FILE_BYTES = 2 * 1024**3
@@ -29,25 +37,14 @@ MAX_FILE_BYTES = 2 * 1024**3
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _LONGEST_REASON = 240
 
-_MAGICS = {
-    b"\xff\xd8\xff": "a JPEG",
-    b"\x89PNG": "a PNG",
-    b"II*\0": "a TIFF",
-    b"MM\0*": "a TIFF",
-    b"II+\0": "a TIFF",
-    b"MM\0+": "a TIFF",
-    b"BM": "a BMP",
-    b"GIF8": "a GIF",
-    b"RIFF": "a WebP",
-}
-
 
 @dataclass(frozen=True)
 class ImageList:
     """The images of a run: ``names`` sorted, distinct, POSIX paths relative to ``root``.
 
     ``source`` is what the user named (folder, CSV or image); ``ignored`` counts the other files of the folder by
-    suffix, so that nothing is left out in silence. ``whole`` holds the names of which ``names`` are a part, if so.
+    suffix and ``hidden`` what is never searched, so that nothing is left out in silence. ``whole`` holds the names of
+    which ``names`` are a part, if so.
     """
 
     source: Path
@@ -55,11 +52,22 @@ class ImageList:
     names: Sequence[str]
     ignored: Counter[str] = field(default_factory=Counter)
     whole: Sequence[str] | None = None
+    hidden: HiddenFiles = field(default_factory=HiddenFiles)
 
     @property
     def everything(self) -> Sequence[str]:
         """The names of the whole list, of which ``names`` may be a part."""
         return self.names if self.whole is None else self.whole
+
+    def describe_left_aside(self) -> list[str]:
+        """Lines on the files that are not among the images; none where there are none."""
+        lines = []
+        if self.ignored:
+            kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in self.ignored.most_common(5))
+            lines.append(f"{self.ignored.total():,} other files left aside: {kinds}")
+        if hidden := self.hidden.describe():
+            lines.append(hidden)
+        return lines
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,7 +76,9 @@ class ImageList:
 def find_images(path: str | Path) -> ImageList:
     """The images of a folder (searched recursively, links followed), of a CSV with an ``image`` column, or one file.
 
-    Paths in a CSV are relative to the CSV's folder.
+    Paths in a CSV are relative to the CSV's folder. In a folder hidden and system files are left aside, and so are
+    files that are no pictures; a picture in a format that is not read is among the images, for its row to say so.
+    What is named itself, as ``path`` or in a CSV, is taken whatever its name.
 
     Raises:
         ImageFolderError: if the path is not there, holds no image, or the CSV has no such column or a double.
@@ -86,24 +96,25 @@ def find_images(path: str | Path) -> ImageList:
 def _find_in_folder(root: Path) -> ImageList:
     names: list[str] = []
     ignored: Counter[str] = Counter()
-    for name, entry in _iter_files(root, "", (_identity(root),)):
-        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each of 300,000 files is slow
-        if not entry.name.startswith(".") and (suffix in IMAGE_SUFFIXES or _is_unnamed_dicom(entry, suffix)):
+    hidden = HiddenFiles()
+    for name, entry in _iter_files(root, "", (_identity(root),), hidden):
+        if is_named_like_picture(name) or _is_picture_inside(entry):
             names.append(name)
         else:
-            ignored[suffix or "no suffix"] += 1
+            ignored[suffix_of(name) or "no suffix"] += 1
     if not names:
         found = f"none of its {ignored.total()} files is one" if ignored else "it is empty"
+        aside = f"; {left}" if (left := hidden.describe()) else ""
         raise ImageFolderError(
-            f"{root}: no image in this folder ({found}); images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"{root}: no image in this folder ({found}{aside}); images end in {', '.join(sorted(READ_SUFFIXES))}"
         )
     # Sorted as whole strings: '/' sorts after '-' and '.', so sorting folder by folder would differ.
     names.sort()
-    return ImageList(root, root, names, ignored)
+    return ImageList(root, root, names, ignored, hidden=hidden)
 
 
 def _iter_files(
-    folder: str | Path, prefix: str, ancestors: tuple[tuple[int, int], ...]
+    folder: str | Path, prefix: str, ancestors: tuple[tuple[int, int], ...], hidden: HiddenFiles
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     try:
         entries = list(os.scandir(folder))
@@ -113,15 +124,20 @@ def _iter_files(
         ) from None
     for entry in entries:
         name = prefix + entry.name
-        if not _is_folder(entry):
+        if is_hidden(entry.name):
+            if _is_folder(entry):
+                hidden.add_folder(entry.name, entry.path, is_link=entry.is_symlink())
+            else:
+                hidden.add_file()
+        elif not _is_folder(entry):
             yield name, entry
         # A link back to a folder above would be searched for ever.
         elif (identity := _identity(entry.path)) not in ancestors:
             empty = True
-            for found in _iter_files(entry.path, f"{name}/", (*ancestors, identity)):
+            for found in _iter_files(entry.path, f"{name}/", (*ancestors, identity), hidden):
                 empty = False
                 yield found
-            if empty and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - as above
+            if empty and is_named_like_picture(name):
                 yield name, entry  # named like an image: its row says that it is none
 
 
@@ -132,17 +148,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_unnamed_dicom(entry: os.DirEntry[str], suffix: str) -> bool:
+def _is_picture_inside(entry: os.DirEntry[str]) -> bool:
     # Archives export DICOM files without suffix, or named by a UID, of which the last number looks like one.
-    if (suffix and not suffix[1:].isdecimal()) or entry.name == "DICOMDIR":
+    if not may_be_picture(entry.name) or entry.name == "DICOMDIR":
         return False
     try:
         if not entry.is_file():
             return False
-        with open(entry.path, "rb") as stream:  # noqa: PTH123 - as above
-            return stream.read(132)[128:] == b"DICM"
+        with open(entry.path, "rb") as stream:  # noqa: PTH123 - a Path for each of 300,000 files is slow
+            head = stream.read(HEAD_BYTES)
     except OSError:
         return False
+    return is_dicom(head) or find_kind(head) is not None
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
@@ -151,29 +168,9 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def _read_image_column(path: Path) -> list[str]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if "image" not in (reader.fieldnames or ()):
-                found = ", ".join(reader.fieldnames or ()) or "nothing"
-                raise ImageFolderError(f"{path}: has no column 'image' (found: {found}); name it in the first line")
-            # A predictions file can be the list: its names are cells that stand for others.
-            names = [decode_path(row["image"] or "") for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImageFolderError(
-            f"{path}: cannot be read as CSV ({error}); expected UTF-8 with a column 'image'"
-        ) from None
+    names = [image for _, image, _ in iter_images(path, ("image",), ImageFolderError)]
     if not names:
         raise ImageFolderError(f"{path}: lists no image; give one path a line in the column 'image'")
-    if "" in names:
-        raise ImageFolderError(
-            f"{path}: the image in row {names.index('') + 1} is empty; give a path relative to the CSV"
-        )
-    doubles = [name for name, count in Counter(names).items() if count > 1]
-    if doubles:
-        raise ImageFolderError(
-            f"{path}: {len(doubles)} images are listed more than once (first: {doubles[0]}); list each once"
-        )
     return names
 
 
@@ -210,10 +207,12 @@ def decode_image(
             warnings.simplefilter("ignore")
             from imbalance_perturb import dicom, raster
 
-            head = stream.read(dicom.HEAD_BYTES)
+            head = stream.read(HEAD_BYTES)
             stream.seek(0)
-            if dicom.is_dicom(head):
+            if is_dicom(head):
                 return dicom.read_dicom(stream, color, max_value)
+            if (reason := refuse_reason(head, path)) is not None:
+                raise ImageError(reason)
             return raster.read_raster(stream, color, max_value, exif_orientation, draft_size)
     except ImageError as error:
         raise ImageError(_one_line(str(error))) from None
@@ -260,12 +259,9 @@ def _reason(error: OSError, path: str | Path, head: bytes) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        for magic, name in _MAGICS.items():
-            if head.startswith(magic):
-                return f"begins like {name} but cannot be read as one: damaged, or of a rare kind"
-        if os.path.splitext(path)[1].lower() in _DICOM_SUFFIXES:  # noqa: PTH122 - as above
+        if suffix_of(path) in _DICOM_SUFFIXES and find_kind(head) is None:
             return "not a DICOM file: has no 'DICM' at byte 128"
-        return "not an image in a known format"
+        return unknown_reason(head, path)
     if error.errno == errno.ENOENT and os.path.islink(path):  # noqa: PTH114 - as above
         return "a link to a file that is not there"
     if error.strerror:

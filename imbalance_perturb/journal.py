@@ -24,7 +24,7 @@ from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.row_formats import RowLayout, open_parquet_records, text_rows
 
 #: Version of the layout of a progress file.
-PROGRESS_SCHEMA = 1
+PROGRESS_SCHEMA = 2
 
 #: A power cut costs at most the rows of so many seconds; waiting for the disk at every batch would cost more.
 _SECONDS_BETWEEN_SYNCS = 5.0

@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_perturb.errors import LabelsError
 from imbalance_perturb.images import ImageList, find_images
-from imbalance_perturb.labels import load_labels
-from imbalance_perturb.tables import first_few
+from imbalance_perturb.labels import check_all_labelled, load_labels
 
 
 @dataclass(frozen=True)
@@ -43,25 +41,6 @@ def find_labelled_images(path: str | Path, labels: str | Path | None, classes: S
     images = find_images(path)
     source = Path(path if labels is None else labels)
     truth = load_labels(source, classes)
-    found: dict[str, int] = {}
-    missing: list[str] = []
-    for name in images.names:
-        index = truth.get(_as_labelled(name))
-        if index is None:
-            missing.append(name)
-        else:
-            found[name] = index
-    if missing:
-        hint = "label them, or leave them out"
-        if not found:
-            hint = f"the labels name images like {next(iter(truth))}: names must be the same, with folders and suffix"
-        raise LabelsError(
-            f"{source}: no label for {len(missing):,} of {len(images):,} images in {path} (first:"
-            f" {first_few(missing)}); {hint}"
-        )
+    check_all_labelled(source, truth, images.names, f"images in {path}", "label them, or leave them out")
+    found = {name: truth[name] for name in images.names}
     return LabelledImages(images, found, len(truth) - len(found))
-
-
-def _as_labelled(name: str) -> str:
-    # A CSV of images is taken as it stands, while labels have their paths in one form.
-    return name.strip().replace("\\", "/").removeprefix("./")

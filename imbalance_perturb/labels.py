@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from imbalance_perturb.cells import decode_path
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.errors import ImageFolderError, LabelsError
-from imbalance_perturb.images import find_images
-from imbalance_perturb.tables import first_few, iter_table
+from imbalance_perturb.hidden_files import is_hidden
+from imbalance_perturb.images import ImageList, find_images
+from imbalance_perturb.picture_formats import is_unread
+from imbalance_perturb.tables import first_few, iter_images
 
 _COLUMNS = ("image", "label")
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
@@ -35,31 +37,43 @@ def load_labels(path: str | Path, names: Sequence[str]) -> dict[str, int]:
     return {image: index[label] for image, label in found.items()}
 
 
-def count_labels(path: str | Path, names: Sequence[str] | None = None) -> ClassCounts:
+def count_labels(
+    path: str | Path,
+    names: Sequence[str] | None = None,
+    *,
+    describe: Callable[[ImageList], None] = lambda images: None,
+) -> ClassCounts:
     """Training images per class, counted from labels.
 
     Args:
-        path: as in :func:`load_labels`.
+        path: as in :func:`load_labels`. In a folder only pictures that are read are counted.
         names: class names in class-index order; by default all that occur, sorted as torchvision's
             ``ImageFolder`` has them, as text (``10`` before ``2``); labels of a CSV that are all whole numbers are
             sorted by value.
+        describe: called with what was found in a folder, with what was left aside.
 
     Raises:
         LabelsError: if the labels cannot be read or do not fit ``names``.
         CountsError: if a class has no image, or there are fewer than two.
     """
     path = Path(path)
-    found = _read_labels(path)
-    if path.is_dir():
-        _check_no_loose_images(path, found)
+    is_folder = path.is_dir()
+    if is_folder:
+        images = _find_images(path)
+        describe(images)
+        images = replace(images, names=[name for name in images.names if not is_unread(name)])
+        found = _label_by_folder(images)
+        _check_no_loose_images(images, found)
+    else:
+        found = _read_labels(path)
     totals = Counter(found.values())
     if names is None:
         classes = set(totals)
-        if path.is_dir():
+        if is_folder:
             # A class folder without images is a class all the same: without it, later indices would shift.
-            classes |= {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+            classes |= {entry.name for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name)}
         # ImageFolder puts a folder '10' before a folder '2', and a model trained on one has that order.
-        names = sorted(classes) if path.is_dir() or not _are_numbers(classes) else sorted(classes, key=_value)
+        names = sorted(classes) if is_folder or not _are_numbers(classes) else sorted(classes, key=_value)
     else:
         names = [name.strip() for name in names]
         _check_classes(path, found, {name: position for position, name in enumerate(names)})
@@ -87,47 +101,40 @@ def _value(name: str) -> tuple[int, str]:
 
 def _read_labels(path: Path) -> dict[str, str]:
     if path.is_dir():
-        return _read_folder(path)
+        return _label_by_folder(_find_images(path))
     if not path.exists():
         raise LabelsError(f"{path}: no such file or folder; give a CSV with image,label or a folder of class folders")
     found: dict[str, str] = {}
-    doubles: list[str] = []
-    for line, row in iter_table(path, _COLUMNS, LabelsError):
-        image, label = _posix(row["image"]), row["label"].strip()
-        if not image or not label:
-            empty = "label" if image else "image"
-            raise LabelsError(f"{path}, line {line}: the {empty} is empty; give one, or remove the line")
-        if image in found:
-            doubles.append(image)
-        found[image] = label
-    if doubles:
-        raise LabelsError(
-            f"{path}: {len(doubles):,} images are labelled more than once (first: {first_few(doubles)});"
-            " give each image one label"
-        )
+    for line, image, row in iter_images(path, _COLUMNS, LabelsError):
+        found[image] = row["label"].strip()
+        if not found[image]:
+            raise LabelsError(f"{path}, line {line}: the label is empty; give one, or remove the line")
     if not found:
         raise LabelsError(f"{path}: labels no image; expected one line image,label for each")
     return found
 
 
-def _read_folder(root: Path) -> dict[str, str]:
+def _find_images(root: Path) -> ImageList:
     try:
-        images = find_images(root)
+        return find_images(root)
     except ImageFolderError as error:
         raise LabelsError(f"{error}; expected one folder for each class, named like it") from None
+
+
+def _label_by_folder(images: ImageList) -> dict[str, str]:
     # Images beside the class folders have no label here; whoever needs one for them will say so.
-    found = {name: name.partition("/")[0] for name in images.names if "/" in name and not name.startswith(".")}
+    found = {name: name.partition("/")[0] for name in images.names if "/" in name}
     if not found:
-        raise LabelsError(f"{root}: has no class folders; expected one folder for each class, named like it")
+        raise LabelsError(f"{images.root}: has no class folders; expected one folder for each class, named like it")
     return found
 
 
-def _check_no_loose_images(root: Path, found: Mapping[str, str]) -> None:
-    loose = [name for name in find_images(root).names if name not in found]
+def _check_no_loose_images(images: ImageList, found: Mapping[str, str]) -> None:
+    loose = [name for name in images.names if name not in found]
     if loose:
         raise LabelsError(
-            f"{root}: {len(loose):,} images lie outside its class folders (first: {first_few(loose)}); move them into"
-            " the folder of their class"
+            f"{images.root}: {len(loose):,} images lie outside its class folders (first: {first_few(loose)}); move them"
+            " into the folder of their class"
         )
 
 
@@ -145,6 +152,26 @@ def _check_classes(path: Path, found: Mapping[str, str], index: Mapping[str, int
     )
 
 
-def _posix(image: str) -> str:
-    # First what predict escapes: a cell copied from a predictions file names the same image.
-    return decode_path(image.strip()).replace("\\", "/").removeprefix("./")
+def check_all_labelled(source: Path, truth: Mapping[str, int], names: Sequence[str], what: str, remedy: str) -> None:
+    """Refuse images without a label.
+
+    Args:
+        source: where the labels are from.
+        truth: class index by image.
+        names: the images.
+        what: which images these are, for the message.
+        remedy: what to do about a few that have none.
+
+    Raises:
+        LabelsError: with their number and the first of them.
+    """
+    missing = [name for name in names if name not in truth]
+    if not missing:
+        return
+    if len(missing) == len(names):
+        remedy = f"the labels name images like {next(iter(truth))}: names must be the same, with folders and suffix"
+        if any("\\" in name for name in truth) and not any("\\" in name for name in names):
+            remedy += ", and / between folders"
+    raise LabelsError(
+        f"{source}: no label for {len(missing):,} of {len(names):,} {what} (first: {first_few(missing)}); {remedy}"
+    )

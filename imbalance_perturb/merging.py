@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from imbalance_perturb.agreement import Agreement
 from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsError, SettingsError
 from imbalance_perturb.journal import progress_path, read_unfinished, rows_path
 from imbalance_perturb.outputs import check_output, run_path, sha256, write_json
+from imbalance_perturb.pixels import DeepImages
 from imbalance_perturb.prediction_files import load_run_file, run_layout
 from imbalance_perturb.provenance import differences
 from imbalance_perturb.row_formats import open_rows
@@ -110,7 +111,7 @@ def merge_predictions(parts: Sequence[str | Path], out: str | Path) -> MergeSumm
         predictions=str(out),
         run=str(run_path(out)),
         agreement=None if agreement is None else Agreement.from_dict(agreement),
-        notes=tuple(_notes(found)),
+        notes=(*account["warnings"], *_notes(found)),
     )
 
 
@@ -221,6 +222,9 @@ def _describe(parts: Sequence[_Part], out: Path) -> dict[str, Any]:
     used = [part for part in parts if part.total] or parts
     run = used[0].run
     images = run["images"] | {name: sum(part.run["images"][name] for part in parts) for name in ("total", *_COUNTED)}
+    deep = DeepImages()
+    for part in parts:
+        deep.merge(DeepImages(**part.run["images"]["deep"]))
     stages = dict.fromkeys(stage for part in used for stage in part.run["seconds"])
     seconds = {stage: round(sum(part.run["seconds"].get(stage, 0) for part in parts), 4) for stage in stages}
     ceilings = [part.run["execution"]["batch_ceiling"] for part in used]
@@ -237,7 +241,8 @@ def _describe(parts: Sequence[_Part], out: Path) -> dict[str, Any]:
         "predictions": out.name,
         "predictions_sha256": sha256(out),
         "execution": run["execution"] | execution,
-        "images": images | {"shard": None},
+        "images": images | {"shard": None, "deep": asdict(deep)},
+        "warnings": list(deep.warnings),
         "agreement": Agreement.summed(agreements).to_dict() if agreements else None,
         "predictor": run["predictor"] | {"tally": tally},
         "seconds": seconds,

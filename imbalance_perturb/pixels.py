@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,15 @@ def check_pixel_count(height: int, width: int) -> None:
         )
 
 
-def check_highest(values: npt.NDArray[Any], highest: int) -> None:
-    """Refuse pixels above the highest value that there should be: clipping would hide them.
+class Peak(NamedTuple):
+    """Of an image of more than 8 bits its highest pixel, and the white that was assumed since nothing states one."""
+
+    highest: int
+    white: int
+
+
+def check_highest(values: npt.NDArray[Any], highest: int) -> int:
+    """The highest pixel, which must not be above the highest value that there should be: clipping would hide it.
 
     Raises:
         ImageError: naming the value found.
@@ -50,9 +58,78 @@ def check_highest(values: npt.NDArray[Any], highest: int) -> None:
         raise ImageError(
             f"the highest pixel is {found}, above the {highest} expected; give --max-value {found} or more"
         )
+    return found
 
 
-def scale_pixels(values: npt.NDArray[Any], low: float, high: float, color: str) -> Pixels:
+def scale_to_white(
+    values: npt.NDArray[Any], assumed: int, max_value: int | None, color: str, *, inverted: bool = False
+) -> Pixels:
+    """Unsigned pixels as float images in [0, 255], 0 to white or, if ``inverted``, white to 0.
+
+    White is ``max_value`` where that is given, else ``assumed``, and then :func:`find_peak` knows of it.
+
+    Raises:
+        ImageError: if a pixel is above white.
+    """
+    white = max_value or assumed
+    highest = check_highest(values, white)
+    low, high = (white, 0) if inverted else (0, white)
+    return scale_pixels(values, low, high, color, None if max_value else Peak(highest, white))
+
+
+def find_peak(pixels: Pixels) -> Peak | None:
+    """The peak of an image of more than 8 bits whose white was assumed."""
+    # A file can name its own texts there, by any word.
+    peak = (pixels[0] if isinstance(pixels, tuple) else pixels).info.get(_PEAK)
+    return peak if isinstance(peak, Peak) else None
+
+
+_PEAK = "peak"
+
+#: Images all of whose pixels are below this share of white are taken for ones of fewer bits.
+_DARK = 1 / 8
+
+#: The highest value that --max-value takes.
+_MOST_WHITE = 65535
+
+
+@dataclass
+class DeepImages:
+    """What the images of a run have in common whose white was assumed: if all are dark, it was another.
+
+    ``count`` of them, ``bright`` ones with a pixel above an eighth of white, and the ``highest`` pixel of all.
+    """
+
+    count: int = 0
+    bright: int = 0
+    highest: int = 0
+
+    def add(self, peak: Peak) -> None:
+        """One more image."""
+        self.count += 1
+        self.bright += peak.highest >= _DARK * peak.white
+        self.highest = max(self.highest, peak.highest)
+
+    def merge(self, other: DeepImages) -> None:
+        """Those of another part of the run."""
+        self.count += other.count
+        self.bright += other.bright
+        self.highest = max(self.highest, other.highest)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line where all are dark (one image is enough, black ones say nothing), with the white that fits."""
+        if self.bright or not self.highest:
+            return ()
+        white = 2 ** max(8, self.highest.bit_length()) - 1
+        remedy = f"give --max-value {white}?" if white <= _MOST_WHITE else "convert them to fewer bits?"
+        return (
+            f"all {self.count:,} images of more than 8 bits stay below 1/8 of white (their highest pixel is"
+            f" {self.highest}): they are seen nearly black; {remedy}",
+        )
+
+
+def scale_pixels(values: npt.NDArray[Any], low: float, high: float, color: str, peak: Peak | None = None) -> Pixels:
     """Pixels of any number type, ``low`` (black) to ``high``, as float images in [0, 255].
 
     Args:
@@ -60,15 +137,20 @@ def scale_pixels(values: npt.NDArray[Any], low: float, high: float, color: str) 
         low: the value that becomes 0; may be above ``high``, which inverts.
         high: the value that becomes 255.
         color: ``rgb`` or ``gray``; one channel stays one for either.
+        peak: for :func:`find_peak` to find.
     """
-    scaled = values.astype(np.float32)
-    scaled -= np.float32(low)
-    scaled *= np.float32(255 / (high - low))
-    # The ends of the range may be off by a rounding of float32.
+    # Of 32 bits, and of rescaled values far from 0, float32 would lose what tells one pixel from another.
+    exact = np.float64 if values.dtype.itemsize > 4 else np.float32
+    scaled: npt.NDArray[Any] = values.astype(exact)
+    scaled -= exact(low)
+    scaled *= exact(255 / (high - low))
+    # The ends of the range may be off by a rounding.
     np.clip(scaled, 0, 255, out=scaled)
-    if scaled.ndim == 2:
-        return Image.fromarray(scaled)
-    if color == "gray":
-        return Image.fromarray(scaled @ np.asarray(_LUMA, dtype=np.float32))
-    red, green, blue = (Image.fromarray(np.ascontiguousarray(scaled[..., channel])) for channel in range(3))
-    return red, green, blue
+    scaled = scaled.astype(np.float32, copy=False)
+    if scaled.ndim == 3 and color == "gray":
+        scaled = scaled @ np.asarray(_LUMA, dtype=np.float32)
+    planes = [scaled] if scaled.ndim == 2 else [np.ascontiguousarray(scaled[..., channel]) for channel in range(3)]
+    first, *others = (Image.fromarray(plane) for plane in planes)
+    if peak is not None:
+        first.info[_PEAK] = peak
+    return (first, *others) if others else first  # type: ignore[return-value]

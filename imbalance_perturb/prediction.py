@@ -14,6 +14,7 @@ from imbalance_perturb.decoding import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.errors import ModelGradientError
 from imbalance_perturb.execution import Execution
 from imbalance_perturb.images import ImageList
+from imbalance_perturb.pixels import DeepImages
 from imbalance_perturb.predictor import Predicted, Predictor
 from imbalance_perturb.preprocessing import Preprocessing
 from imbalance_perturb.results import PredictionRow
@@ -42,26 +43,42 @@ class InputBatch(NamedTuple):
 
 
 def iter_inputs(
-    images: ImageList, preprocessing: Preprocessing, execution: Execution, stopwatch: Stopwatch | None = None
+    images: ImageList,
+    preprocessing: Preprocessing,
+    execution: Execution,
+    stopwatch: Stopwatch | None = None,
+    deep: DeepImages | None = None,
 ) -> Iterator[InputBatch]:
     """Decode in worker processes and yield model inputs in the order of ``images.names``, a group at a time.
 
     A group is several batches (``execution.group_size`` images): what is given to a model is cut to size there.
 
-    Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device.
+    Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device. ``deep``
+    gets the images of more than 8 bits.
     """
     decoded = _decode(images, in_slices(images.names, execution.group_size), preprocessing, execution)
-    return _iter_normalised(decoded, preprocessing, execution, stopwatch or Stopwatch())
+    return _iter_normalised(decoded, preprocessing, execution, stopwatch or Stopwatch(), deep or DeepImages())
 
 
 def _decode(
     images: ImageList, slices: Iterator[list[str]], preprocessing: Preprocessing, execution: Execution
 ) -> Iterator[DecodedBatch]:
-    return iter_decoded(images.root, slices, preprocessing, execution.workers, takes_turns=execution.takes_turns)
+    return iter_decoded(
+        images.root,
+        slices,
+        preprocessing,
+        execution.workers,
+        takes_turns=execution.takes_turns,
+        image_timeout=execution.image_timeout,
+    )
 
 
 def _iter_normalised(
-    batches: Iterator[DecodedBatch], preprocessing: Preprocessing, execution: Execution, stopwatch: Stopwatch
+    batches: Iterator[DecodedBatch],
+    preprocessing: Preprocessing,
+    execution: Execution,
+    stopwatch: Stopwatch,
+    deep: DeepImages,
 ) -> Iterator[InputBatch]:
     while True:
         with stopwatch.timing("wait for images"):
@@ -69,6 +86,8 @@ def _iter_normalised(
         if decoded is None:
             return
         stopwatch.add("decode", decoded.seconds)
+        for peak in decoded.peaks:
+            deep.add(peak)
         with stopwatch.timing("normalise", execution.device):
             groups = [
                 InputGroup(positions, preprocessing.normalise(_sent(pixels, execution.device)))
@@ -99,14 +118,15 @@ def iter_predictions(
     *,
     probabilities: bool = False,
     stopwatch: Stopwatch | None = None,
+    deep: DeepImages | None = None,
 ) -> Generator[list[PredictionRow]]:
     """Base and corrected predictions of all images, a list of rows for each batch, in order.
 
     Exactly one row for each name; an image that cannot be decoded, or whose gradient or output is not finite,
     has its reason in ``error``. Memory does not grow with the number of images. A predictor that needs calibration
-    is calibrated first, on the usable ones of :func:`sample_names`.
+    is calibrated first, on the usable ones of :func:`sample_names`. ``deep`` gets the images of more than 8 bits.
     """
-    stopwatch = stopwatch or Stopwatch()
+    stopwatch, deep = stopwatch or Stopwatch(), deep or DeepImages()
     sample: list[list[str]] = []
     if predictor.needs_calibration:
         sample = list(in_slices(sample_names(images), execution.group_size))
@@ -115,10 +135,11 @@ def iter_predictions(
     decoded = _decode(images, slices, preprocessing, execution)
     if sample:
         with stopwatch.timing("calibration", execution.device):
-            sampled = _iter_normalised(islice(decoded, len(sample)), preprocessing, execution, Stopwatch())
+            first = islice(decoded, len(sample))
+            sampled = _iter_normalised(first, preprocessing, execution, Stopwatch(), DeepImages())
             most = min(execution.batch_size, _CALIBRATION_BATCH)
             predictor.calibrate(part for batch in sampled for _, x in batch.groups for part in torch.split(x, most))
-    for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch):
+    for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch, deep):
         rows: list[PredictionRow | None] = [
             None if error is None else PredictionRow(name, error=error)
             for name, error in zip(batch.names, batch.errors, strict=True)

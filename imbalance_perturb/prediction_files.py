@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imbalance_perturb.cells import normal_path
 from imbalance_perturb.counts import ClassCounts, read_json
 from imbalance_perturb.errors import CountsError, PredictionsError
 from imbalance_perturb.row_formats import RowLayout
@@ -102,7 +103,7 @@ class _Reader:
         self._unknown: Counter[str] = Counter()
 
     def add(self, line: int, row: Mapping[str, str]) -> None:
-        image = row["image"]
+        image = normal_path(row["image"])
         if not image:
             raise PredictionsError(f"{self._path}, line {line}: the image is empty; every row is of one image")
         if row["error"]:

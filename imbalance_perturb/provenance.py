@@ -106,6 +106,7 @@ def describe_making(
             "list_total": len(images.everything),
             "list_sha256": list_sha256(images.everything),
             "ignored_files": dict(images.ignored),
+            "hidden": images.hidden.to_dict(),
         },
     }
 

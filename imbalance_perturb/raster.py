@@ -12,14 +12,16 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from imbalance_perturb.boxed_pictures import check_available, check_avif, find_jpeg2000_bits, read_heif
 from imbalance_perturb.errors import ImageError
-from imbalance_perturb.pixels import DraftSize, Pixels, check_highest, check_pixel_count, scale_pixels
+from imbalance_perturb.picture_formats import HEAD_BYTES, find_kind
+from imbalance_perturb.pixels import DraftSize, Pixels, check_pixel_count, scale_pixels, scale_to_white
 
 #: Formats by Pillow's names. Others are left out on purpose: for some, such as EPS, Pillow starts another program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+_SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _DNG_VERSION = 254, 258, 262, 339, 50706  # TIFF tags
+_WHITE_IS_ZERO, _SIGNED, _REDUCED = 0, 2, 1
 _ORIENTATION = 0x0112
 
 _TRANSPOSES = {
@@ -52,19 +54,46 @@ def read_raster(
     Raises:
         ImageError: for what is not supported; whatever else Pillow raises is for the caller to word.
     """
-    with _truncation_is_an_error(), Image.open(stream, formats=FORMATS) as image:
+    kind = find_kind(stream.read(HEAD_BYTES))
+    stream.seek(0)
+    if kind == "a HEIC":
+        return read_heif(stream, color, max_value)
+    with _truncation_is_an_error(), _open(stream, kind) as image:
         check_pixel_count(image.height, image.width)
         _refuse_unusable(image)
         _shrink_jpeg(image, draft_size)
         pixels = _read(image, stream, color, max_value)
-        # Pillow itself has turned a TIFF upright when it loaded it. Asking before would load a PNG too early.
-        turn = None if image.format == "TIFF" or not exif_orientation else _find_turn(image)
+        # Pillow itself has turned a TIFF upright when it loaded it. Asking before would load a PNG too early. In an
+        # AVIF the turn is part of the picture, which Pillow tells as EXIF.
+        wanted = exif_orientation or image.format == "AVIF"
+        turn = None if image.format == "TIFF" or not wanted else _find_turn(image)
         if turn is None:
             return pixels
         if isinstance(pixels, tuple):
             red, green, blue = (plane.transpose(turn) for plane in pixels)
             return red, green, blue
         return pixels.transpose(turn)
+
+
+def _open(stream: BinaryIO, kind: object) -> Image.Image:
+    formats: tuple[str, ...] = FORMATS
+    if kind == "an AVIF":
+        check_available("avif", "an AVIF")
+        check_avif(stream)
+        _decode_avif_alone()
+        formats = ("AVIF",)
+    elif kind == "a JPEG 2000":
+        check_available("jpg_2000", "a JPEG 2000")
+        formats = ("JPEG2000",)
+    stream.seek(0)
+    return Image.open(stream, formats=formats)
+
+
+def _decode_avif_alone() -> None:
+    from PIL import AvifImagePlugin
+
+    # Other images are decoded beside it.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def _shrink_jpeg(image: Image.Image, draft_size: DraftSize) -> None:
@@ -88,6 +117,8 @@ def _refuse_unusable(image: Any) -> None:
     if image.mode == "F":
         raise ImageError("pixels are floating-point numbers with no known range; convert to 8 or 16 bits")
     if image.format == "TIFF":
+        if _DNG_VERSION in image.tag_v2 or int(image.tag_v2.get(_SUBFILE, 0)) & _REDUCED:
+            raise ImageError("holds only a small copy of the picture: a camera's raw file? develop it to TIFF or PNG")
         if (pages := getattr(image, "n_frames", 1)) > 1:
             raise ImageError(f"TIFF with {pages} pages; split it into one file a page")
         if _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):
@@ -105,13 +136,15 @@ def _is_deep(image: Any) -> bool:
 
 def _read(image: Image.Image, stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
     raw_mode = _raw_mode(image)
+    if image.format == "JPEG2000" and (bits := find_jpeg2000_bits(stream)) > 8:
+        # Pillow has shifted them to the upper end of 16 bits.
+        values = np.asarray(image).astype(np.uint16) >> (16 - bits)
+        return scale_to_white(values, 2**bits - 1, max_value, color)
     if image.mode.startswith("I"):
         return _scale_gray(image, color, max_value)
     if ";16" in raw_mode:
         values = _read_colours(image, stream, raw_mode)
-        highest = max_value or 65535
-        check_highest(values, highest)
-        return scale_pixels(values, 0, highest, color)
+        return scale_to_white(values, 65535, max_value, color)
     # As torchvision loads images: alpha is dropped, not blended; CMYK is taken for inverted in JPEG, as Adobe does.
     return image.convert("L" if color == "gray" else "RGB")
 
@@ -119,13 +152,13 @@ def _read(image: Image.Image, stream: BinaryIO, color: str, max_value: int | Non
 def _scale_gray(image: Any, color: str, max_value: int | None) -> Pixels:
     # convert("RGB") would clip everything above 255.
     values = np.asarray(image).astype(np.uint16)
+    if image.format == "PPM":
+        # Pillow has scaled a PGM, which states its own highest value, to all 16 bits.
+        return scale_pixels(values, 0, 65535, color)
     tags = image.tag_v2 if image.format == "TIFF" else {}
-    # Pillow has scaled a PGM, which states its own highest value, to all 16 bits.
-    highest = 65535 if image.format == "PPM" else max_value or 2 ** max(tags.get(_BITS, (16,))) - 1
-    check_highest(values, highest)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        return scale_pixels(values, highest, 0, color)
-    return scale_pixels(values, 0, highest, color)
+    assumed = 2 ** max(tags.get(_BITS, (16,))) - 1
+    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    return scale_to_white(values, assumed, max_value, color, inverted=inverted)
 
 
 def _read_colours(image: Image.Image, stream: BinaryIO, raw_mode: str) -> npt.NDArray[Any]:

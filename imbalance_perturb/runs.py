@@ -18,6 +18,7 @@ from imbalance_perturb.failures import FailureLimit
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.journal import Journal, Mark, open_journal, rows_path
 from imbalance_perturb.outputs import STDOUT, run_path, sha256, write_json
+from imbalance_perturb.pixels import DeepImages
 from imbalance_perturb.prediction import iter_predictions
 from imbalance_perturb.predictor import Predictor
 from imbalance_perturb.provenance import describe_making
@@ -28,7 +29,7 @@ from imbalance_perturb.shards import Shard
 from imbalance_perturb.stopwatch import Stopwatch
 
 #: Version of the layout of a run file.
-RUN_SCHEMA = 2
+RUN_SCHEMA = 3
 
 #: Errors that a summary holds.
 _FIRST_ERRORS = 5
@@ -40,7 +41,8 @@ class RunSummary:
 
     ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed. Of the
     images, ``resumed`` had been done by an earlier run that was cut off; its seconds are counted, too.
-    ``assumptions``: what the model file does not show and would change predictions.
+    ``assumptions``: what the model file does not show and would change predictions. ``warnings``: what the images as a
+    whole give to think about.
     """
 
     total: int
@@ -54,6 +56,7 @@ class RunSummary:
     agreement: Agreement | None = None
     resumed: int = 0
     assumptions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -142,7 +145,7 @@ def predict_folder(
                     journal.commit(run.state())
         journal.finish()
         summary = run.summary(path)
-        write_json(run_path(path), describe_run(made_by, path, summary, run.stopwatch, run.predictor))
+        write_json(run_path(path), describe_run(made_by, path, summary, run.stopwatch, run.predictor, run.deep))
         journal.forget()
     return summary
 
@@ -161,7 +164,7 @@ class _Run:
     ) -> None:
         self._assembly, self._images, self._failures = assembly, images, failures
         self._progress, self._should_stop, self._probabilities = progress, should_stop, probabilities
-        self.stopwatch, self.predictor = Stopwatch(), make_predictor(assembly)
+        self.stopwatch, self.predictor, self.deep = Stopwatch(), make_predictor(assembly), DeepImages()
         self._standing, self._resumed = _Standing(), 0
         self._start = time.perf_counter()
 
@@ -176,6 +179,7 @@ class _Run:
             assembly.execution,
             probabilities=self._probabilities,
             stopwatch=self.stopwatch,
+            deep=self.deep,
         )
         with applied(assembly.execution), closing(batches):
             for rows in batches if len(left) else ():
@@ -192,13 +196,19 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """All that going on from here needs, as JSON has it."""
         standing = asdict(self._standing) | {"earlier_seconds": self._seconds()}
-        return {"standing": standing, "seconds": self.stopwatch.seconds, "predictor": self.predictor.state()}
+        return {
+            "standing": standing,
+            "seconds": self.stopwatch.seconds,
+            "predictor": self.predictor.state(),
+            "deep": asdict(self.deep),
+        }
 
     def go_on(self, mark: Mark) -> None:
         """Start from where a mark says that an earlier run stood."""
         self._standing, self._resumed = _Standing(**mark.state["standing"]), mark.rows
         self.stopwatch.seconds.update(mark.state["seconds"])
         self.predictor.restore(mark.state["predictor"])
+        self.deep = DeepImages(**mark.state["deep"])
 
     def summary(self, path: Path | None) -> RunSummary:
         """What it came to."""
@@ -216,6 +226,7 @@ class _Run:
             agreement=self.predictor.summary() if approximate else None,
             resumed=self._resumed,
             assumptions=assembly.model.info.assumptions,
+            warnings=self.deep.warnings,
         )
 
     def _seconds(self) -> float:
@@ -252,11 +263,17 @@ def _summary_of(run: Mapping[str, Any], path: Path, assembly: Assembly) -> RunSu
         first_errors=(),
         resumed=images["total"],
         assumptions=assembly.model.info.assumptions,
+        warnings=tuple(run["warnings"]),
     )
 
 
 def describe_run(
-    made_by: Mapping[str, Any], path: Path, summary: RunSummary, stopwatch: Stopwatch, predictor: Predictor
+    made_by: Mapping[str, Any],
+    path: Path,
+    summary: RunSummary,
+    stopwatch: Stopwatch,
+    predictor: Predictor,
+    deep: DeepImages,
 ) -> dict[str, Any]:
     """Everything about a predictions file, as JSON has it: what made it, and what came out."""
     seconds = {**stopwatch.seconds, "total": summary.seconds}
@@ -270,7 +287,8 @@ def describe_run(
         **made_by,
         # To how many images batches had to be cut, where memory ran out.
         "execution": {**made_by["execution"], "batch_ceiling": most if most != batch_size else None},
-        "images": {**made_by["images"], **counted},
+        "images": {**made_by["images"], **counted, "deep": asdict(deep)},
+        "warnings": list(summary.warnings),
         "agreement": None if summary.agreement is None else summary.agreement.to_dict(),
         # What `verify` takes up: bounds that would else be measured anew, on other images.
         "predictor": predictor.state(),

@@ -16,6 +16,9 @@ HEAD_ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu", "tanh", "none")
 OUTPUTS = ("auto", "logits", "probabilities")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLORS = ("rgb", "gray")
+#: Seconds that one image may take, unless said otherwise.
+IMAGE_TIMEOUT = 60.0
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -159,8 +162,14 @@ class RunSettings(Table):
     workers: int | None = setting(
         None,
         Number(whole=True, at_least=0),
-        "Decoding processes; 0 decodes in the main one.",
+        "Decoding processes; 0 decodes in the main one, where an image may end or hold up the run.",
         default_text="from the cores",
+        compared=False,
+    )
+    image_timeout: float = setting(
+        IMAGE_TIMEOUT,
+        Number(above=0),
+        "Longest that one image may take to be read and decoded, in seconds; then its row says so.",
         compared=False,
     )
     precision: str = setting(

@@ -21,6 +21,7 @@ from imbalance_perturb.errors import ModelGradientError, SettingsError
 from imbalance_perturb.execution import applied
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.perturbation import LossSpec, gradient_signs, step
+from imbalance_perturb.pixels import DeepImages
 from imbalance_perturb.prediction import iter_inputs
 from imbalance_perturb.stopwatch import Stopwatch
 
@@ -46,6 +47,7 @@ class Sweep:
     ``names``: the N usable images in order; ``errors``: reason by name for the others; ``base``: (N, C) plain
     logits; ``logits``: (N, C) for each variant (those with eps 0 are ``base`` itself). ``passes`` counts what the
     batches cost, by kind: ``forward`` (recorded for the gradient), ``backward``, ``final``. ``seconds`` by stage.
+    ``warnings``: what the images as a whole give to think about.
     """
 
     names: list[str]
@@ -54,6 +56,7 @@ class Sweep:
     logits: dict[Variant, Tensor]
     passes: dict[str, int]
     seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -86,10 +89,10 @@ def run_sweep(
     """
     if assembly.debiased.steps != 1:
         raise SettingsError(f"steps is {assembly.debiased.steps}; a sweep shares one gradient, so it needs steps = 1")
-    stopwatch, limit = Stopwatch(), BatchLimit(assembly.execution.batch_size)
+    stopwatch, limit, deep = Stopwatch(), BatchLimit(assembly.execution.batch_size), DeepImages()
     collected = _Collected(logits={variant: [] for variant in variants if variant.eps > 0})
     with applied(assembly.execution):
-        for batch in iter_inputs(images, assembly.preprocessing, assembly.execution, stopwatch):
+        for batch in iter_inputs(images, assembly.preprocessing, assembly.execution, stopwatch, deep):
             collected.errors |= {
                 name: error for name, error in zip(batch.names, batch.errors, strict=True) if error is not None
             }
@@ -110,7 +113,7 @@ def run_sweep(
     classes = len(assembly.counts)
     base = _stack(collected.base, classes)
     logits = {v: _stack(collected.logits[v], classes) if v.eps > 0 else base for v in variants}
-    return Sweep(collected.names, collected.errors, base, logits, collected.passes, stopwatch.seconds)
+    return Sweep(collected.names, collected.errors, base, logits, collected.passes, stopwatch.seconds, deep.warnings)
 
 
 def _sweep_part(

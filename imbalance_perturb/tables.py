@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from imbalance_perturb.cells import printable, read_path
 from imbalance_perturb.errors import ImbperturbError
 
 
@@ -43,6 +44,32 @@ def iter_table(
         raise error_type(f"{path}, line {reader.line_num}: is not CSV ({error})") from None
     except OSError as error:
         raise error_type(f"{path}: cannot be read ({error.strerror}); expected a CSV file") from None
+
+
+def iter_images(
+    path: Path, required: Sequence[str], error_type: type[ImbperturbError]
+) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """The rows of a CSV file of images as (line number, image, {column: cell}), each image once.
+
+    Args:
+        path: as for :func:`iter_table`.
+        required: columns that must be there, ``image`` among them.
+        error_type: what to raise.
+
+    Raises:
+        ``error_type``: as :func:`iter_table` does; also for an empty image, or one that has been there, however it
+            is written.
+    """
+    lines: dict[str, int] = {}
+    for line, row in iter_table(path, required, error_type):
+        image = read_path(row["image"])
+        if not image:
+            raise error_type(f"{path}, line {line}: the image is empty; give one, or remove the line")
+        if (before := lines.setdefault(image, line)) != line:
+            raise error_type(
+                f"{path}, line {line}: {printable(image)} is there already, in line {before}; name each image once"
+            )
+        yield line, image, row
 
 
 def _check_header(

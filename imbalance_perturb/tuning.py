@@ -153,7 +153,7 @@ def tune(
         confidence_level=CONFIDENCE_LEVEL,
         source=_source(assembly, labelled),
     )
-    return replace(tuning, summary=tuple(summarise(tuning)), notes=tuple(note(tuning)))
+    return replace(tuning, summary=tuple(summarise(tuning)), notes=(*sweep.warnings, *note(tuning)))
 
 
 def _predict(assembly: Assembly, sweep: Sweep, variants: Sequence[Variant]) -> NDArray[np.int64]:

@@ -165,7 +165,27 @@ def samples() -> dict[str, bytes]:
         "frames.gif": saved(first, "GIF", save_all=True, append_images=[gray.convert("P")]),
         "rgb.webp": saved(rgb, "WEBP"),
         "gray.pgm": saved(gray, "PPM"),
+        "rgb.avif": saved(rgb, "AVIF", quality=90),
+        "rgb.jp2": saved(rgb, "JPEG2000"),
+        "gray16.j2k": saved(Image.fromarray(deep(1)), "JPEG2000", no_jp2=True),
     }
+
+
+def heic(values: np.ndarray, bits: int = 8) -> bytes:
+    """A HEIC file of (H, W, 3) or (H, W) pixels, without loss; needs pillow-heif."""
+    import pillow_heif
+
+    height, width = values.shape[:2]
+    mode = ("RGB" if values.ndim == 3 else "L") + (f";{bits}" if bits > 8 else "")
+    stream = io.BytesIO()
+    picture = pillow_heif.from_bytes(mode=mode, size=(width, height), data=values.tobytes())
+    picture.save(stream, quality=-1, chroma=444, matrix_coefficients=0)
+    return stream.getvalue()
+
+
+def heif_samples() -> dict[str, bytes]:
+    """The same for HEIC, which needs pillow-heif."""
+    return {"rgb.heic": heic(np.asarray(picture())), "rgb12.heic": heic(deep(3, highest=4095), 12)}
 
 
 def dicom_samples() -> dict[str, bytes]:

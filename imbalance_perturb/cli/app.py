@@ -272,7 +272,8 @@ def counts(
     from imbalance_perturb.cli import render
     from imbalance_perturb.labels import count_labels, describe_order
 
-    found = count_labels(train, None if classes is None else classes.split(","))
+    say = render.Narrator(quiet=False)
+    found = count_labels(train, None if classes is None else classes.split(","), describe=say.counted)
     order = "as given" if classes is not None else describe_order(train, found.names)
     render.write_counts(found, out, order=order)
 

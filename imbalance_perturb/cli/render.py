@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imbalance_perturb.cells import printable
+from imbalance_perturb.picture_formats import is_unread
 
 if TYPE_CHECKING:
     from imbalance_perturb.assembly import Assembly
@@ -50,12 +51,21 @@ class Narrator:
 
     def images(self, images: ImageList, shard: Shard | None = None) -> None:
         """How many images there are, and what else was left aside."""
-        ignored = ""
-        if images.ignored:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in images.ignored.most_common(5))
-            ignored = f" ({images.ignored.total()} other files left aside: {kinds})"
         part = "" if shard is None else f"part {shard}: {len(images):,} of "
-        self.line(f"images: {part}{len(images.everything):,} in {images.source}{ignored}")
+        self.line(f"images: {part}{len(images.everything):,} in {images.source}")
+        self.left_aside(images)
+
+    def left_aside(self, images: ImageList) -> None:
+        """What is in the folder besides."""
+        for line in images.describe_left_aside():
+            self.line(f"  {line}")
+
+    def counted(self, images: ImageList) -> None:
+        """What is in a folder of class folders besides the images that are counted."""
+        for line in images.describe_left_aside():
+            self.line(line)
+        if unread := sum(map(is_unread, images.names)):
+            self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
     def assembly(self, assembly: Assembly) -> None:
         """What will be done to an image before it starts."""
@@ -111,6 +121,8 @@ class Narrator:
             self.line(f"precision: {summary.agreement.sentence()}")
             if summary.agreement.warning is not None:
                 self.line(f"warning: {summary.agreement.warning}")
+        for warning in summary.warnings:
+            self.line(f"warning: {warning}")
         for image, error in summary.first_errors:
             self.line(f"  failed: {printable(image)}: {printable(error)}")
         if summary.failed > len(summary.first_errors):

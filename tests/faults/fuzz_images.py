@@ -15,7 +15,7 @@ import numpy as np
 from imbalance_perturb.errors import ImageError
 from imbalance_perturb.images import decode_image
 from tests.faults.fuzzing import Edit, Target, damage, run
-from tests.image_samples import dicom_samples, samples
+from tests.image_samples import dicom_samples, heif_samples, samples
 
 
 def check(path: Path, options: int = 0) -> str:
@@ -47,7 +47,7 @@ def check(path: Path, options: int = 0) -> str:
 
 
 def _samples() -> dict[str, bytes]:
-    return {**samples(), **dicom_samples()}
+    return {**samples(), **dicom_samples(), **heif_samples()}
 
 
 def _damaged(data: bytes, edits: Sequence[Edit], options: int) -> bytes:

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from tests.faults.fuzz_images import check
 from tests.faults.fuzzing import KINDS, SECONDS, Edit, damage
-from tests.image_samples import dicom_samples, samples
+from tests.image_samples import dicom_samples, heif_samples, samples
 
 shares = st.floats(0, 1, exclude_max=True)
 edits = st.lists(st.builds(Edit, st.sampled_from(KINDS), shares, shares, st.integers(0, 2**64 - 1)), max_size=6)
 
 FILES = samples()
 DICOM = ("gray.dcm", "window.dcm", "rgb.dcm", "jpeg.dcm")
+HEIC = ("rgb.heic", "rgb12.heic")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "image"
 
 
-@pytest.mark.parametrize("name", [*FILES, *DICOM])
+@pytest.mark.parametrize("name", [*FILES, *DICOM, *HEIC])
 @settings(
     max_examples=150,
     deadline=timedelta(seconds=SECONDS),
@@ -40,6 +41,9 @@ def test_a_damaged_file_is_an_error_or_an_image(place: Path, name: str, edits: l
     if name in DICOM:
         pytest.importorskip("pydicom", reason="needs pydicom (the extra dicom)")
         data = dicom_samples()[name]
+    elif name in HEIC:
+        pytest.importorskip("pillow_heif", reason="needs pillow-heif (the extra heif)")
+        data = heif_samples()[name]
     else:
         data = FILES[name]
     place.write_bytes(damage(data, edits))

@@ -73,7 +73,11 @@ def test_zero_bytes(name: str, tmp_path: Path) -> None:
         ("start.jpg", b"\xff\xd8\xff", "begins like a JPEG but cannot be read as one"),
         ("start.png", b"\x89PNG\r\n\x1a\n\0\0\0\1what?", "begins like a PNG but cannot be read as one"),
         ("start.tif", b"II*\0" + b"\0" * 99, "begins like a TIFF but cannot be read as one"),
-        ("script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image in a"),
+        (
+            "script.jpg",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+            "a document, which is not read",
+        ),
     ],
 )
 def test_what_is_no_image(name: str, content: bytes, expected: str, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from imbalance_perturb.cells import (
     encode_path,
     encode_text,
     encode_unicode,
+    normal_path,
     printable,
+    read_path,
 )
 
 NAMES = [
@@ -96,3 +98,16 @@ def test_ordinary_names_stay_as_they_are() -> None:
 def test_names_for_a_terminal() -> None:
     """Control characters and bytes that are not UTF-8 are shown, not sent to the terminal."""
     assert printable("a\x1b[31m\n\udcff 🙂.png") == "a\\x1b[31m\\n\\udcff 🙂.png"
+
+
+segments = st.sampled_from(["a", "..", ".", "", "=b", "-1", "\\", " ", "\udcff", "\\udcff"])
+
+
+@given(path=st.one_of(names, st.lists(segments, max_size=6).map("/".join)))
+def test_a_normal_path_is_the_same_file_and_reads_back(path: str) -> None:
+    """Normal once is normal for good; no '..' is resolved; a table that predict writes gives the same name back."""
+    normal = normal_path(path)
+    assert normal_path(normal) == normal
+    assert [part for part in path.split("/") if part not in ("", ".")] == [p for p in normal.split("/") if p]
+    assert normal.startswith("/") == path.startswith("/")
+    assert read_path(encode_path(normal)) == normal

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -37,9 +38,10 @@ def decode(images: ImageList, size: int, workers: int, *, takes_turns: bool = Fa
 def levels(batches: list[DecodedBatch]) -> dict[str, int | str | None]:
     """For each image the number found in it, or its error."""
     found: dict[str, int | str | None] = {}
-    for names, errors, groups, _ in batches:
-        found |= dict(zip(names, errors, strict=True))
-        for positions, pixels in groups:
+    for batch in batches:
+        names = batch.names
+        found |= dict(zip(names, batch.errors, strict=True))
+        for positions, pixels in batch.groups:
             found |= {names[p]: int(one.unique().item()) for p, one in zip(positions, pixels, strict=True)}
     return found
 
@@ -143,8 +145,8 @@ def test_workers_end_when_nobody_asks_for_more(images: ImageList) -> None:
     """Leaving early ends the worker processes."""
     batches = decode(images, 4, 2)
     next(batches)
-    workshop = batches.gi_frame.f_locals["workshop"]  # type: ignore[attr-defined]
-    processes = list(workshop._pool._processes.values())
+    pool = batches.gi_frame.f_locals["pool"]  # type: ignore[attr-defined]
+    processes = list(pool._pool._processes.values())
     assert all(process.is_alive() for process in processes)
     batches.close()  # type: ignore[attr-defined]
     assert not any(process.is_alive() for process in processes)
@@ -156,3 +158,80 @@ def test_sixteen_bits_come_as_float(tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 3), 40, np.uint8)).save(tmp_path / "flat.png")
     (batch,) = decode(find_images(tmp_path), 8, 1)
     assert {pixels.dtype for _, pixels in batch.groups} == {torch.uint8, torch.float32}
+
+
+def stall(seconds: float = 600) -> Callable[[], object]:
+    return lambda: time.sleep(seconds)
+
+
+@pytest.mark.parametrize("takes_turns", [False, True])
+@pytest.mark.parametrize("stalled", [("23.png",), ("00.png", "01.png", "23.png", "49.png")])
+def test_an_image_that_never_ends_fails_alone(
+    images: ImageList, stalled: tuple[str, ...], takes_turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker is killed and replaced; the other images of its batch, and all other batches, are decoded."""
+
+    def decode_stalling(path: Path, *arguments: object, **options: object) -> object:
+        if path.name in stalled:
+            time.sleep(600)
+        return decode_image(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "decode_image", decode_stalling)
+    slices = in_slices(images.names, 8)
+    start = time.monotonic()
+    found = levels(list(iter_decoded(images.root, slices, PREPROCESSING, 2, takes_turns=takes_turns, image_timeout=1)))
+    assert time.monotonic() - start < 60
+    for name in stalled:
+        assert found[name] == "not read within 1 s (--image-timeout SECONDS gives it more)"
+    assert {n: v for n, v in found.items() if n not in stalled} == {
+        n: v for n, v in expected(images).items() if n not in stalled
+    }
+
+
+def test_a_file_that_stalls_while_it_is_read_ahead_fails_alone(
+    images: ImageList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file that hangs before its turn comes is given up, and is not waited for again."""
+
+    def opened(path: Path) -> BinaryIO:
+        if path.name == "30.png":
+            time.sleep(600)
+        return open_regular(path)
+
+    monkeypatch.setattr(decoding, "open_regular", opened)
+    batches = iter_decoded(images.root, in_slices(images.names, 8), PREPROCESSING, 1, takes_turns=True, image_timeout=1)
+    found = levels(list(batches))
+    assert str(found.pop("30.png")).startswith("not read within 1 s")
+    assert found == {name: level for name, level in expected(images).items() if name != "30.png"}
+
+
+def test_an_image_given_up_is_not_waited_for_again(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calibration's images come twice: the second time the reason is at hand."""
+    dying(monkeypatch, "05.png", stall())
+    twice = iter([["05.png", "06.png"], ["05.png"], ["05.png", "07.png"]])
+    start = time.monotonic()
+    batches = list(iter_decoded(images.root, twice, PREPROCESSING, 1, image_timeout=2))
+    assert time.monotonic() - start < 20
+    assert [[error is None for error in batch.errors] for batch in batches] == [[False, True], [False], [False, True]]
+
+
+def test_time_in_which_nobody_waits_does_not_count(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that takes long while the model computes, or the run is stopped, is not late."""
+    dying(monkeypatch, "08.png", stall(3))
+    batches = iter_decoded(images.root, in_slices(images.names, 8), PREPROCESSING, 1, image_timeout=2)
+    first = next(batches)
+    time.sleep(3)
+    assert levels([first, *batches]) == expected(images)
+
+
+def test_leaving_early_does_not_wait_for_a_stalled_image(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that hang when the run ends are killed after a moment, whatever the limit is."""
+    dying(monkeypatch, "08.png", stall())
+    batches = iter_decoded(images.root, in_slices(images.names, 4), PREPROCESSING, 2, image_timeout=600)
+    next(batches)
+    time.sleep(1)
+    processes = list(batches.gi_frame.f_locals["pool"]._pool._processes.values())
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 20
+    assert not any(process.is_alive() for process in processes)

@@ -35,10 +35,10 @@ def test_a_gpu_beyond_the_last_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_left_open_is_settled() -> None:
-    """Batch size and workers are chosen where not given: no workers for a handful of images."""
+    """Batch size and workers are chosen where not given: one worker for a handful of images."""
     few = select_execution(RunSettings(device="cpu"), 10)
     many = select_execution(RunSettings(device="cpu"), 10_000)
-    assert (few.batch_size, few.workers, few.precision) == (8, 0, "fp32")
+    assert (few.batch_size, few.workers, few.precision) == (8, 1, "fp32")
     assert 1 <= many.workers <= 16
     given = select_execution(RunSettings(device="cpu", batch_size=3, workers=0, deterministic=True), 10_000)
     assert (given.batch_size, given.workers, given.deterministic) == (3, 0, True)

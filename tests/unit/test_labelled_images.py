@@ -28,12 +28,12 @@ def test_class_folders_label_themselves(place: Path) -> None:
 
 
 def test_a_csv_labels_the_images_it_lists(place: Path) -> None:
-    """One CSV can name images and labels, also with backslashes, ./ and absolute paths."""
+    """One CSV can name images and labels, also with ./ and absolute paths."""
     absolute = place / "val" / "b" / "3.png"
     (place / "val.csv").write_text(f"image,label\n./val/a/1.png,b\n{absolute},a\n")
     found = find_labelled_images(place / "val.csv", None, CLASSES)
     assert sorted(found.of(list(found.images.names)).tolist()) == [0, 1]
-    assert set(found.labels) == {"./val/a/1.png", str(absolute)}
+    assert set(found.labels) == {"val/a/1.png", str(absolute)}
 
 
 def test_a_labels_file_may_know_more_images(place: Path) -> None:
@@ -64,3 +64,33 @@ def test_missing_images_are_an_error_of_the_images(place: Path) -> None:
     """A path that is not there is named."""
     with pytest.raises(ImageFolderError, match="nowhere: no such file"):
         find_labelled_images(place / "nowhere", None, CLASSES)
+
+
+@pytest.mark.parametrize("listed", ["a/1.png", "./a/1.png", ".//a/./1.png"])
+@pytest.mark.parametrize("labelled", ["a/1.png", "./a/1.png", "a//1.png"])
+def test_one_image_has_one_name_in_lists_and_labels(listed: str, labelled: str, place: Path) -> None:
+    """However the list and the labels write a path, it is the same image."""
+    (place / "val" / "list.csv").write_text(f"image\n{listed}\n")
+    (place / "labels.csv").write_text(f"image,label\n{labelled},b\n")
+    assert find_labelled_images(place / "val" / "list.csv", place / "labels.csv", CLASSES).labels == {"a/1.png": 1}
+
+
+def test_names_like_formulas_match_in_every_form(place: Path) -> None:
+    """As predict writes it, with ./ before, or as it is."""
+    name = "=1+1.png"
+    (place / "val" / name).write_bytes(b"")
+    for cell in (name, f"./{name}"):
+        (place / "val" / "list.csv").write_text(f"image,label\n{cell},a\n")
+        for source in (place / "val" / "list.csv", None):
+            assert find_labelled_images(place / "val" / "list.csv", source, CLASSES).labels == {name: 0}
+
+
+def test_backslashes_are_characters_and_the_message_says_so(place: Path) -> None:
+    """A file may have one in its name; labels that mean folders by it are told to write /."""
+    (place / "labels.csv").write_text("image,label\na\\1.png,a\n")
+    with pytest.raises(LabelsError, match=r"names must be the same, with folders and suffix, and / between folders"):
+        find_labelled_images(place / "val", place / "labels.csv", CLASSES)
+    (place / "val" / "a\\1.png").write_bytes(b"")
+    (place / "val" / "list.csv").write_text("image\na\\1.png\n")
+    found = find_labelled_images(place / "val" / "list.csv", place / "labels.csv", CLASSES)
+    assert found.labels == {"a\\1.png": 0}

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from imbalance_perturb.errors import CountsError, LabelsError
+from imbalance_perturb.images import ImageList
 from imbalance_perturb.labels import count_labels, describe_order, load_labels
 
 NAMES = ("nv", "mel", "df")
@@ -26,7 +27,7 @@ def folder(root: Path, *images: str) -> Path:
 
 def test_csv_with_more_columns(tmp_path: Path) -> None:
     """Other columns, their order, a byte order mark, blank lines and ./ before a path do no harm."""
-    path = write(tmp_path / "l.csv", '\ufefffold,label,image\n0,nv,./a.png\n\n1, df ,"b, c.png"\n2,mel,sub\\d.png\n')
+    path = write(tmp_path / "l.csv", '\ufefffold,label,image\n0,nv,./a.png\n\n1, df ,"b, c.png"\n2,mel,sub//d.png\n')
     assert load_labels(path, NAMES) == {"a.png": 0, "b, c.png": 2, "sub/d.png": 1}
 
 
@@ -56,7 +57,8 @@ def test_folder_of_class_folders(tmp_path: Path) -> None:
         ("image,label\na,\n", "line 2: the label is empty"),
         ("image,label\n,nv\n", "line 2: the image is empty"),
         ('image,label\n"a,nv\n', "is not CSV"),
-        ("image,label\na,nv\nb,df\na,nv\n", r"1 images are labelled more than once \(first: a\)"),
+        ("image,label\na,nv\nb,df\na,nv\n", "line 4: a is there already, in line 2; name each image once"),
+        ("image,label\na.png,nv\n./a.png,nv\n", r"line 3: a\.png is there already, in line 2"),
         ("image,label\na,nevus\nb,x\n", "no class: nevus, x; the classes are nv, mel, df$"),
         ("image,label\na,0\nb,2\n", "the labels are numbers, the classes have names: write the names"),
     ],
@@ -132,3 +134,22 @@ def test_counting_refuses_what_would_shift_indices(tmp_path: Path) -> None:
         count_labels(root)
     with pytest.raises(LabelsError, match=r"1 images lie outside its class folders \(first: loose\.png\)"):
         count_labels(folder(tmp_path / "other", "a/1.png", "b/2.png", "loose.png"))
+
+
+def test_system_folders_are_neither_classes_nor_counted(tmp_path: Path) -> None:
+    """Three and four images are three and four, whatever a NAS, a notebook or git keeps beside them."""
+    root = folder(tmp_path / "train", *(f"a/{i}.png" for i in range(3)), *(f"b/{i}.png" for i in range(4)))
+    folder(root, "a/.ipynb_checkpoints/0.png", "a/@eaDir/0.png", "@eaDir/0.png", "__MACOSX/a/0.png", ".git/0.png")
+    (root / "lost+found").mkdir()
+    lists: list[ImageList] = []
+    assert count_labels(root, describe=lists.append).to_dict() == {"a": 3, "b": 4}
+    assert lists[0].hidden.to_dict() == {"files": 5, "folders": 6}
+    assert load_labels(root, ("a", "b")).keys() == {f"{c}/{i}.png" for c, n in (("a", 3), ("b", 4)) for i in range(n)}
+
+
+def test_pictures_that_are_not_read_are_not_counted(tmp_path: Path) -> None:
+    """A file that no training read is no training image, and no loose image either."""
+    root = folder(tmp_path / "train", "a/1.png", "b/1.png", "b/2.png")
+    for name in ("a/3.svg", "plan.pdf"):
+        (root / name).write_bytes(b"")
+    assert count_labels(root).to_dict() == {"a": 1, "b": 2}

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from imbalance_perturb.errors import ImageError
 from imbalance_perturb.images import decode_image
+from imbalance_perturb.pixels import Peak, find_peak
 from tests.image_samples import deep, picture, png16, saved, tiff
 
 LUMA = (0.299, 0.587, 0.114)
@@ -157,7 +159,7 @@ def test_max_value_is_white(channels: int, make: Any, tmp_path: Path) -> None:
         (tiff(deep(4), extra=1), "16-bit pixels of the kind RGBa cannot be read without loss"),
         (tiff(deep(4), photometric=5), "16-bit pixels of the kind CMYK cannot be read without loss"),
         (tiff(np.ones((4, 5), np.float16), sample_format=3), "begins like a TIFF but cannot be read as one"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a document, which is not read"),
     ],
 )
 def test_pixels_without_a_meaning_are_refused(data: bytes, reason: str, tmp_path: Path) -> None:
@@ -261,3 +263,27 @@ def test_a_truncated_image_is_an_error_even_where_others_allow_it(
     with pytest.raises(ImageError, match="truncated"):
         decode(tmp_path, data[: len(data) // 2])
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_the_highest_pixel_of_more_than_8_bits_is_known(tmp_path: Path) -> None:
+    """Of PNG and TIFF, gray or colour, turned or inverted; not where white is stated, nor of 8 bits."""
+    gray, colours = deep(1, 6, 10, highest=4000), deep(3, highest=4000)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for data, white in (
+        (png16(gray), 65535),
+        (png16(colours), 65535),
+        (saved(Image.fromarray(gray), "PNG", exif=turned), 65535),
+        (tiff(gray, photometric=0), 65535),
+        (tiff(colours), 65535),
+        (tiff(gray, bits=12), 4095),
+        (saved(Image.fromarray(gray), "JPEG2000", no_jp2=True), 65535),
+    ):
+        for color in ("rgb", "gray"):
+            assert find_peak(decode(tmp_path, data, color, exif_orientation=True)) == Peak(4000, white)
+            assert find_peak(decode(tmp_path, data, color, max_value=4095)) is None
+    named = PngInfo()
+    named.add_text("peak", "9")
+    pgm = b"P5 10 6 4000\n" + gray.astype(">u2").tobytes()
+    for data in (pgm, saved(picture(), "PNG", pnginfo=named), saved(picture(), "JPEG")):
+        assert find_peak(decode(tmp_path, data)) is None

@@ -47,6 +47,9 @@ from imbalance_perturb.settings import (
         (lambda: RunSettings(device="cpu:0"), "device is 'cpu:0'"),
         (lambda: RunSettings(batch_size=0), "batch_size is 0"),
         (lambda: RunSettings(workers=-1), "workers is -1"),
+        (lambda: RunSettings(image_timeout=0), "image_timeout is 0; expected a number of seconds above 0"),
+        (lambda: RunSettings(image_timeout=float("inf")), "image_timeout is inf"),
+        (lambda: RunSettings(image_timeout=True), "image_timeout is True"),
         (lambda: RunSettings(precision="fp8"), "precision is 'fp8'; expected one of auto, fp32, bf16, fp16"),
         (lambda: RunSettings(close_calls_only="yes"), "close_calls_only is 'yes'; expected true or false"),
     ],
@@ -63,7 +66,7 @@ def test_a_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
         model=ModelSettings(model="m.pt", counts="c.json", arch="resnet18", outputs="logits"),
         preprocess=PreprocessSettings(preset="none", resize=(64, 80), crop="none", mean=(0.5,), std=(0.1, 0.2, 0.3)),
         debias=DebiasSettings(eps=0.005, target="sqrt", clip=True, tau=0.25),
-        run=RunSettings(device="cpu", batch_size=7, precision="bf16", close_calls_only=True),
+        run=RunSettings(device="cpu", batch_size=7, image_timeout=2.5, precision="bf16", close_calls_only=True),
     )
     path = tmp_path / "imbperturb.toml"
     write_recipe(path, settings)
