@@ -9,7 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.errors import OutputFileError, SettingsError
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.outputs import write_whole
 from imbalance_perturb.settings import (
     DebiasSettings,
     ModelSettings,
@@ -112,7 +113,7 @@ def write_recipe(path: Path, settings: Settings) -> None:
                 table.add(key, list(value) if isinstance(value, tuple) else value)
         document.add(tomlkit.nl())
         document.add(name, table)
-    _write_text(path, tomlkit.dumps(document))
+    write_whole(path, tomlkit.dumps(document).encode("utf-8"))
 
 
 def update_recipe(path: Path, table: str, values: Mapping[str, Any]) -> None:
@@ -129,13 +130,4 @@ def update_recipe(path: Path, table: str, values: Mapping[str, Any]) -> None:
     entries = document.setdefault(table, tomlkit.table())
     for key, value in values.items():
         entries[key] = list(value) if isinstance(value, tuple) else value
-    _write_text(path, tomlkit.dumps(document))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputFileError(f"{path}: cannot be written ({error.strerror})") from None
+    write_whole(path, tomlkit.dumps(document).encode("utf-8"))

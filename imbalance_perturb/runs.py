@@ -16,7 +16,7 @@ from imbalance_perturb.errors import InterruptedRunError, TooManyFailuresError
 from imbalance_perturb.execution import applied
 from imbalance_perturb.failures import FailureLimit
 from imbalance_perturb.images import ImageList
-from imbalance_perturb.journal import Journal, Mark, open_journal, rows_path
+from imbalance_perturb.journal import Journal, Mark, check_place, open_journal, rows_path
 from imbalance_perturb.outputs import STDOUT, run_path, sha256, write_json
 from imbalance_perturb.prediction import iter_predictions
 from imbalance_perturb.predictor import Predictor
@@ -28,7 +28,7 @@ from imbalance_perturb.shards import Shard
 from imbalance_perturb.stopwatch import Stopwatch
 
 #: Version of the layout of a run file.
-RUN_SCHEMA = 2
+RUN_SCHEMA = 3
 
 #: Errors that a summary holds.
 _FIRST_ERRORS = 5
@@ -124,6 +124,7 @@ def predict_folder(
                     write(row)
         return run.summary(None)
     path = Path(out)
+    check_place(path)
     made_by = describe_making(assembly, images, layout, path.suffix, shard)
     if resume:
         finished = find_finished(path, made_by)

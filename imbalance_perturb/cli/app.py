@@ -143,7 +143,8 @@ def predict(
     from imbalance_perturb.cli.interruption import interruptible
     from imbalance_perturb.failures import select_limit
     from imbalance_perturb.images import find_images
-    from imbalance_perturb.outputs import STDOUT, check_output
+    from imbalance_perturb.journal import check_place
+    from imbalance_perturb.outputs import STDOUT
     from imbalance_perturb.shards import parse_shard
 
     if counts is None and images is None:
@@ -153,7 +154,7 @@ def predict(
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     part = None if shard is None else parse_shard(shard)
     if out != STDOUT:
-        check_output(Path(out))
+        check_place(Path(out))
     say = render.Narrator(common.quiet)
     say.recipe(recipe)
     found = find_images(images)
@@ -241,9 +242,11 @@ def init(
     """Check a model with its counts and write both, with all settings, into a recipe."""
     from imbalance_perturb.cli import render
     from imbalance_perturb.errors import OutputFileError
+    from imbalance_perturb.outputs import check_writable
 
     if out.exists() and not force:
         raise OutputFileError(f"{out}: there is a recipe already; --force replaces it, -o writes elsewhere")
+    check_writable(out)
     settings, _ = resolve_settings(None, model_options, preprocess, debias, run, model=model, counts=counts)
 
     from imbalance_perturb.inspection import inspect_model, write_complete_recipe
@@ -269,7 +272,10 @@ def counts(
     """Count the training images of each class, in class-index order."""
     from imbalance_perturb.cli import render
     from imbalance_perturb.labels import count_labels
+    from imbalance_perturb.outputs import check_writable
 
+    if out is not None:
+        check_writable(out)
     found = count_labels(train, None if classes is None else classes.split(","))
     render.write_counts(found, out, chosen_order=classes is not None)
 
