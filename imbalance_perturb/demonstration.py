@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 from imbalance_perturb.digits import DigitSet, load_digit_splits, write_digit_images
 from imbalance_perturb.errors import ImbperturbError, OutputFileError
+from imbalance_perturb.outputs import check_writable, write_json, write_whole
 
 #: How the demonstration's model was trained to see an image (``examples/train_demo_model.py``).
 _PREPROCESSING = ("--preset", "none", "--resize", "64", "--mean", "0.5", "--std", "0.5")
@@ -76,14 +75,12 @@ def write_demo(folder: Path) -> None:
     Raises:
         OutputFileError: if the folder is not empty or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputFileError(f"{folder}: is there already and not empty; name a new folder: imbperturb demo FOLDER")
+    _make_folder(folder)
     splits = load_digit_splits()
     for (images, labels), digits in ((_VAL, splits.val), (_TEST, splits.test)):
         _write_images(folder / images, folder / labels, digits)
-    (folder / _COUNTS).write_text(json.dumps(splits.counts.to_dict(), indent=2) + "\n", encoding="utf-8")
-    with as_file(files("imbalance_perturb") / "assets" / "demo_digits.safetensors") as model:
-        shutil.copyfile(model, folder / _MODEL)
+    write_json(folder / _COUNTS, splits.counts.to_dict())
+    write_whole(folder / _MODEL, (files("imbalance_perturb") / "assets" / "demo_digits.safetensors").read_bytes())
     counts = splits.counts
     _announce(
         f"{folder}: a small network trained on {counts.total} handwritten digits (scikit-learn's), long-tailed from"
@@ -91,6 +88,22 @@ def write_demo(folder: Path) -> None:
         f" '{counts.names[counts.smallest]}', and {len(splits.val.labels)} + {len(splits.test.labels)} digits it has"
         " not seen, to choose eps on and to score."
     )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputFileError(
+                f"{folder}: is there already and not empty; name a new folder: imbperturb demo FOLDER"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    except OutputFileError:
+        raise
+    except OSError as error:
+        raise OutputFileError(
+            f"{folder}: cannot be made ({error.strerror}); imbperturb demo FOLDER says where"
+        ) from None
+    check_writable(folder / _MODEL)
 
 
 def _write_images(folder: Path, labels: Path, digits: DigitSet) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.errors import LabelsError, OutputFileError
+from imbalance_perturb.outputs import open_whole
 
 #: Class names in class-index order: the class index is the digit.
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -106,15 +107,17 @@ def write_digit_images(folder: str | Path, images: NDArray[np.uint8], labels: ND
     path = folder / "labels.csv"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(("image", "label"))
-            for position, (image, label) in enumerate(zip(images, labels, strict=True)):
-                name = f"digit_{position:04d}.png"
-                Image.fromarray(image).save(folder / name)
-                rows.writerow((name, DIGIT_NAMES[label]))
     except OSError as error:
         raise OutputFileError(
             f"{folder}: the digit images cannot be written ({error.strerror or error}); choose another folder"
         ) from error
+    with open_whole(path) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("image", "label"))
+        for position, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name = f"digit_{position:04d}.png"
+            # Not one by one on the disk: there are hundreds, and they can be made again.
+            with open_whole(folder / name, binary=True, sync=False) as picture:
+                Image.fromarray(image).save(picture, format="PNG")
+            rows.writerow((name, DIGIT_NAMES[label]))
     return path

@@ -15,10 +15,12 @@ from imbalance_perturb.prediction_files import (
     RunFile,
     check_same_counts,
     load_predictions,
-    load_run_file,
+    load_run_of,
 )
 from imbalance_perturb.scores import Evaluation
 from imbalance_perturb.tables import first_few
+
+_PUT_RIGHT = "predict it again; if the change is meant, move {beside} away and give --counts"
 
 
 def evaluate_files(
@@ -37,7 +39,8 @@ def evaluate_files(
         options: confidence level, seed and number of resamples.
 
     Raises:
-        PredictionsError: if the predictions or their run file cannot be used, or were made with other counts.
+        PredictionsError: if the predictions or their run file cannot be used, do not belong together, or were made
+            with other counts.
         LabelsError: if the labels cannot be used or some predicted image has none.
         CountsError: if ``counts`` cannot be used.
     """
@@ -61,7 +64,7 @@ def evaluate_files(
         evaluation,
         failed=found.failed,
         unused_labels=unused,
-        notes=(*_file_notes(found, run, unused, predictions), *evaluation.notes),
+        notes=(*_file_notes(found, unused, predictions), *evaluation.notes),
         source={"predictions": str(predictions), "labels": str(labels)},
         run={} if run is None else run.data,
     )
@@ -71,7 +74,7 @@ def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile |
     if not predictions.is_file():
         raise PredictionsError(f"{predictions}: no such file; imbperturb predict makes it, or name another")
     beside = run_path(predictions)
-    run = load_run_file(beside) if beside.is_file() else None
+    run = load_run_of(predictions, _PUT_RIGHT.format(beside=beside)) if beside.is_file() else None
     if given is None:
         if run is None:
             raise PredictionsError(
@@ -85,7 +88,7 @@ def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile |
     return run, counts
 
 
-def _file_notes(found: Predictions, run: RunFile | None, unused: int, predictions: Path) -> list[str]:
+def _file_notes(found: Predictions, unused: int, predictions: Path) -> list[str]:
     notes = []
     if found.failed:
         notes.append(
@@ -94,16 +97,4 @@ def _file_notes(found: Predictions, run: RunFile | None, unused: int, prediction
         )
     if unused:
         notes.append(f"{unused:,} labels are of images that {predictions} does not have; they are not used")
-    rows = len(found.images) + len(found.failed)
-    total = None if run is None else _images_of_run(run)
-    if run is not None and total is not None and total != rows:
-        notes.append(
-            f"{predictions} has {rows:,} rows, but {run.path} tells of {total:,} images: is it of the same run?"
-        )
     return notes
-
-
-def _images_of_run(run: RunFile) -> int | None:
-    images = run.data.get("images")
-    total = images.get("total") if isinstance(images, dict) else None
-    return total if isinstance(total, int) else None

@@ -7,7 +7,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -91,6 +91,17 @@ def find_images(path: str | Path) -> ImageList:
     if path.suffix.lower() == ".csv":
         return ImageList(path, path.parent, sorted(_read_image_column(path)))
     return ImageList(path, path.parent, [path.name])
+
+
+def iter_sizes(root: Path, names: Iterable[str]) -> Iterator[int | None]:
+    """The bytes of each file, in order; ``None`` for what is no file, or no longer there."""
+    for name in names:
+        try:
+            status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 - as below
+        except (OSError, ValueError):  # a CSV may name what can be no path
+            yield None
+        else:
+            yield status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _find_in_folder(root: Path) -> ImageList:

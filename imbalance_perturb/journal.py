@@ -5,6 +5,9 @@ so far (those of Parquet, which cannot be read before it is whole: JSON Lines, `
 ``predictions.csv.progress`` begins with a line that says what the rows are made by; every further line is a mark: up
 to this byte, with this checksum, the rows are whole, and the run stood so. After a power cut the marks may be ahead of
 the rows or damaged themselves, so a mark counts only where the bytes before it have its checksum.
+
+A run that goes on has to find these names, so others can foresee them, too: they are opened by :func:`open_own` only.
+Every file is closed before it is renamed or removed, since Windows refuses that for one that is open.
 """
 
 from __future__ import annotations
@@ -19,7 +22,16 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from imbalance_perturb.errors import OutputFileError, ResumeError
-from imbalance_perturb.outputs import partial_path
+from imbalance_perturb.outputs import (
+    check_output,
+    check_writable,
+    keep_permissions,
+    move_into_place,
+    open_own,
+    refusing,
+    run_path,
+    sync_folder,
+)
 from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.row_formats import RowLayout, open_parquet_records, text_rows
 
@@ -50,8 +62,7 @@ class Unfinished(NamedTuple):
 
 def rows_path(path: Path) -> Path:
     """Where rows are written until the file is whole."""
-    partial = partial_path(path)
-    return partial.with_name(partial.name + ".jsonl") if path.suffix.lower() == ".parquet" else partial
+    return path.with_name(path.name + (".partial.jsonl" if _is_parquet(path) else ".partial"))
 
 
 def progress_path(path: Path) -> Path:
@@ -59,17 +70,33 @@ def progress_path(path: Path) -> Path:
     return path.with_name(path.name + ".progress")
 
 
+def check_place(path: Path) -> None:
+    """Refuse a predictions file that a run could not write, with all that stands beside it, before any work is done.
+
+    Raises:
+        OutputFileError: naming the file and the reason.
+    """
+    check_output(path)
+    check_writable(run_path(path))
+    for beside in (rows_path(path), progress_path(path)):
+        with refusing(beside), suppress(FileNotFoundError):
+            open_own(beside).close()
+
+
 def read_unfinished(path: Path) -> Unfinished | None:
     """What an earlier run has left of a predictions file, ``None`` where there is nothing of use.
 
     Raises:
         ResumeError: if it is of another version of this package's files, or cannot be read.
+        OutputFileError: if its files are links, or another user's.
     """
     try:
-        with progress_path(path).open("rb") as stream:
+        with open_own(progress_path(path), write=False) as stream:
             return _read(path, stream)[0]
     except FileNotFoundError:
         return None
+    except OutputFileError:
+        raise
     except OSError as error:
         raise ResumeError(f"{progress_path(path)}: cannot be read ({error.strerror})") from None
 
@@ -84,11 +111,12 @@ class Journal:
         self._text = text_rows(path.suffix, layout)
         if mark and not rows_path(path).exists():
             path.replace(rows_path(path))  # cut off between the file's last mark and its run file
-        self._rows = rows_path(path).open("r+b" if mark else "wb")
+        self._rows = open_own(rows_path(path), create=True)
+        self._rows.truncate(mark.size if mark else 0)
+        sync_folder(path.parent)
         self._synced = time.monotonic()
         self.count, self._size, self._crc = (mark.rows, mark.size, mark.crc) if mark else (0, 0, 0)
         if mark:
-            self._rows.truncate(mark.size)
             self._rows.seek(mark.size)
         else:
             self._append(self._text.header)
@@ -116,10 +144,11 @@ class Journal:
         """Put the whole file under its name. The marks stay until :meth:`forget`."""
         with _writing(self._path):
             self._rows.flush()
+            keep_permissions(self._rows, self._path)
             os.fsync(self._rows.fileno())
             self._rows.close()
-            if rows_path(self._path) == partial_path(self._path):
-                rows_path(self._path).replace(self._path)
+            if not _is_parquet(self._path):
+                move_into_place(rows_path(self._path), self._path)
                 return
             with (
                 rows_path(self._path).open(encoding="utf-8") as lines,
@@ -131,7 +160,8 @@ class Journal:
     def forget(self) -> None:
         """Remove what only an unfinished run needs, once all its files are under their names."""
         with _writing(self._path):
-            progress_path(self._path).unlink()
+            self._progress.close()
+            progress_path(self._path).unlink(missing_ok=True)
             rows_path(self._path).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -167,8 +197,7 @@ def open_journal(
         OutputFileError: if nothing can be written there, or another run is writing there.
     """
     with _writing(path):
-        progress_path(path).touch()
-        progress = progress_path(path).open("r+b")
+        progress = open_own(progress_path(path), create=True)
     journal = None
     try:
         with _writing(path):
@@ -212,11 +241,12 @@ def _read(path: Path, stream: IO[bytes]) -> tuple[Unfinished | None, int]:
         )
     found: tuple[Unfinished | None, int] = (None, 0)
     end, size, crc = len(first), 0, 0
-    # Once a run has put its file under its name, the rows are there and no longer in the partial file.
-    rows = next((file for file in (rows_path(path), path) if file.is_file()), None)
-    if rows is None:
+    try:
+        # Once a run has put its file under its name, the rows are there and no longer in the partial file.
+        data = open_own(path if _is_in_place(path) else rows_path(path), write=False)
+    except FileNotFoundError:
         return found
-    with rows.open("rb") as data:
+    with data:
         for line in stream:
             mark = _parse_mark(line)
             if mark is None or mark.size < size:
@@ -228,6 +258,15 @@ def _read(path: Path, stream: IO[bytes]) -> tuple[Unfinished | None, int]:
             end += len(line)
             found = Unfinished(head["made_by"], mark), end
     return found
+
+
+def _is_in_place(path: Path) -> bool:
+    """Whether a file stands under its name, and no rows beside it; a link was put there by no run."""
+    return path.is_file() and not path.is_symlink() and not os.path.lexists(rows_path(path))
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

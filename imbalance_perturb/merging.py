@@ -12,9 +12,9 @@ from typing import Any
 from imbalance_perturb.agreement import Agreement
 from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsError, SettingsError
 from imbalance_perturb.journal import progress_path, read_unfinished, rows_path
-from imbalance_perturb.outputs import check_output, run_path, sha256, write_json
+from imbalance_perturb.outputs import check_output, check_writable, run_path, sha256, write_json
 from imbalance_perturb.pixels import DeepImages
-from imbalance_perturb.prediction_files import load_run_file, run_layout
+from imbalance_perturb.prediction_files import load_run_of, run_layout
 from imbalance_perturb.provenance import differences
 from imbalance_perturb.row_formats import open_rows
 from imbalance_perturb.row_reading import iter_images, iter_rows
@@ -42,12 +42,11 @@ class MergeSummary:
 
 @dataclass(frozen=True)
 class _Part:
-    """One part: its file, which part it is, the run that made it, and its SHA-256."""
+    """One part: its file, which part it is, and the run that made it."""
 
     path: Path
     shard: Shard
     run: Mapping[str, Any]
-    sha256: str
 
     @property
     def total(self) -> int:
@@ -121,6 +120,7 @@ def _check_target(out: Path, parts: Sequence[Path]) -> None:
         listed = " and ".join(suffix or "no suffix" for suffix in suffixes)
         raise OutputFileError(f"{out}: parts and merged file must be of one format, but there are {listed}")
     check_output(out)
+    check_writable(run_path(out))
     taken = {file.resolve() for path in parts for file in (path, run_path(path))}
     if {out.resolve(), run_path(out).resolve()} & taken:
         raise OutputFileError(f"{out}: is one of the parts, or its run file is; choose another place with -o")
@@ -136,22 +136,16 @@ def _load(path: Path) -> _Part:
         if progress_path(path).is_file():
             hint = "its run did not end: the same command with --resume goes on"
         raise PredictionsError(f"{path}: no such file; {hint}")
-    run = load_run_file(run_path(path)).data
+    run = load_run_of(path, "get it anew, or predict it again").data
     if run.get("schema") != RUN_SCHEMA:
         raise PredictionsError(f"{run_path(path)}: is of another version of imbalance-perturb; merge with that one")
-    found = sha256(path)
-    if run.get("predictions_sha256") != found:
-        raise PredictionsError(
-            f"{path}: is not the file that {run_path(path).name} tells of (its SHA-256 differs): changed, or copied in"
-            " part; get it anew, or predict it again"
-        )
     try:
         shard, _ = run["images"]["shard"], run["images"]["total"]
     except (KeyError, TypeError):
         raise PredictionsError(f"{run_path(path)}: does not tell of its images; expected what predict writes") from None
     if shard is None:
         raise MergeError(f"{path}: is no part: it was predicted without --shard")
-    return _Part(path, parse_shard(str(shard)), run, found)
+    return _Part(path, parse_shard(str(shard)), run)
 
 
 def _check_complete(parts: Sequence[_Part]) -> None:
@@ -254,7 +248,7 @@ def _describe(parts: Sequence[_Part], out: Path) -> dict[str, Any]:
 def _describe_part(part: _Part) -> dict[str, Any]:
     return {
         "predictions": part.path.name,
-        "sha256": part.sha256,
+        "sha256": part.run["predictions_sha256"],
         "shard": str(part.shard),
         "images": part.total,
         "device_name": part.run["execution"]["device_name"],

@@ -12,6 +12,7 @@ from typing import Any
 from imbalance_perturb.cells import normal_path
 from imbalance_perturb.counts import ClassCounts, read_json
 from imbalance_perturb.errors import CountsError, PredictionsError
+from imbalance_perturb.outputs import run_path, sha256
 from imbalance_perturb.row_formats import RowLayout
 from imbalance_perturb.row_reading import iter_records
 from imbalance_perturb.tables import first_few
@@ -63,6 +64,35 @@ def load_run_file(path: str | Path) -> RunFile:
     except CountsError as error:
         raise PredictionsError(f"{path}: {error}") from None
     return RunFile(path, counts, data)
+
+
+def load_run_of(predictions: Path, remedy: str = "predict it again") -> RunFile:
+    """Load the run file beside predictions, and prove that they are the ones it tells of.
+
+    Args:
+        predictions: the predictions file.
+        remedy: what to do where they are not, for the message.
+
+    Raises:
+        PredictionsError: if the run file cannot be used, or the predictions are not those of the run: changed since,
+            cut off, or of another run.
+    """
+    run = load_run_file(run_path(predictions))
+    check_unchanged(predictions, run, remedy)
+    return run
+
+
+def check_unchanged(predictions: Path, run: RunFile, remedy: str) -> None:
+    """Refuse predictions that are not those of a run, by their hash.
+
+    Raises:
+        PredictionsError: naming the two files, and ``remedy``.
+    """
+    if run.data.get("predictions_sha256") != sha256(predictions):
+        raise PredictionsError(
+            f"{predictions}: is not the file that {run.path.name} tells of (its SHA-256 differs): changed, cut off, or"
+            f" of another run; {remedy}"
+        )
 
 
 def run_layout(run: Mapping[str, Any]) -> RowLayout:

@@ -11,11 +11,13 @@ from typing import Any
 
 from imbalance_perturb.assembly import Assembly
 from imbalance_perturb.declarations import declarations
-from imbalance_perturb.images import ImageList
+from imbalance_perturb.images import ImageList, iter_sizes
 from imbalance_perturb.outputs import sha256
 from imbalance_perturb.row_formats import RowLayout
 from imbalance_perturb.settings import TABLES, untupled
-from imbalance_perturb.shards import Shard, list_sha256
+from imbalance_perturb.shards import Shard, files_sha256, list_sha256
+
+_LIST, _FILES = "the list of images", "the images (some file has another size)"
 
 
 def _compared(table: str) -> dict[str, str]:
@@ -43,7 +45,8 @@ _SAME_RUN = {
     "execution.precision": "the precision",
     "execution.low_dtype": "the low precision",
     "output": "",
-    "images.list_sha256": "the list of images",
+    "images.list_sha256": _LIST,
+    "images.files_sha256": _FILES,
 }
 
 #: Entries that must be the same, too, for a run to go on.
@@ -105,6 +108,7 @@ def describe_making(
             "shard": None if shard is None else str(shard),
             "list_total": len(images.everything),
             "list_sha256": list_sha256(images.everything),
+            "files_sha256": files_sha256(images.everything, iter_sizes(images.root, images.everything)),
             "ignored_files": dict(images.ignored),
             "hidden": images.hidden.to_dict(),
         },
@@ -128,7 +132,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, part: bool =
     words = []
     then_is, now_is = ("then", "now") if part else ("there", "here")
     for name, one, other in _entries(then, now, _SAME_RUN | (_SAME_PART if part else {})):
-        if one != other:
+        # Of another list the files are others anyway.
+        if one != other and not (name == _FILES and _LIST in words):
             told = all(value is None or isinstance(value, str | int | float) for value in (one, other))
             told = told and not any(isinstance(value, str) and len(value) > 40 for value in (one, other))
             words.append(f"{name} ({_told(one)} {then_is}, {_told(other)} {now_is})" if told else name)
@@ -139,7 +144,7 @@ def _entries(
     then: Mapping[str, Any], now: Mapping[str, Any], wanted: Mapping[str, str]
 ) -> Iterator[tuple[str, Any, Any]]:
     for entry, name in wanted.items():
-        one, other = (_look_up(account, entry) for account in (then, now))
+        one, other = (look_up(account, entry) for account in (then, now))
         if name:
             yield name, one, other
             continue
@@ -148,7 +153,8 @@ def _entries(
             yield key, untupled(one.get(key)), untupled(other.get(key))
 
 
-def _look_up(account: Any, entry: str) -> Any:
+def look_up(account: Any, entry: str) -> Any:
+    """An entry of an account, such as ``execution.device_name``; ``None`` where it is not there."""
     for key in entry.split("."):
         account = account.get(key) if isinstance(account, Mapping) else None
     return account

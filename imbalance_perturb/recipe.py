@@ -12,6 +12,7 @@ from typing import Any
 
 from imbalance_perturb.declarations import declarations
 from imbalance_perturb.errors import OutputFileError, SettingsError
+from imbalance_perturb.outputs import write_whole
 from imbalance_perturb.settings import TABLES, Settings, tupled, untupled
 
 #: The recipe that every command reads where there is one.
@@ -123,7 +124,7 @@ def write_recipe(path: Path, settings: Settings) -> None:
                 table.add(key, _toml(path, key, value))
         document.add(tomlkit.nl())
         document.add(name, table)
-    _write_text(path, tomlkit.dumps(document))
+    write_whole(path, tomlkit.dumps(document).encode("utf-8"))
 
 
 def update_recipe(path: Path, table: str, values: Mapping[str, Any]) -> None:
@@ -142,7 +143,7 @@ def update_recipe(path: Path, table: str, values: Mapping[str, Any]) -> None:
     spelt = {key.replace("-", "_"): key for key in entries}
     for key, value in values.items():
         entries[spelt.get(key, key)] = _toml(path, key, value)
-    _write_text(path, tomlkit.dumps(document))
+    write_whole(path, tomlkit.dumps(document).encode("utf-8"))
 
 
 def _toml(path: Path, key: str, value: Any) -> Any:
@@ -153,12 +154,3 @@ def _toml(path: Path, key: str, value: Any) -> Any:
             f"{path}: cannot hold {key} {value!r}, a name that is not UTF-8, as a recipe is; rename the file"
         ) from None
     return untupled(value)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputFileError(f"{path}: cannot be written ({error.strerror})") from None

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.counts import read_json
 from imbalance_perturb.errors import PredictionsError, ResumeError
 from imbalance_perturb.journal import progress_path, read_unfinished, rows_path
-from imbalance_perturb.outputs import STDOUT, run_path, sha256
-from imbalance_perturb.provenance import differences
+from imbalance_perturb.outputs import STDOUT
+from imbalance_perturb.prediction_files import load_run_of
+from imbalance_perturb.provenance import differences, look_up
+
+_ANEW = "--no-resume writes the predictions anew, -o writes elsewhere"
+
+#: Settings that may be left to the machine, and the entries of ``execution`` that say what it decided.
+_DECIDED = {"device": ("device_name",), "precision": ("precision", "low_dtype"), "batch_size": ("batch_size",)}
 
 
 def check_unfinished(out: str, resume: bool | None) -> None:
@@ -32,9 +37,19 @@ def check_unfinished(out: str, resume: bool | None) -> None:
 
 
 def recorded_batch_size(out: str) -> int | None:
-    """The batch size that an unfinished run settled on, which one that goes on has to take."""
-    unfinished = None if out == STDOUT else read_unfinished(Path(out))
-    return None if unfinished is None else unfinished.made_by["execution"]["batch_size"]
+    """The batch size that an earlier run of this file settled on, finished or not; ``None`` where there was none.
+
+    Measured anew it might be another, and one that goes on has to take it.
+
+    Raises:
+        ResumeError: if there is a file that its run file does not tell of.
+    """
+    if out == STDOUT:
+        return None
+    unfinished = read_unfinished(Path(out))
+    made_by = _find_run(Path(out)) if unfinished is None else unfinished.made_by
+    size = look_up(made_by, "execution.batch_size")
+    return size if isinstance(size, int) else None
 
 
 def find_finished(path: Path, made_by: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -51,20 +66,32 @@ def find_finished(path: Path, made_by: Mapping[str, Any]) -> Mapping[str, Any] |
     if unfinished is not None:
         _refuse_other(progress_path(path), unfinished.made_by, made_by)
         return None
+    run = _find_run(path)
+    if run is not None:
+        _refuse_other(path, run, _as_decided(run, made_by))
+    return run
+
+
+def _find_run(path: Path) -> Mapping[str, Any] | None:
+    """What the run file of predictions that are there says, ``None`` where there are none."""
     if not path.exists():
         return None
     try:
-        run: Mapping[str, Any] = read_json(run_path(path), "the run that made the predictions", PredictionsError)
-        known = run["predictions_sha256"]
-    except (PredictionsError, KeyError, TypeError):
-        known = None
-    if known != sha256(path):
-        raise ResumeError(
-            f"{path}: is there, but is not what {run_path(path).name} tells of, so nothing can be resumed; --no-resume"
-            " writes it anew, -o writes elsewhere"
-        )
-    _refuse_other(path, run, made_by)
-    return run
+        return load_run_of(path, _ANEW).data
+    except PredictionsError as error:
+        raise ResumeError(str(error)) from None
+
+
+def _as_decided(run: Mapping[str, Any], made_by: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a run would make its rows by, with what it leaves to the machine as it was in one that has ended.
+
+    Nothing is computed again, so that another machine, or the clock, would now decide otherwise makes no difference.
+    """
+    wanted, execution = made_by["settings"]["run"], dict(made_by["execution"])
+    for setting, entries in _DECIDED.items():
+        if wanted[setting] in (None, "auto"):
+            execution |= {entry: look_up(run, f"execution.{entry}") for entry in entries}
+    return {**made_by, "execution": execution}
 
 
 def _refuse_other(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

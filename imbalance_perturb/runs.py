@@ -16,7 +16,7 @@ from imbalance_perturb.errors import InterruptedRunError, TooManyFailuresError
 from imbalance_perturb.execution import applied
 from imbalance_perturb.failures import FailureLimit
 from imbalance_perturb.images import ImageList
-from imbalance_perturb.journal import Journal, Mark, open_journal, rows_path
+from imbalance_perturb.journal import Journal, Mark, check_place, open_journal, rows_path
 from imbalance_perturb.outputs import STDOUT, run_path, sha256, write_json
 from imbalance_perturb.pixels import DeepImages
 from imbalance_perturb.prediction import iter_predictions
@@ -129,6 +129,7 @@ def predict_folder(
                     write(row)
         return run.summary(None)
     path = Path(out)
+    check_place(path)
     made_by = describe_making(assembly, images, layout, path.suffix, shard)
     if resume:
         finished = find_finished(path, made_by)

@@ -52,3 +52,11 @@ def list_sha256(names: Iterable[str]) -> str:
     for name in names:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
+
+
+def files_sha256(names: Iterable[str], sizes: Iterable[int | None]) -> str:
+    """SHA-256 of a list of images with the bytes of each file, in hexadecimal; ``None`` is a file that is not there."""
+    digest = hashlib.sha256()
+    for name, size in zip(names, sizes, strict=True):
+        digest.update(name.encode("utf-8", "surrogateescape") + f"\0{'null' if size is None else size}\0".encode())
+    return digest.hexdigest()

@@ -19,6 +19,12 @@ def tuned_debias(tuning: Tuning, debias: DebiasSettings) -> DebiasSettings:
     return replace(debias, eps=choice.eps, loss=choice.loss, temperature=choice.temperature)
 
 
+def is_of_recipe(recipe: Path, settings: Settings) -> bool:
+    """Whether settings have the model, the counts and the preprocessing of a recipe, which then gets their choice."""
+    own = merge_settings(load_recipe(recipe))
+    return own.model == settings.model and own.preprocess == settings.preprocess
+
+
 def update_tuned_recipe(recipe: Path, settings: Settings, tuning: Tuning) -> dict[str, Any] | None:
     """Write the choice into ``[debias]`` of the recipe, with whatever else the command line changed there.
 
@@ -34,9 +40,9 @@ def update_tuned_recipe(recipe: Path, settings: Settings, tuning: Tuning) -> dic
     Raises:
         SettingsError, OutputFileError: if the recipe cannot be read or written.
     """
-    own = merge_settings(load_recipe(recipe))
-    if own.model != settings.model or own.preprocess != settings.preprocess:
+    if not is_of_recipe(recipe, settings):
         return None
+    own = merge_settings(load_recipe(recipe))
     before, after = asdict(own.debias), asdict(tuned_debias(tuning, settings.debias))
     # A value of None cannot be written, and no option sets one.
     values = {

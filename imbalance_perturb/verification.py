@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 from imbalance_perturb.assembly import Assembly, assemble, make_predictor
 from imbalance_perturb.errors import PredictionsError, SettingsError
 from imbalance_perturb.execution import applied
-from imbalance_perturb.images import ImageList
+from imbalance_perturb.images import ImageList, iter_sizes
 from imbalance_perturb.outputs import FORMATS, run_path, sha256
 from imbalance_perturb.prediction import iter_predictions
-from imbalance_perturb.prediction_files import load_run_file, run_layout
+from imbalance_perturb.prediction_files import RunFile, check_unchanged, load_run_file, run_layout
 from imbalance_perturb.provenance import describe_making, differences, find_beside
 from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.row_formats import RowLayout, text_rows
-from imbalance_perturb.row_reading import iter_rows
+from imbalance_perturb.row_reading import iter_images, iter_rows
 from imbalance_perturb.runs import RUN_SCHEMA
 from imbalance_perturb.settings import Settings, parse_settings
-from imbalance_perturb.shards import parse_shard
+from imbalance_perturb.shards import files_sha256, parse_shard
 
 #: A confidence reproduces if it is as close as this: another batch or machine rounds differently.
 TOLERANCE = 1e-4
@@ -89,9 +89,10 @@ def verify_run(
     if sample < 1:
         raise SettingsError(f"sample is {sample}; expected a number of rows, at least 1")
     path = Path(path)
-    path = run_path(path) if path.suffix.lower() in FORMATS else path
-    run = _load_run(path)
-    predictions = _find_predictions(path, run)
+    given = path if path.suffix.lower() in FORMATS else None
+    run_file = _load_run(path if given is None else run_path(path))
+    path, run = run_file.path, run_file.data
+    predictions = _find_predictions(run_file, given)
     settings = _settings(path, run)
     files = replace(
         settings.model,
@@ -104,7 +105,7 @@ def verify_run(
     seed = secrets.randbits(32) if seed is None else seed
     recorded = _sample_rows(predictions, run_layout(run), run["images"]["total"], sample, seed)
     root = _find_images(path, run, images, recorded.first)
-    again = _Again(path, run, settings, root, recorded)
+    again = _Again(run_file, settings, root, recorded, predictions)
     return _compare(recorded.rows, again, seed=seed, predictions=predictions)
 
 
@@ -118,13 +119,13 @@ class _Recorded(NamedTuple):
 class _Again:
     """The sampled rows, computed again."""
 
-    def __init__(self, path: Path, run: Mapping[str, Any], settings: Settings, root: Path, recorded: _Recorded) -> None:
-        self.path, self.run = path, run
+    def __init__(self, run: RunFile, settings: Settings, root: Path, recorded: _Recorded, predictions: Path) -> None:
+        self.path, self.run, self._predictions = run.path, run.data, predictions
         self._settings = settings
-        source = Path(run["images"]["source"])
+        source = Path(self.run["images"]["source"])
         names = [row.image for row in recorded.rows]
         self._images = ImageList(source, root, names, whole=recorded.first)
-        self.layout, self.suffix = run_layout(run), str(run["output"]["format"])
+        self.layout, self.suffix = run_layout(self.run), str(self.run["output"]["format"])
 
     def compute(self) -> tuple[dict[str, PredictionRow], list[str]]:
         """The rows by their image, and what is different from the run."""
@@ -137,7 +138,7 @@ class _Again:
     def _differences(self, assembly: Assembly) -> list[str]:
         now = describe_making(assembly, self._images, self.layout, self.suffix)
         # Files and settings are the run's own, wherever they lie; of its images these are some.
-        now |= {"images": self.run["images"], "settings": self.run["settings"]}
+        now |= {"images": self.run["images"] | self._files(), "settings": self.run["settings"]}
         found = differences(self.run, now)
         if any(name.startswith("the class counts") for name in found):
             raise PredictionsError(
@@ -145,6 +146,13 @@ class _Again:
                 " put that file back"
             )
         return found
+
+    def _files(self) -> dict[str, str]:
+        """What the image files are now, as the run file has it; of a part the others' names are not known."""
+        if self.run["images"]["total"] != self.run["images"]["list_total"]:
+            return {}
+        names, again = (iter_images(self._predictions) for _ in range(2))
+        return {"files_sha256": files_sha256(names, iter_sizes(self._images.root, again))}
 
     def _iter_rows(self, assembly: Assembly) -> Iterator[PredictionRow]:
         for names, state in self._by_part():
@@ -174,26 +182,23 @@ class _Again:
                 yield names, part["predictor"]
 
 
-def _load_run(path: Path) -> Mapping[str, Any]:
-    run = load_run_file(path).data
+def _load_run(path: Path) -> RunFile:
+    loaded = load_run_file(path)
+    run = loaded.data
     if run.get("schema") != RUN_SCHEMA:
         raise PredictionsError(f"{path}: is of another version of imbalance-perturb; verify it with that one")
     wanted = ("predictions", "predictions_sha256", "model", "counts", "settings", "execution", "images", "predictor")
     missing = [entry for entry in wanted if entry not in run]
     if missing:
         raise PredictionsError(f"{path}: has no {missing[0]!r}; expected the file that predict writes")
-    return run
+    return loaded
 
 
-def _find_predictions(path: Path, run: Mapping[str, Any]) -> Path:
-    predictions: Path = path.parent / run["predictions"]
+def _find_predictions(run: RunFile, given: Path | None) -> Path:
+    predictions = run.path.parent / str(run.data["predictions"]) if given is None else given
     if not predictions.is_file():
-        raise PredictionsError(f"{predictions}: no such file; keep the predictions beside {path}")
-    if sha256(predictions) != run["predictions_sha256"]:
-        raise PredictionsError(
-            f"{predictions}: is not the file that {path.name} tells of (its SHA-256 differs): it was changed after the"
-            " run; predict it again"
-        )
+        raise PredictionsError(f"{predictions}: no such file; keep the predictions beside {run.path}")
+    check_unchanged(predictions, run, "predict it again")
     return predictions
 
 

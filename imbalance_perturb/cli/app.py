@@ -140,7 +140,8 @@ def predict(
     from imbalance_perturb.cli.interruption import interruptible
     from imbalance_perturb.failures import select_limit
     from imbalance_perturb.images import find_images
-    from imbalance_perturb.outputs import STDOUT, check_output
+    from imbalance_perturb.journal import check_place
+    from imbalance_perturb.outputs import STDOUT
     from imbalance_perturb.shards import parse_shard
 
     if counts is None and images is None:
@@ -150,7 +151,7 @@ def predict(
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     part = None if shard is None else parse_shard(shard)
     if out != STDOUT:
-        check_output(Path(out))
+        check_place(Path(out))
     say = render.Narrator(common.quiet)
     say.recipe(recipe)
     found = find_images(images)
@@ -239,9 +240,11 @@ def init(
     """Check a model with its counts and write both, with all settings, into a recipe."""
     from imbalance_perturb.cli import render
     from imbalance_perturb.errors import OutputFileError
+    from imbalance_perturb.outputs import check_writable
 
     if out.exists() and not force:
         raise OutputFileError(f"{out}: there is a recipe already; --force replaces it, -o writes elsewhere")
+    check_writable(out)
     settings, _ = resolve_settings(None, model_options, preprocess, debias, run, model=model, counts=counts)
 
     from imbalance_perturb.inspection import inspect_model, write_complete_recipe
@@ -271,7 +274,10 @@ def counts(
     """Count the training images of each class, in class-index order."""
     from imbalance_perturb.cli import render
     from imbalance_perturb.labels import count_labels, describe_order
+    from imbalance_perturb.outputs import check_writable
 
+    if out is not None:
+        check_writable(out)
     say = render.Narrator(quiet=False)
     found = count_labels(train, None if classes is None else classes.split(","), describe=say.counted)
     order = "as given" if classes is not None else describe_order(train, found.names)

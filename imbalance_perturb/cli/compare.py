@@ -159,12 +159,11 @@ def _describe(say: Narrator, assembly: Assembly) -> None:
 
 
 def _show(comparison: Comparison, out: Path, report: Path | None, common: CommonOptions) -> None:
-    from imbalance_perturb.outputs import write_json
+    from imbalance_perturb.outputs import write_json, write_whole
 
     write_json(out, comparison.to_dict())
     if report is not None:
         from imbalance_perturb.reports.comparison_page import comparison_page
-        from imbalance_perturb.reports.files import write_whole
 
         write_whole(report, comparison_page(comparison).encode("utf-8", errors="backslashreplace"))
     if common.as_json:

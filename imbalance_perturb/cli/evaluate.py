@@ -75,7 +75,7 @@ def evaluate(
 
 
 def _write_files(evaluation: Evaluation, report: Path | None, plot: Path | None) -> list[Path]:
-    from imbalance_perturb.reports.files import write_whole
+    from imbalance_perturb.outputs import write_whole
 
     if report is not None:
         from imbalance_perturb.reports.evaluation_page import evaluation_page

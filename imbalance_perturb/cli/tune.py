@@ -149,6 +149,7 @@ def tune_eps(
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):
         check_output(path, suffixes)
+    _check_recipe(recipe, settings)
     say = Narrator(common.quiet)
     say.recipe(recipe)
     tuning = _tune(settings, val, labels, options, say)
@@ -216,8 +217,7 @@ def _say_assembly(say: Narrator, assembly: Assembly, options: TuningOptions) -> 
 
 
 def _write_files(tuning: Tuning, out: Path, plot: Path | None, report: Path | None) -> None:
-    from imbalance_perturb.outputs import write_json
-    from imbalance_perturb.reports.files import write_whole
+    from imbalance_perturb.outputs import write_json, write_whole
 
     write_json(out, tuning.to_dict())
     if plot is not None:
@@ -241,6 +241,15 @@ def _show(tuning: Tuning, *, as_json: bool) -> None:
 
         print_tuning(tuning)
         sys.stdout.flush()
+
+
+def _check_recipe(recipe: Path | None, settings: Settings) -> None:
+    """Refuse a recipe that is to get the choice and cannot be written, before the work."""
+    from imbalance_perturb.outputs import check_writable
+    from imbalance_perturb.tuned_recipe import is_of_recipe
+
+    if recipe is not None and is_of_recipe(recipe, settings):
+        check_writable(recipe, "copy it to a place that can be, and name the copy with --recipe")
 
 
 def _hand_over(tuning: Tuning, settings: Settings, recipe: Path | None, say: Narrator) -> None:

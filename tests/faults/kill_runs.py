@@ -175,10 +175,12 @@ def kill_and_resume(run: Callable[..., Ended], folder: Path, kills: int, seed: i
 
 
 def _compare(folder: Path, suffix: str, expected: bytes) -> None:
+    from imbalance_perturb.outputs import run_path
+
     assert (folder / f"killed{suffix}").read_bytes() == expected
     left = sorted(path.name for path in folder.glob("killed.*"))
-    assert left == sorted([f"killed{suffix}", "killed.run.json"])
-    runs = [json.loads((folder / f"{name}.run.json").read_text()) for name in ("whole", "killed")]
+    assert left == sorted([f"killed{suffix}", run_path(Path(f"killed{suffix}")).name])
+    runs = [json.loads(run_path(folder / f"{name}{suffix}").read_text()) for name in ("whole", "killed")]
     assert runs[0]["images"] == runs[1]["images"]
     assert runs[0]["predictor"] == runs[1]["predictor"]
 

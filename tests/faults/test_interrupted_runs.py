@@ -137,6 +137,10 @@ def test_a_run_with_other_files_is_not_gone_on_with(run: Run, folder: Path, unfi
     shutil.copy(folder / "images" / "0001.png", folder / "images" / "9.png")
     refused("the list of images")
     (folder / "images" / "9.png").unlink()
+    image = (folder / "images" / "0001.png").read_bytes()
+    shutil.copy(folder / "images" / "0000-broken.png", folder / "images" / "0001.png")
+    refused("the images (some file has another size)")
+    (folder / "images" / "0001.png").write_bytes(image)
     first, _, rest = progress_path(unfinished).read_text().partition("\n")
     made = json.loads(first)
     made["made_by"]["versions"]["imbalance_perturb"] = "0.0.9"
@@ -164,7 +168,7 @@ def test_resuming_what_is_whole_does_nothing(run: Run, folder: Path, whole: byte
     (folder / "edited.csv").write_bytes(whole.replace(b"0000.png", b"0009.png"))
     ended = run(*COMMAND, "-o", "edited.csv", "--resume")
     assert ended.code == 1
-    assert "is not what edited.run.json tells of" in ended.err
+    assert "edited.csv: is not the file that edited.run.json tells of" in ended.err
 
 
 @pytest.mark.parametrize("lost", ["rows cut off", "rows overwritten", "marks cut off", "marks overwritten", "no marks"])
@@ -188,21 +192,23 @@ def test_a_power_cut_costs_only_what_was_not_on_disk(
     assert unfinished.read_bytes() == whole
 
 
-def test_a_run_cut_off_between_its_file_and_its_run_file(run: Run, folder: Path, whole: bytes) -> None:
+def test_a_run_cut_off_between_its_file_and_its_run_file(run: Run, folder: Path) -> None:
     """Where the rows are under their name already and the run file is not, --resume writes that."""
-    path = folder / "cut.csv"
-    ended = run(*COMMAND, "-o", "cut.csv", kill_when=str(path), number=signal.SIGINT)
+    command = (*COMMAND[:3], "images/0001.png", *COMMAND[4:])
+    assert run(*command, "-o", "one.csv").code == 0
+    whole, path = (folder / "one.csv").read_bytes(), folder / "cut.csv"
+    # On a disk with room for the rows, and not for the run file, which comes last.
+    limit = (folder / "one.run.json").stat().st_size - 1
+    ended = run(*command, "-o", "cut.csv", file_limit=limit)
     assert ended.code == 1
-    # A folder in the place of the run file: its rows are finished, and then it fails.
-    (folder / "cut.run.json.partial").mkdir()
-    ended = run(*COMMAND, "-o", "cut.csv", "--resume")
-    assert ended.code == 1
+    assert "cut.run.json: writing stopped (File too large)" in ended.err
     assert path.read_bytes() == whole
-    (folder / "cut.run.json.partial").rmdir()
-    assert run(*COMMAND, "-o", "cut.csv", "--resume").code == 3
+    assert run(*command, "-o", "cut.csv", "--resume").code == 0
     assert path.read_bytes() == whole
-    assert json.loads((folder / "cut.run.json").read_text())["images"]["done"] == 240
+    assert json.loads((folder / "cut.run.json").read_text())["images"]["done"] == 1
     assert not progress_path(path).exists()
+    (folder / "one.csv").unlink()
+    (folder / "one.run.json").unlink()
     for left in folder.glob("cut*"):
         left.unlink()
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -187,3 +189,52 @@ def test_counts_says_its_order_and_reads_it_back(workplace: Workplace) -> None:
     assert "class-index order by value" in finished.err
     assert "ImageFolder has it" not in finished.err
     assert json.loads(finished.out) == {"2": 1, "10": 1}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "none.pth", "counts.json", "images", "-o", "/proc/x.csv"),
+        ("predict", "none.pth", "counts.json", "images", "-o", "/proc/x.parquet"),
+        ("tune-eps", "none.pth", "counts.json", "--val", "images", "-o", "/proc/x.json"),
+        ("tune-eps", "none.pth", "counts.json", "--val", "images", "--plot", "/proc/x.png"),
+        ("tune-eps", "none.pth", "counts.json", "--val", "images", "--report", "/proc/x.html"),
+        ("compare", "none.pth", "counts.json", "--val", "images", "-o", "/proc/x.json"),
+        ("compare", "none.pth", "counts.json", "--val", "images", "--report", "/proc/x.html"),
+        ("evaluate", "none.csv", "--labels", "none.csv", "--report", "/proc/x.html"),
+        ("evaluate", "none.csv", "--labels", "none.csv", "--plot", "/proc/x.png"),
+        ("counts", "none", "-o", "/proc/x.json"),
+        ("init", "none.pth", "counts.json", "-o", "/proc/x.toml"),
+        ("merge", "none.csv", "-o", "/proc/x.csv"),
+        ("demo", "/proc/x"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_tried_first(workplace: Workplace, arguments: tuple[str, ...]) -> None:
+    """Every command that writes finds out before it works: the other files it is to read are not even looked at."""
+    message = workplace.fails(*arguments)
+    assert message.startswith("imbperturb: error: /proc/x")
+    assert ": cannot be " in message
+
+
+@pytest.mark.parametrize("name", ["out.run.json", "out.csv", "out.csv.partial", "out.csv.progress"])
+def test_what_stands_in_the_way_of_a_run_is_found_first(workplace: Workplace, name: str) -> None:
+    """A folder in the place of any of a run's files ends it before the model is looked at."""
+    Path(name).mkdir()
+    message = workplace.fails("predict", "none.pth", "counts.json", "images", "-o", "out.csv")
+    assert message.startswith(f"imbperturb: error: {name}: is ")
+
+
+def test_a_recipe_that_cannot_be_updated_is_found_first(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tune-eps tries the recipe that is to get its choice, and only that one."""
+    Path("imbperturb.toml").write_text('[model]\nmodel = "none.pth"\ncounts = "counts.json"\n')
+    opened = os.open
+
+    def immutable(path: object, flags: int, *more: object, **others: object) -> int:
+        if str(path).endswith("imbperturb.toml") and flags & os.O_WRONLY:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        return opened(path, flags, *more, **others)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(os, "open", immutable)
+    message = workplace.fails("tune-eps", "--val", "images")
+    assert "imbperturb.toml: cannot be written (Operation not permitted); copy it to a place that can be" in message
+    assert "imbperturb.toml" not in workplace.fails("tune-eps", "other.pth", "counts.json", "--val", "images")

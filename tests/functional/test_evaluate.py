@@ -15,6 +15,7 @@ from PIL import Image
 
 from imbalance_perturb import ClassCounts, PerturbedClassifier
 from imbalance_perturb.cli.app import main
+from imbalance_perturb.outputs import FORMATS, run_path, sha256
 
 CLASSES = {"nv": 900, "mel": 90, "df": 9}
 ROWS = [
@@ -44,7 +45,12 @@ class Folder(NamedTuple):
     capture: pytest.CaptureFixture[str]
 
     def run(self, *arguments: str) -> Finished:
-        """Run ``imbperturb evaluate`` with these arguments in the folder."""
+        """Run ``imbperturb evaluate`` with these arguments in the folder, its run files being of the predictions."""
+        self.sign()
+        return self.run_as_it_is(*arguments)
+
+    def run_as_it_is(self, *arguments: str) -> Finished:
+        """Run ``imbperturb evaluate`` with whatever is in the folder."""
         self.capture.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(["evaluate", *arguments])
@@ -59,6 +65,7 @@ class Folder(NamedTuple):
 
     def fails(self, *arguments: str, code: int = 1) -> str:
         """The one-line message of a command that must fail, leaving every file as it was."""
+        self.sign()
         before = self.contents()
         finished = self.run(*(arguments or ("--labels", "labels.csv")))
         assert finished.code == code, finished
@@ -67,6 +74,13 @@ class Folder(NamedTuple):
         assert finished.err.startswith("imbperturb: error: ")
         assert self.contents() == before
         return finished.err.removeprefix("imbperturb: error: ").strip()
+
+    def sign(self) -> None:
+        """Put the hash of each predictions file into its run file, where that is one."""
+        for path in self.path.iterdir():
+            beside = run_path(path)
+            if path.suffix in FORMATS and beside.is_file() and (text := beside.read_text()).startswith('{"schema"'):
+                beside.write_text(json.dumps(json.loads(text) | {"predictions_sha256": sha256(path)}))
 
     def contents(self) -> dict[Path, bytes]:
         """Every file with its bytes."""
@@ -159,7 +173,7 @@ def test_json_lines_and_csv_agree(folder: Folder) -> None:
         for record in records
     ]
     folder.write("p.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    folder.write("p.run.json", (folder.path / "predictions.run.json").read_text())
+    folder.write("p.jsonl.run.json", (folder.path / "predictions.run.json").read_text())
     from_lines = folder.json("p.jsonl")
     assert from_csv["base"]["auc"] is not None
     del from_csv["predictions"], from_lines["predictions"]
@@ -287,11 +301,30 @@ def test_bad_run_files(folder: Folder, text: str, message: str) -> None:
     assert message in folder.fails()
 
 
-def test_run_file_of_another_run_is_noted(folder: Folder) -> None:
-    """A run file that tells of another number of images is suspicious, and said to be."""
-    write_predictions(folder.path / "predictions.csv", ROWS[:5])
-    err = folder.run("--labels", "labels.csv").err
-    assert "predictions.csv has 5 rows, but predictions.run.json tells of 7 images: is it of the same run?" in err
+@pytest.mark.parametrize("rows", [ROWS[:5], [(image, label, pred, base) for image, label, base, pred in ROWS]])
+def test_run_file_of_another_run_is_refused(folder: Folder, rows: list[tuple[str, str, str, str]]) -> None:
+    """Predictions that are not those of the run file beside them are refused, with the way out, which works."""
+    folder.sign()
+    assert folder.run_as_it_is("--labels", "labels.csv").code == 0
+    write_predictions(folder.path / "predictions.csv", rows)
+    for more in ((), ("--counts", "counts.json")):
+        finished = folder.run_as_it_is("--labels", "labels.csv", *more)
+        assert (finished.code, finished.out) == (1, "")
+        assert finished.err == (
+            "imbperturb: error: predictions.csv: is not the file that predictions.run.json tells of (its SHA-256"
+            " differs): changed, cut off, or of another run; predict it again; if the change is meant, move"
+            " predictions.run.json away and give --counts\n"
+        )
+    (folder.path / "predictions.run.json").rename(folder.path / "away.json")
+    assert folder.run_as_it_is("--labels", "labels.csv", "--counts", "counts.json").code == 0
+
+
+def test_the_run_file_is_of_the_format_that_is_evaluated(folder: Folder) -> None:
+    """Beside predictions.csv, predictions.jsonl has no run file until it has one of its own."""
+    row = dict(zip(("image", "label", "base_pred", "pred"), ROWS[0], strict=True))
+    folder.write("predictions.jsonl", json.dumps(row | {"error": None}) + "\n")
+    message = folder.fails("predictions.jsonl", "--labels", "labels.csv")
+    assert "predictions.jsonl.run.json: no such file, so the training counts are not known" in message
 
 
 @pytest.mark.parametrize(
@@ -326,7 +359,7 @@ def test_probabilities_that_are_none(folder: Folder) -> None:
 
 def test_json_lines_that_are_none(folder: Folder) -> None:
     """A line that is no row is named by its number."""
-    folder.write("p.run.json", (folder.path / "predictions.run.json").read_text())
+    folder.write("p.jsonl.run.json", (folder.path / "predictions.run.json").read_text())
     for text, message in (("{}\n", "line 1: has no image"), ('\n{"a"', "line 2: is not JSON"), ("[]", "has no image")):
         folder.write("p.jsonl", text)
         assert message in folder.fails("p.jsonl", "--labels", "labels.csv")

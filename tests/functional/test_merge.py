@@ -59,12 +59,13 @@ def test_merged_parts_are_the_file_of_one_run(awkward: Workplace, suffix: str) -
     assert "8 parts merged: 18 images, 16 predicted" in finished.err
     assert "note" not in finished.err
     assert Path(f"merged{suffix}").read_bytes() == Path(f"whole{suffix}").read_bytes()
-    whole, merged = read_run("whole.run.json"), read_run("merged.run.json")
+    name = ".run.json" if suffix == ".csv" else f"{suffix}.run.json"
+    whole, merged = read_run(f"whole{name}"), read_run(f"merged{name}")
     for same in ("predictions_sha256", "images", "classes", "settings", "output", "versions", "model"):
         assert merged[same] == whole[same], same
     assert [part["shard"] for part in merged["parts"]] == [f"{index}/8" for index in range(1, 9)]
     assert merged["seconds"].keys() == whole["seconds"].keys()
-    total = sum(read_run(f"part{index}.run.json")["seconds"]["total"] for index in range(1, 9))
+    total = sum(read_run(f"part{index}{name}")["seconds"]["total"] for index in range(1, 9))
     assert merged["seconds"]["total"] == pytest.approx(total, abs=1e-3)
     assert not list(Path().glob("*.partial"))
 
@@ -132,11 +133,16 @@ def test_a_part_made_otherwise_is_refused(workplace: Workplace, more: tuple[str,
 
 
 def test_a_part_of_another_list_is_refused(workplace: Workplace) -> None:
-    """A part that was predicted after an image was added is refused."""
+    """A part that was predicted after an image was added, or replaced by one of another size, is refused."""
     parts = predict_parts(workplace, n=2)
     Image.new("RGB", (40, 40)).save("images/new.png")
     predict(workplace, "part2.csv", "--shard", "2/2")
-    assert "different: the list of images" in workplace.fails("merge", *parts, "-o", "merged.csv")
+    assert "different: the list of images;" in workplace.fails("merge", *parts, "-o", "merged.csv")
+    Path("images/new.png").unlink()
+    Image.new("RGB", (40, 40)).save("images/0.png")
+    predict(workplace, "part2.csv", "--shard", "2/2")
+    message = workplace.fails("merge", *parts, "-o", "merged.csv")
+    assert "different: the images (some file has another size);" in message
 
 
 def test_a_changed_part_is_refused(workplace: Workplace) -> None:
@@ -167,6 +173,8 @@ def test_the_merged_file_goes_where_it_may(workplace: Workplace) -> None:
     assert "must be of one format" in workplace.fails("merge", *parts, "-o", "-")
     assert "is one of the parts" in workplace.fails("merge", *parts, "-o", "part1.csv")
     assert "no folder" in workplace.fails("merge", *parts, "-o", "nowhere/merged.csv")
+    Path("merged.run.json").mkdir()
+    assert "merged.run.json: is a folder, not a file" in workplace.fails("merge", *parts, "-o", "merged.csv")
     Path("images/9_broken.png").write_bytes(b"no image")
     cut = ("--batch-size", "1", "--workers", "0", "--on-error", "fail", "-o", "cut.csv")
     assert workplace.run("predict", "model.pth", "counts.json", "images", *SMALL, *cut).code == 1

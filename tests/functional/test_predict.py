@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import torchvision
 
 import imbalance_perturb as ip
+from imbalance_perturb.errors import OutputFileError
 from tests.functional.conftest import SMALL, Workplace
 
 
@@ -54,6 +56,8 @@ def test_predictions_and_run_file(workplace: Workplace) -> None:
         "jpeg_draft": False,
     }
     assert run["images"]["total"] == run["images"]["done"] == 9
+    files = "".join(f"{name}\0{Path('images', name).stat().st_size}\0" for name in names)
+    assert run["images"]["files_sha256"] == hashlib.sha256(files.encode()).hexdigest()
     assert run["images"]["changed"] == sum(int(row["changed"]) for row in found)
     assert run["versions"]["torch"] == torch.__version__
     assert run["versions"]["torchvision"] == torchvision.__version__
@@ -122,7 +126,7 @@ def test_streams_and_formats(workplace: Workplace) -> None:
     assert [record["image"] for record in records] == [
         row["image"] for row in csv.DictReader(piped.stdout.splitlines())
     ]
-    assert Path("out.run.json").is_file()
+    assert Path("out.jsonl.run.json").is_file()
 
 
 def test_an_unreadable_image_has_its_own_row(workplace: Workplace) -> None:
@@ -196,3 +200,110 @@ def test_deterministic_repeats_bit_for_bit(workplace: Workplace) -> None:
     first = Path("predictions.csv").read_bytes()
     predict(workplace, "--deterministic", "--probs")
     assert Path("predictions.csv").read_bytes() == first
+
+
+COMMAND = ("predict", "model.pth", "counts.json", "images", *SMALL)
+
+
+def test_a_finished_run_is_finished_whatever_is_measured_now(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--resume on a finished run measures nothing and does nothing; what is asked for and differs is refused."""
+    monkeypatch.setattr("imbalance_perturb.assembly.MEASURED_FROM", 9)
+    measured: list[int] = []
+
+    def measure(*arguments: object) -> int:
+        measured.append(8 * 2 ** len(measured))
+        return measured[-1]
+
+    monkeypatch.setattr("imbalance_perturb.assembly.measure_batch_size", measure)
+    predict(workplace)
+    before = {path: path.read_bytes() for path in Path().glob("predictions.*")}
+    finished = workplace.run(*COMMAND, "--resume")
+    assert finished.code == 0, finished.err
+    assert "9 of 9 images had been done before" in finished.err
+    assert measured == [8]
+    assert {path: path.read_bytes() for path in Path().glob("predictions.*")} == before
+    message = workplace.fails(*COMMAND, "--resume", "--batch-size", "16")
+    assert "different: the batch size (8 then, 16 now);" in message
+
+
+def test_a_finished_run_is_finished_on_every_machine(workplace: Workplace) -> None:
+    """What was left to the machine may come out otherwise on the next one; what is asked for may not."""
+    predict(workplace)
+    run = json.loads(Path("predictions.run.json").read_text())
+    run["execution"] |= {"device_name": "NVIDIA H100", "precision": "auto", "low_dtype": "bf16"}
+    Path("predictions.run.json").write_text(json.dumps(run))
+    finished = workplace.run(*COMMAND, "--resume")
+    assert finished.code == 0, finished.err
+    message = workplace.fails(*COMMAND, "--resume", "--device", "cpu")
+    assert "different: the device (NVIDIA H100 then, CPU now);" in message
+    assert "different: precision (auto then, fp32 now)" in workplace.fails(*COMMAND, "--resume", "--precision", "fp32")
+
+
+def test_an_image_that_was_replaced_is_noticed(workplace: Workplace) -> None:
+    """--resume on a run whose images have other sizes in bytes now is refused; the other images are not told apart."""
+    predict(workplace)
+    Path("images/2.png").write_bytes(Path("images/2.png").read_bytes() + b"more")
+    assert "different: the images (some file has another size);" in workplace.fails(*COMMAND, "--resume")
+    Path("images/2.png").unlink()
+    assert "different: the list of images;" in workplace.fails(*COMMAND, "--resume")
+
+
+def test_predictions_in_several_formats_stand_side_by_side(workplace: Workplace) -> None:
+    """Each has its own run file, and none orphans another's."""
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        assert workplace.run(*COMMAND, "-o", f"results{suffix}").code == 0
+    names = {path.name for path in Path().glob("results*")}
+    assert names == {
+        *("results.csv", "results.jsonl", "results.parquet"),
+        *("results.run.json", "results.jsonl.run.json", "results.parquet.run.json"),
+    }
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        assert workplace.run(*COMMAND, "-o", f"results{suffix}", "--resume").code == 0
+        assert workplace.run("verify", f"results{suffix}").code == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc/self/fd")
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_files_are_closed_before_they_are_renamed_or_removed(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """As Windows demands: in a whole run, one cut off, one resumed, and one cut off before its run file."""
+    calls: list[str] = []
+
+    def refusing(name: str) -> None:
+        real = getattr(os, name)
+
+        def checked(*paths: str | Path, **more: object) -> None:
+            calls.append(name)
+            opened = {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}
+            for path in paths:
+                if os.path.realpath(path) in opened:
+                    raise PermissionError(13, "The process cannot access the file", str(path))
+            real(*paths, **more)
+
+        monkeypatch.setattr(os, name, checked)
+
+    for name in ("unlink", "replace", "rename", "remove"):
+        refusing(name)
+    out = f"out{suffix}"
+    Path("images/9_broken.png").write_bytes(b"no image")
+    command = (*COMMAND, "--batch-size", "1", "--workers", "0", "-o", out)
+    assert workplace.run(*command).code == 3
+    whole = Path(out).read_bytes()
+    cut = workplace.run(*command, "--on-error", "fail")
+    assert cut.code == 1
+    assert "9_broken.png: " in cut.err
+    assert workplace.run(*command, "--resume").code == 3
+    with monkeypatch.context() as patched:
+
+        def full(path: Path, data: object) -> None:
+            raise OutputFileError(f"{path}: writing stopped")
+
+        patched.setattr("imbalance_perturb.runs.write_json", full)
+        assert "run.json: writing stopped" in workplace.run(*command).err
+    assert workplace.run(*command, "--resume").code == 3
+    assert Path(out).read_bytes() == whole
+    assert {"unlink", "replace"} <= set(calls)
+    assert not [path.name for path in Path().iterdir() if path.suffix in (".partial", ".progress", ".tmp")]

@@ -26,7 +26,7 @@ def test_a_run_reproduces(workplace: Workplace, suffix: str) -> None:
     """All rows of a run come out again to the last digit, those of images that failed with their errors."""
     Path("images/broken.png").write_bytes(b"no image")
     predict(workplace, f"out{suffix}", "--probs")
-    found = verify(workplace, "out.run.json")
+    found = verify(workplace, "out.run.json" if suffix == ".csv" else f"out{suffix}.run.json")
     assert (found["total"], found["sampled"], found["reproduced"]) == (10, 10, 10)
     assert found["identical"] >= 9
     assert found["largest_difference"] < 1e-6
@@ -64,6 +64,7 @@ def test_an_image_that_was_replaced_or_removed_is_found(workplace: Workplace) ->
     found = verify(workplace, "out.run.json", code=1)
     assert found["reproduced"] == 7
     assert [image for image, _ in found["mismatches"]] == ["0.png", "2.png"]
+    assert found["notes"] == ["the images (some file has another size)"]
     assert found["mismatches"][0][1] == "error none then, 'no such file or directory' now"
 
 

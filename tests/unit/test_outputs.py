@@ -3,7 +3,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import resource
+import stat
+import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +17,15 @@ import pytest
 
 from imbalance_perturb.cells import decode_path, decode_text
 from imbalance_perturb.errors import OutputFileError
-from imbalance_perturb.outputs import check_output, open_whole, partial_path, run_path, sha256, write_json
+from imbalance_perturb.journal import check_place, open_journal, progress_path, read_unfinished, rows_path
+from imbalance_perturb.outputs import (
+    check_output,
+    open_whole,
+    run_path,
+    sha256,
+    write_json,
+    write_whole,
+)
 from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.row_formats import RowLayout, open_rows
 
@@ -88,8 +101,8 @@ def test_rows_say_what_was_corrected(tmp_path: Path, probabilities: bool) -> Non
     assert [record["corrected"] for record in records] == [True, None, False]
 
 
-def test_a_file_is_whole_or_under_another_name(tmp_path: Path) -> None:
-    """An interruption leaves what was written under .partial and nothing under the final name."""
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    """An interruption leaves the old file under its name, and nothing beside it."""
     path = tmp_path / "p.csv"
     path.write_text("old")
 
@@ -101,10 +114,10 @@ def test_a_file_is_whole_or_under_another_name(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert path.read_text() == "old"
-    assert "a.png" in partial_path(path).read_text()
+    assert list(tmp_path.iterdir()) == [path]
     write(path, probabilities=False)
     assert "c.png" in path.read_text()
-    assert not partial_path(path).exists()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_names_that_are_not_utf8_do_not_end_the_run(tmp_path: Path) -> None:
@@ -171,7 +184,7 @@ def test_parquet(tmp_path: Path, probabilities: bool) -> None:
     if probabilities:
         assert table.column_names[8:] == ["p_nv", "p_mel,anoma", "base_p_nv", "base_p_mel,anoma"]
         assert [record["p_nv"] for record in records] == [0.25, None, 0.8, None]
-    assert not partial_path(path).exists()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_parquet_is_written_in_groups_and_the_same_bytes_each_time(
@@ -191,8 +204,8 @@ def test_parquet_is_written_in_groups_and_the_same_bytes_each_time(
     assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [4, 4, 2]
 
 
-def test_an_interrupted_parquet_file_has_another_name(tmp_path: Path) -> None:
-    """An interruption leaves no file under the final name."""
+def test_an_interrupted_parquet_file_is_not_there(tmp_path: Path) -> None:
+    """An interruption leaves no file, under whatever name."""
     pytest.importorskip("pyarrow", reason="needs pyarrow (the extra parquet)")
     path = tmp_path / "p.parquet"
 
@@ -203,27 +216,34 @@ def test_an_interrupted_parquet_file_has_another_name(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert not path.exists()
-    assert partial_path(path).exists()
+    assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 4,096 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.parquet"])
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
     """No space left ends in one line that names the file, and nothing stands under the final name."""
     path = tmp_path / name
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow", reason="needs pyarrow (the extra parquet)")
-    partial_path(path).symlink_to("/dev/full")
 
     def fill() -> None:
         with open_rows(str(path), RowLayout()) as write_row:
             for index in range(20000):
                 write_row(PredictionRow(f"{index}.png", error="x" * 100))
 
-    with pytest.raises(OutputFileError, match=rf"{name}: writing stopped \(No space left on device\)"):
+    with pytest.raises(OutputFileError, match=rf"{name}: writing stopped \(File too large\)"):
         fill()
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_parquet_without_pyarrow_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,14 +255,218 @@ def test_parquet_without_pyarrow_is_refused_before_the_run(tmp_path: Path, monke
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
-    """An unknown suffix, a missing folder and a folder in the file's place are errors before any work."""
+    """An unknown suffix, a missing folder and what is no file in the file's place are errors before any work."""
     with pytest.raises(OutputFileError, match=r"use \.csv, \.jsonl or \.parquet, or - for stdout"):
         check_output(tmp_path / "p.xlsx")
     with pytest.raises(OutputFileError, match="there is no folder"):
         check_output(tmp_path / "no" / "p.csv")
-    (tmp_path / "p.csv.partial").mkdir()
-    with pytest.raises(OutputFileError, match=r"p\.csv: cannot be written"), open_whole(tmp_path / "p.csv"):
+    (tmp_path / "p.csv").mkdir()
+    (tmp_path / "link.csv").symlink_to("p.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "null.csv").symlink_to("/dev/null")
+    (tmp_path / "file").write_text("")
+    for name, message in (
+        ("p.csv", "is a folder, not a file"),
+        ("link.csv", "is a folder, not a file"),
+        ("pipe.csv", "is a device or pipe, not a file"),
+        ("null.csv", "is a device or pipe, not a file"),
+        ("file/p.csv", "there is no folder"),
+        (f"{'n' * 252}.csv", r"cannot be written \(File name too long\)"),
+    ):
+        with pytest.raises(OutputFileError, match=rf"{name}: {message}"):
+            check_output(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe.csv").stat().st_mode)
+    with pytest.raises(OutputFileError, match=r"p\.csv: is a folder"), open_whole(tmp_path / "p.csv"):
         pass
+
+
+def test_a_folder_that_takes_no_file_is_found_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the permissions say, a file is made where one is to be, and its failure is the message."""
+    with pytest.raises(OutputFileError, match=r"^/proc/x\.csv: cannot be written \(.+\); choose another place$"):
+        check_output(Path("/proc/x.csv"))
+    path = tmp_path / "p.csv"
+    check_output(path)
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(*arguments: object, **more: object) -> int:
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr("io.open", refuse)
+    with pytest.raises(OutputFileError, match=r"p\.csv: cannot be written \(Read-only file system\)"):
+        check_output(path)
+
+
+def test_a_file_that_cannot_be_replaced_is_found_by_trying(tmp_path: Path) -> None:
+    """An immutable file is refused before any work; one that only may not be written is replaced."""
+    path = tmp_path / "p.csv"
+    path.write_text("old")
+    path.chmod(0o444)
+    check_output(path)
+    if subprocess.run(["chattr", "+i", path], capture_output=True, check=False).returncode:
+        pytest.skip("needs chattr +i: root, and a file system that has it")
+    try:
+        with pytest.raises(OutputFileError, match=r"p\.csv: cannot be written \(Operation not permitted\)"):
+            check_output(path)
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+def test_what_belongs_to_another_user_is_left_alone(tmp_path: Path) -> None:
+    """In a folder for all, another user's file cannot be replaced, and another's rows are not gone on with."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for name in ("p.csv", "q.csv.partial", "r.csv.progress"):
+        (shared / name).write_text("")
+        (shared / name).chmod(0o666)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(OutputFileError, match=r"p\.csv: is another user's, who alone may replace it"):
+            check_output(shared / "p.csv")
+        for name, beside in (("q.csv", "q.csv.partial"), ("r.csv", "r.csv.progress")):
+            with pytest.raises(OutputFileError, match=f"{beside}: belongs to another user, so it is not used"):
+                check_place(shared / name)
+    finally:
+        os.seteuid(0)
+
+
+def test_files_written_whole_have_names_that_nobody_can_foresee(tmp_path: Path) -> None:
+    """Links laid at every name that could be foreseen are not written through, and the names differ each time."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path = tmp_path / "p.json"
+    for name in ("p.json.partial", "p.json.tmp", ".p.json.tmp", "p.json"):
+        (tmp_path / name).symlink_to(victim)
+    seen = set()
+    for _ in range(3):
+        with open_whole(path) as stream:
+            (temporary,) = (Path(entry) for entry in tmp_path.glob(".p.json.*.tmp"))
+            seen.add(temporary.name)
+            assert os.path.samestat(temporary.stat(), os.fstat(stream.fileno()))
+            stream.write("new")
+    assert len(seen) == 3
+    assert victim.read_text() == "precious"
+    assert (path.read_text(), path.is_symlink()) == ("new", False)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", [rows_path, progress_path])
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "second name", "pipe", "folder"])
+def test_rows_go_into_files_of_ones_own_alone(tmp_path: Path, suffix: str, name: object, kind: str) -> None:
+    """Whatever else lies where a run's rows or marks are to be is refused in one line, and nothing goes there."""
+    assert callable(name)
+    path = tmp_path / f"p{suffix}"
+    victim, beside = tmp_path / "victim", name(path)
+    if kind != "link to nothing":
+        victim.write_text("precious")
+    match kind:
+        case "second name":
+            beside.hardlink_to(victim)
+        case "pipe":
+            os.mkfifo(beside)
+        case "folder":
+            beside.mkdir()
+        case _:
+            beside.symlink_to(victim)
+
+    def begin() -> None:
+        with open_journal(path, RowLayout(), {}, resume=False) as (journal, _):
+            journal.write(ROWS)
+            journal.commit({})
+
+    what = {"second name": "has another name, too", "pipe": "no regular file", "folder": "no regular file"}
+    for attempt in (lambda: check_place(path), begin):
+        with pytest.raises(
+            OutputFileError, match=f"{beside.name}: is .*{what.get(kind, 'a link')}.* so it is not used"
+        ):
+            attempt()
+    assert not path.exists()
+    assert (victim.read_text() if victim.exists() else None) == (None if kind == "link to nothing" else "precious")
+
+
+def test_rows_laid_out_by_others_are_not_read(tmp_path: Path) -> None:
+    """Marks behind a link are refused, rather than believed, and files of one's own are."""
+    path = tmp_path / "p.csv"
+    with open_journal(path, RowLayout(), {}, resume=False) as (journal, _):
+        journal.write(ROWS)
+        journal.commit({})
+    unfinished = read_unfinished(path)
+    assert unfinished is not None
+    assert unfinished.mark.rows == len(ROWS)
+    for beside in (progress_path(path), rows_path(path)):
+        moved = beside.rename(tmp_path / "moved")
+        beside.symlink_to(moved)
+        with pytest.raises(OutputFileError, match=f"{beside.name}: is a link"):
+            read_unfinished(path)
+        moved.replace(beside)
+
+
+def test_permissions_are_those_of_the_file_replaced_or_of_the_umask(tmp_path: Path) -> None:
+    """A new file gets what the umask leaves, as any other; one that is replaced hands its permissions on."""
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "new.json", {})
+        write_whole(tmp_path / "secret.toml", b"old")
+        (tmp_path / "secret.toml").chmod(0o600)
+        with open_whole(tmp_path / "secret.toml", binary=True) as stream:
+            assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == 0o600  # before anything is in it
+            stream.write(b"new")
+        (tmp_path / "p.csv").write_text("")
+        (tmp_path / "p.csv").chmod(0o604)
+        with open_journal(tmp_path / "p.csv", RowLayout(), {}, resume=False) as (journal, _):
+            journal.finish()
+    finally:
+        os.umask(before)
+    modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in tmp_path.iterdir()}
+    assert (modes["new.json"], modes["secret.toml"], modes["p.csv"]) == (0o640, 0o600, 0o604)
+    assert modes["p.csv.progress"] == 0o640
+
+
+def test_a_file_in_its_place_is_there_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the bytes are made safe, then they get their name, then the name is made safe."""
+    happened: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        happened.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        happened.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_json(tmp_path / "x.json", {})
+    assert happened == ["file", "rename", "folder"]
+    with open_journal(tmp_path / "p.csv", RowLayout(), {}, resume=False) as (journal, _):
+        assert happened.pop() == "folder"  # the names of the rows so far
+        happened.clear()
+        journal.finish()
+        assert happened == ["file", "rename", "folder"]
+
+    def unknown(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, os.strerror(22))
+
+    monkeypatch.setattr(os, "fsync", unknown)  # as some network drives do
+    write_json(tmp_path / "x.json", {"a": 1})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+
+
+def test_each_predictions_file_has_a_run_file_of_its_own() -> None:
+    """The run file of a CSV goes without its suffix, any other's keeps it."""
+    names = ("out/p.csv", "out/p.jsonl", "out/p.parquet", "out/p.x.csv", "p.CSV")
+    assert [str(run_path(Path(name))) for name in names] == [
+        "out/p.run.json",
+        "out/p.jsonl.run.json",
+        "out/p.parquet.run.json",
+        "out/p.x.run.json",
+        "p.CSV.run.json",
+    ]
 
 
 def test_json_files_and_hashes(tmp_path: Path) -> None:
@@ -254,4 +478,4 @@ def test_json_files_and_hashes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
-    assert run_path(Path("out/predictions.csv")) == Path("out/predictions.run.json")
+    assert list(tmp_path.iterdir()) == [path]

@@ -14,9 +14,9 @@ from imbalance_perturb import ClassCounts
 from imbalance_perturb.cli import evaluation_tables
 from imbalance_perturb.errors import OutputFileError
 from imbalance_perturb.evaluation import evaluate
+from imbalance_perturb.outputs import write_whole
 from imbalance_perturb.reports.evaluation_page import evaluation_page
 from imbalance_perturb.reports.evaluation_plots import plot_evaluation
-from imbalance_perturb.reports.files import write_whole
 from imbalance_perturb.scores import Evaluation
 from imbalance_perturb.wording import by_count, interval_text, p_text, share_text
 
@@ -131,7 +131,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(OutputFileError, match=r"none/r\.html: cannot be written \(No such file"):
         write_whole(tmp_path / "none" / "r.html", b"x")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputFileError, match="cannot be written"):
+    with pytest.raises(OutputFileError, match="folder: is a folder, not a file"):
         write_whole(tmp_path / "folder", b"x")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "r.html"]
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbalance_perturb.errors import SettingsError
-from imbalance_perturb.images import ImageList
-from imbalance_perturb.shards import Shard, list_sha256, parse_shard
+from imbalance_perturb.images import ImageList, iter_sizes
+from imbalance_perturb.shards import Shard, files_sha256, list_sha256, parse_shard
 
 
 @given(names=st.lists(st.text(min_size=1), unique=True), count=st.integers(1, 9))
@@ -48,3 +48,15 @@ def test_the_hash_of_a_list_tells_lists_apart() -> None:
     """Names, their order and their ends all count."""
     assert list_sha256(["a", "b"]) == list_sha256(("a", "b"))
     assert len({list_sha256(names) for names in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], [], ["a\udcff"])}) == 6
+
+
+def test_the_hash_of_files_tells_their_sizes_apart(tmp_path: Path) -> None:
+    """Names and sizes count; what is no file, or is gone, has none, and does not end the search."""
+    (tmp_path / "a.png").write_bytes(b"123")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to("a.png")
+    names = ["a.png", "bad\udcff.png", "folder.png", "link.png", "no\0name.png"]
+    sizes = list(iter_sizes(tmp_path, names))
+    assert sizes == [3, None, None, 3, None]
+    others = [(names, [4, *sizes[1:]]), (names, [3, 0, *sizes[2:]]), (names[1:], sizes[1:]), (names[:1], [3])]
+    assert len({files_sha256(*each) for each in ((names, sizes), *others)}) == 5
