@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imbalance_perturb.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
-from imbalance_perturb.counts import ClassCounts, load_class_counts
+from imbalance_perturb.counts import ClassCounts, CountsFile, read_counts_file
 from imbalance_perturb.decoding import load_pixels
 from imbalance_perturb.errors import ImageError, ImbperturbError, SettingsError, first_line
 from imbalance_perturb.execution import Execution, select_execution
@@ -37,11 +37,13 @@ FALLBACK_SIZE = (224, 224)
 class Assembly:
     """Everything that turns images into predictions, checked: the model takes what preprocessing makes of an image.
 
+    ``counts_sha256`` is of the bytes that the counts were read from, as that in ``model.info`` is of the model's.
     ``debiased`` is the correction in full precision, ``low`` the same in low precision where the execution has one.
     """
 
     settings: Settings
     counts: ClassCounts
+    counts_sha256: str
     target: Tensor
     model: LoadedClassifier
     probe: ProbeResult
@@ -63,19 +65,27 @@ class Probed(NamedTuple):
     optimisation: Optimisation
 
 
-def assemble(settings: Settings, images: ImageList, *, exact: bool = False, n_images: int | None = None) -> Assembly:
+def assemble(
+    settings: Settings,
+    images: ImageList,
+    *,
+    counts_file: CountsFile | None = None,
+    exact: bool = False,
+    n_images: int | None = None,
+) -> Assembly:
     """Load, check and connect model, counts and preprocessing for these images.
 
     Args:
         settings: of the run.
         images: what it is about.
+        counts_file: what :func:`load_counts` gave, where it was needed before.
         n_images: of how many images it is a part; by default those of the whole list.
         exact: in full precision throughout, as a choice between corrections must be.
 
     Raises:
         ImbperturbError: the first thing that is wrong, with its remedy.
     """
-    counts = load_counts(settings.model)
+    counts, counts_sha256 = counts_file or load_counts(settings.model)
     target = select_target(settings, counts)
     n_images = len(images.everything) if n_images is None else n_images
     execution = select_execution(settings.run, n_images, exact=exact)
@@ -92,6 +102,7 @@ def assemble(settings: Settings, images: ImageList, *, exact: bool = False, n_im
     return Assembly(
         settings=settings,
         counts=counts,
+        counts_sha256=counts_sha256,
         target=target,
         model=probed.model,
         probe=probed.probe,
@@ -165,11 +176,11 @@ def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> 
     return replace(execution, notes=tuple(notes))
 
 
-def load_counts(settings: ModelSettings) -> ClassCounts:
-    """The class counts that the settings name."""
+def load_counts(settings: ModelSettings) -> CountsFile:
+    """The class counts that the settings name, and the hash of their file."""
     if settings.counts is None:
         raise SettingsError("no class counts are given; name a JSON file with {class: count} after the model")
-    return load_class_counts(settings.counts)
+    return read_counts_file(settings.counts)
 
 
 def select_target(settings: Settings, counts: ClassCounts) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 
 from imbalance_perturb.assembly import Assembly
 from imbalance_perturb.images import ImageList
-from imbalance_perturb.outputs import sha256
 from imbalance_perturb.row_formats import RowLayout
 from imbalance_perturb.shards import Shard, list_sha256
 
@@ -67,8 +66,8 @@ def describe_making(
             "numpy": np.__version__,
             "pydicom": _installed("pydicom"),
         },
-        "model": {"sha256": sha256(str(settings.model.model)), **asdict(assembly.model.info)},
-        "counts": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
+        "model": asdict(assembly.model.info),
+        "counts": {"path": settings.model.counts, "sha256": assembly.counts_sha256},
         "classes": [
             {"index": index, "name": name, "count": count, "target": p}
             for index, (name, count, p) in enumerate(

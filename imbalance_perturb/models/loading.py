@@ -9,16 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line
+from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, UntrustedModelError, first_line
 from imbalance_perturb.models.checkpoint import parse_checkpoint
 from imbalance_perturb.models.files import (
     read_checkpoint,
     read_export,
     read_safetensors,
+    read_snapshot,
     read_torchscript,
     sniff,
 )
 from imbalance_perturb.models.networks import Built, build_network, parameter_count
+from imbalance_perturb.models.snapshot import Snapshot
 from imbalance_perturb.models.wrapping import LoadedClassifier, ModelInfo, look_at_output
 
 #: Of one message: tensors may have names of any length.
@@ -41,7 +43,7 @@ def load_classifier(
     arch: str | None = None,
     factory: str | None = None,
     outputs: str = "auto",
-    trust_model_file: bool = False,
+    trust_model_file: bool | str = False,
     input_shape: tuple[int, ...] = (3, 224, 224),
 ) -> LoadedClassifier:
     """A trained classifier as a frozen module that returns (N, C) logits, on the CPU and in float32.
@@ -52,12 +54,12 @@ def load_classifier(
             ``timm:NAME``; by default it is recognised from the tensors.
         factory: ``package.module:function`` that builds the network, called with ``num_classes=``.
         outputs: what the network returns: ``logits``, ``probabilities``, or ``auto`` to find out.
-        trust_model_file: accept a file that needs code to load.
+        trust_model_file: accept a file that needs code to load; with a SHA-256, in hexadecimal, only the file of that.
         input_shape: (channels, height, width) of an input, to try a network of unknown make on.
 
     Raises:
         ModelFileError: if the file is missing, damaged or of another format.
-        UntrustedModelError: if loading would run code and ``trust_model_file`` is not given.
+        UntrustedModelError: if loading would run code and ``trust_model_file`` is not given, or is another file's hash.
         ArchitectureError: if the network is not known or the tensors do not fit it.
         ModelOutputError: if the network fails on ``input_shape`` or returns no logits.
         SettingsError: for an argument out of range.
@@ -86,30 +88,41 @@ def _load(
     arch: str | None,
     factory: str | None,
     outputs: str,
-    trust_model_file: bool,
+    trust_model_file: bool | str,
     input_shape: tuple[int, ...],
 ) -> LoadedClassifier:
-    kind = sniff(path)
+    snapshot = read_snapshot(path)
+    trust = _is_trusted(snapshot, trust_model_file)
+    kind = sniff(snapshot.open(), path)
     if kind == "torchscript":
-        found: _Opaque | Built = _torchscript(path, trust=trust_model_file)
+        found: _Opaque | Built = _torchscript(snapshot, trust=trust)
     elif kind == "export":
-        found = _export(path, trust=trust_model_file)
+        found = _export(snapshot, trust=trust)
     else:
-        found = _tensors(path, kind, arch=arch, factory=factory, trust=trust_model_file)
+        found = _tensors(snapshot, kind, arch=arch, factory=factory, trust=trust)
     if isinstance(found, Built):
-        return _wrap_built(found, path, outputs, input_shape)
+        return _wrap_built(found, snapshot, outputs, input_shape)
     if arch or factory:
         given = "arch" if arch else "factory"
         found = found._replace(notes=(*found.notes, f"--{given} is of no use here: the file brings its own network"))
-    return _wrap_opaque(found, path, outputs, input_shape)
+    return _wrap_opaque(found, snapshot, outputs, input_shape)
 
 
-def _tensors(path: Path, kind: str, *, arch: str | None, factory: str | None, trust: bool) -> _Opaque | Built:
-    note = None
+def _is_trusted(snapshot: Snapshot, trust: bool | str) -> bool:
+    if isinstance(trust, str) and trust.lower() != snapshot.sha256:
+        raise UntrustedModelError(
+            f"{snapshot.path}: this is not the file that was trusted: its SHA-256 is {snapshot.sha256}, that of the"
+            f" trusted one {trust}; put that back, or, if you trust this one too, run imbperturb init again"
+        )
+    return bool(trust)
+
+
+def _tensors(snapshot: Snapshot, kind: str, *, arch: str | None, factory: str | None, trust: bool) -> _Opaque | Built:
+    note, path = None, snapshot.path
     if kind == "safetensors":
-        parsed = parse_checkpoint(read_safetensors(path), path)
+        parsed = parse_checkpoint(read_safetensors(snapshot), path)
     else:
-        content, note = read_checkpoint(path, trust=trust)
+        content, note = read_checkpoint(snapshot, trust=trust)
         parsed = parse_checkpoint(content, path)
     notes = (note,) if note else ()
     if isinstance(parsed, nn.DataParallel):
@@ -121,13 +134,13 @@ def _tensors(path: Path, kind: str, *, arch: str | None, factory: str | None, tr
     return build_network(parsed, path, arch=arch, factory=factory, kind=name)
 
 
-def _torchscript(path: Path, *, trust: bool) -> _Opaque:
-    module = read_torchscript(path, trust=trust)
+def _torchscript(snapshot: Snapshot, *, trust: bool) -> _Opaque:
+    module = read_torchscript(snapshot, trust=trust)
     return _in_float32(_Opaque(module, "torchscript", shape=(_first_channels(module), None, None)))
 
 
-def _export(path: Path, *, trust: bool) -> _Opaque:
-    program = read_export(path, trust=trust)
+def _export(snapshot: Snapshot, *, trust: bool) -> _Opaque:
+    path, program = snapshot.path, read_export(snapshot, trust=trust)
     try:
         return _program(program, path)
     except ModelOutputError:
@@ -185,8 +198,8 @@ def _in_float32(found: _Opaque) -> _Opaque:
     return found._replace(network=found.network.float(), notes=(*found.notes, note))
 
 
-def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
-    notes = found.notes
+def _wrap_built(found: Built, snapshot: Snapshot, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+    notes, path = found.notes, snapshot.path
     if found.kind == "factory" or outputs == "probabilities":
         shape = _input_for(input_shape, (found.in_channels, *(found.fixed_size or (None, None))))
         outputs, classes, more = look_at_output(found.network, shape, outputs, (1, None), str(path))
@@ -195,6 +208,7 @@ def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, 
         outputs, classes = "logits", found.num_classes
     info = ModelInfo(
         path=str(path),
+        sha256=snapshot.sha256,
         format=found.kind,
         arch=found.arch,
         num_classes=classes,
@@ -208,7 +222,8 @@ def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, 
     return LoadedClassifier(found.network, info)
 
 
-def _wrap_opaque(found: _Opaque, path: Path, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+def _wrap_opaque(found: _Opaque, snapshot: Snapshot, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+    path = snapshot.path
     for module in found.network.modules():
         if getattr(module, "training", False):
             module.training = False
@@ -218,6 +233,7 @@ def _wrap_opaque(found: _Opaque, path: Path, outputs: str, input_shape: tuple[in
     height, width = found.shape[1:] if len(found.shape) == 3 else (None, None)
     info = ModelInfo(
         path=str(path),
+        sha256=snapshot.sha256,
         format=found.kind,
         arch=None,
         num_classes=classes,
