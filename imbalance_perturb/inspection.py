@@ -46,7 +46,7 @@ def inspect_model(settings: Settings) -> Inspection:
     Raises:
         ImbperturbError: whatever is wrong with the model file, the counts, or the two together.
     """
-    counts = None if settings.model.counts is None else load_counts(settings.model)
+    counts = None if settings.model.counts is None else load_counts(settings.model).counts
     target = None if counts is None else select_target(settings, counts)
     execution = select_execution(settings.run, None)
     probed = load_probed(settings, counts, None, execution)
@@ -87,7 +87,8 @@ def write_complete_recipe(path: Path, settings: Settings, inspection: Inspection
         settings.model,
         model=_relative(settings.model.model, path),
         counts=_relative(settings.model.counts, path),
-        arch=settings.model.arch,
+        # What was trusted are these bytes, not whatever comes to lie under the name later.
+        trust_model_file=inspection.model.sha256 if settings.model.trust_model_file else False,
     )
     debias = settings.debias
     if debias.target.endswith(".json"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -59,10 +60,13 @@ class ModelSettings:
     arch: str | None = None
     factory: str | None = None
     outputs: str = "auto"
-    trust_model_file: bool = False
+    trust_model_file: bool | str = False  # a text is the SHA-256 of the only file that is trusted
 
     def __post_init__(self) -> None:
         _check_text_and_flags(self)
+        trust = self.trust_model_file
+        ok = isinstance(trust, bool) or (isinstance(trust, str) and re.fullmatch("[0-9a-f]{64}", trust) is not None)
+        _check(ok, "trust_model_file", trust, "true, false or the SHA-256 of the model file")
         _one_of("outputs", self.outputs, OUTPUTS)
         if self.arch and self.factory:
             raise SettingsError("arch and factory are both given; each names the network, so give one")

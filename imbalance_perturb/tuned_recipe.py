@@ -36,7 +36,9 @@ def update_tuned_recipe(recipe: Path, settings: Settings, tuning: Tuning) -> dic
         SettingsError, OutputFileError: if the recipe cannot be read or written.
     """
     own = merge_settings(load_recipe(recipe))
-    if own.model != settings.model or own.preprocess != settings.preprocess:
+    # Whether its code may run is no part of what a model is.
+    model = replace(own.model, trust_model_file=settings.model.trust_model_file)
+    if model != settings.model or own.preprocess != settings.preprocess:
         return None
     before, after = asdict(own.debias), asdict(tuned_debias(tuning, settings.debias))
     # A value of None cannot be written, and no option sets one.

@@ -253,6 +253,12 @@ def init(
     say = render.Narrator(quiet)
     say.inspection(inspection)
     say.line(f"recipe: {out} (commands run from its folder read it by themselves)")
+    for given, option in (
+        (settings.model.factory, "--factory"),
+        (settings.model.trust_model_file, "--trust-model-file"),
+    ):
+        if given:
+            say.line(f"note: a recipe cannot make code run: give {option} again in each run")
 
 
 @app.command()

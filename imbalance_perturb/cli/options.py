@@ -49,7 +49,8 @@ class ModelOptions:
     factory: Annotated[
         str | None,
         Option(
-            help="package.module:function that builds the network, called with num_classes=.",
+            help="package.module:function that builds the network, called with num_classes=. Given again in each run: a"
+            " recipe cannot make code run.",
             rich_help_panel=_MODEL,
         ),
     ] = None
@@ -60,8 +61,8 @@ class ModelOptions:
     trust_model_file: Annotated[
         bool | None,
         Option(
-            "--trust-model-file",
-            help="Load a model file that runs code of its own. Only for files you made.",
+            "--trust-model-file/--no-trust-model-file",
+            help="Load a model file that runs code of its own. Only for files you made; no recipe can give it.",
             rich_help_panel=_MODEL,
         ),
     ] = None
