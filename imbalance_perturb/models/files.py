@@ -211,12 +211,20 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def importable_from_here() -> Iterator[None]:
-    """Inside: modules in the current directory can be imported, as they can in a script that lies there."""
-    sys.path.insert(0, str(Path.cwd()))
+    """Inside: modules in the current folder can be imported, where no installed package has their name.
+
+    For code that the command line of this run, or the argument of this call, has granted; nothing else comes here.
+    """
+    here = str(Path.cwd())
+    sys.path.append(here)  # last: a torch.py or numpy.py in it is not taken for the package
     try:
         yield
     finally:
-        sys.path.remove(str(Path.cwd()))
+        # From the end: the caller may have had the folder before, and what ran here may have taken ours out.
+        for index in range(len(sys.path) - 1, -1, -1):
+            if sys.path[index] == here:
+                del sys.path[index]
+                break
 
 
 def _load_export(snapshot: Snapshot) -> torch.export.ExportedProgram:
