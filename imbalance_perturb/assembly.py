@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imbalance_perturb.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.classifier import PerturbedClassifier
-from imbalance_perturb.counts import ClassCounts, load_class_counts, name_classes
+from imbalance_perturb.counts import ClassCounts, CountsFile, name_classes, read_counts_file
 from imbalance_perturb.decoding import in_slices, iter_decoded
 from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError, first_line
 from imbalance_perturb.execution import Execution, select_execution
@@ -43,11 +43,13 @@ FALLBACK_SIZE = (224, 224)
 class Assembly:
     """Everything that turns images into predictions, checked: the model takes what preprocessing makes of an image.
 
+    ``counts_sha256`` is of the bytes that the counts were read from, as that in ``model.info`` is of the model's.
     ``debiased`` is the correction in full precision, ``low`` the same in low precision where the execution has one.
     """
 
     settings: Settings
     counts: ClassCounts
+    counts_sha256: str
     target: Tensor
     model: LoadedClassifier
     probe: ProbeResult
@@ -69,19 +71,27 @@ class Probed(NamedTuple):
     optimisation: Optimisation
 
 
-def assemble(settings: Settings, images: ImageList, *, exact: bool = False, n_images: int | None = None) -> Assembly:
+def assemble(
+    settings: Settings,
+    images: ImageList,
+    *,
+    counts_file: CountsFile | None = None,
+    exact: bool = False,
+    n_images: int | None = None,
+) -> Assembly:
     """Load, check and connect model, counts and preprocessing for these images.
 
     Args:
         settings: of the run.
         images: what it is about.
+        counts_file: what :func:`load_counts` gave, where it was needed before.
         n_images: of how many images it is a part; by default those of the whole list.
         exact: in full precision throughout, as a choice between corrections must be.
 
     Raises:
         ImbperturbError: the first thing that is wrong, with its remedy.
     """
-    counts = load_counts(settings.model)
+    counts, counts_sha256 = counts_file or load_counts(settings.model)
     target = select_target(settings, counts)
     n_images = len(images.everything) if n_images is None else n_images
     execution = select_execution(settings.run, n_images, exact=exact)
@@ -98,6 +108,7 @@ def assemble(settings: Settings, images: ImageList, *, exact: bool = False, n_im
     return Assembly(
         settings=settings,
         counts=counts,
+        counts_sha256=counts_sha256,
         target=target,
         model=probed.model,
         probe=probed.probe,
@@ -171,15 +182,19 @@ def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> 
     return replace(execution, notes=tuple(notes))
 
 
-def load_counts(settings: ModelSettings) -> ClassCounts:
-    """The class counts that the settings name; classes called by index get the names that the model file has."""
+def load_counts(settings: ModelSettings) -> CountsFile:
+    """The class counts that the settings name, and the hash of their file.
+
+    Classes called by index get the names that the model file has; those of the model that is then loaded are held
+    against them once more.
+    """
     if settings.counts is None:
         raise SettingsError("no class counts are given; name a JSON file with {class: count} after the model")
-    counts = load_class_counts(settings.counts)
-    if not counts.indexed or settings.model is None:
-        return counts
-    found = read_class_names(settings.model, len(counts), trust_model_file=settings.trust_model_file)
-    return counts if found is None else _agree(counts, found.names, settings)
+    file = read_counts_file(settings.counts)
+    if not file.counts.indexed or settings.model is None:
+        return file
+    found = read_class_names(settings.model, len(file.counts), trust_model_file=settings.trust_model_file)
+    return file if found is None else file._replace(counts=_agree(file.counts, found.names, settings))
 
 
 def _agree(counts: ClassCounts, names: tuple[str, ...], settings: ModelSettings) -> ClassCounts:

@@ -27,7 +27,6 @@ from imbalance_perturb.labelled_images import LabelledImages, find_labelled_imag
 from imbalance_perturb.lineup import Comparison, MethodResult
 from imbalance_perturb.lineup_scoring import score_lineup
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
-from imbalance_perturb.outputs import sha256
 from imbalance_perturb.prediction import iter_inputs
 from imbalance_perturb.settings import Settings
 from imbalance_perturb.sweep import Sweep
@@ -69,13 +68,14 @@ def compare_methods(
         ImbperturbError: the first thing that is wrong, before a model runs where that can be told before.
     """
     options = options or ComparisonOptions()
-    counts = load_counts(settings.model)
+    counts_file = load_counts(settings.model)
+    counts = counts_file.counts
     val = find_labelled_images(files.val, files.labels, counts.names)
     _check_labels(val, files, len(counts), counts.smallest, options.rule)
     test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
     if test is not None:
         _check_disjoint(val.images, test.images, files)
-    assembly = assemble(settings, val.images, exact=True)
+    assembly = assemble(settings, val.images, counts_file=counts_file, exact=True)
     describe(assembly)
     run = ComparisonRun(assembly, options, progress, _last_layer(assembly, val.images, options))
     cached = run.cache(val.images, run.grid())
@@ -220,8 +220,8 @@ def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
     debias = {k: v for k, v in asdict(settings.debias).items() if k not in ("eps", "tau", "steps")}
     return {
         "files": {name: path for name, path in asdict(files).items() if path is not None},
-        "model": {"path": settings.model.model, "sha256": sha256(str(settings.model.model))},
-        "counts_file": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
+        "model": {"path": settings.model.model, "sha256": run.assembly.model.info.sha256},
+        "counts_file": {"path": settings.model.counts, "sha256": run.assembly.counts_sha256},
         "settings": {
             "eps_grid": list(options.eps_grid),
             "tau_grid": list(options.tau_grid),

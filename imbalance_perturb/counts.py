@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from imbalance_perturb.errors import CountsError, ImbperturbError
 
@@ -219,11 +220,25 @@ def load_class_counts(path: str | Path) -> ClassCounts:
     Raises:
         CountsError: naming the file, what is wrong with it and what is expected.
     """
+    return read_counts_file(path).counts
+
+
+class CountsFile(NamedTuple):
+    """Class counts, and the SHA-256 of the very bytes that they were read from."""
+
+    counts: ClassCounts
+    sha256: str
+
+
+def read_counts_file(path: str | Path) -> CountsFile:
+    """As :func:`load_class_counts`, with the hash of what was read."""
     path = Path(path)
     try:
-        return parse_class_counts(read_json(path, _FORMS, CountsError))
+        content = _read_bytes(path, _FORMS, CountsError)
+        counts = parse_class_counts(_parse_json(content, _FORMS, CountsError))
     except CountsError as error:
         raise type(error)(f"{path}: {error}") from None
+    return CountsFile(counts, hashlib.sha256(content).hexdigest())
 
 
 def read_json(path: Path, expected: str, error_type: type[ImbperturbError]) -> Any:
@@ -232,10 +247,19 @@ def read_json(path: Path, expected: str, error_type: type[ImbperturbError]) -> A
     Raises:
         ``error_type``: with the cause and what was ``expected``; the caller adds the file's name.
     """
+    return _parse_json(_read_bytes(path, expected, error_type), expected, error_type)
+
+
+def _read_bytes(path: Path, expected: str, error_type: type[ImbperturbError]) -> bytes:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes()
     except OSError as error:
         raise error_type(f"cannot be read ({error.strerror}); expected a JSON file with {expected}") from None
+
+
+def _parse_json(content: bytes, expected: str, error_type: type[ImbperturbError]) -> Any:
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise error_type(f"is not UTF-8 text; expected a JSON file with {expected}") from None
     if not text.strip():

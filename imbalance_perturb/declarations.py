@@ -82,6 +82,17 @@ class Flag(Allowed):
         return isinstance(value, bool)
 
 
+@dataclass(frozen=True)
+class FlagOrHash(Flag):
+    """A flag that is bound to one file, the one of a SHA-256, where that stands in its place."""
+
+    expected = "true, false or the SHA-256 of the model file"
+
+    def accepts(self, value: Any) -> bool:
+        """Whether it is true, false or 64 hexadecimal digits."""
+        return super().accepts(value) or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Number(Allowed):
     """A finite number, a ``whole`` one perhaps, within its bounds; true and false are none."""

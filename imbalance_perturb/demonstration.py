@@ -62,7 +62,7 @@ def run_demo(folder: Path) -> None:
     for command in COMMANDS:
         _announce(f"\n{command.why}\n$ imbperturb {shlex.join(command.arguments)}")
         result = subprocess.run(
-            [sys.executable, "-m", "imbalance_perturb", *command.arguments], cwd=folder, check=False
+            [sys.executable, "-P", "-m", "imbalance_perturb", *command.arguments], cwd=folder, check=False
         )
         if result.returncode != 0:
             raise ImbperturbError(f"'imbperturb {command.arguments[0]}' ended with exit code {result.returncode}")

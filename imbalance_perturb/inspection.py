@@ -45,7 +45,7 @@ def inspect_model(settings: Settings) -> Inspection:
     Raises:
         ImbperturbError: whatever is wrong with the model file, the counts, or the two together.
     """
-    counts = None if settings.model.counts is None else load_counts(settings.model)
+    counts = None if settings.model.counts is None else load_counts(settings.model).counts
     target = None if counts is None else select_target(settings, counts)
     execution = select_execution(settings.run, None)
     probed = load_probed(settings, counts, None, execution)
@@ -71,17 +71,21 @@ def inspect_model(settings: Settings) -> Inspection:
     )
 
 
-def write_complete_recipe(path: Path, settings: Settings, found: Preprocessing) -> None:
+def write_complete_recipe(path: Path, settings: Settings, found: Preprocessing, *, sha256: str = "") -> None:
     """Write a recipe of all settings that leaves no preprocessing to a preset; file paths relative to the recipe.
 
     Args:
         path: where to write it.
         settings: those of the run; all that is not preprocessing stands as it is.
         found: the preprocessing that they come to, as :class:`Inspection` has it.
+        sha256: of the model, which a recipe that asks to trust it is then bound to.
 
     Raises:
         OutputFileError: if the recipe cannot be written.
     """
     values = {"resize": found.resize or "none", "crop": found.crop or "none"}
     preprocess = replace(settings.preprocess, **{**vars(found), **values})
-    write_recipe(path, relative_settings(path, replace(settings, preprocess=preprocess)))
+    # What was trusted are these bytes, not whatever comes to lie under the name later.
+    trust = settings.model.trust_model_file
+    model = replace(settings.model, trust_model_file=trust and (sha256 or trust))
+    write_recipe(path, relative_settings(path, replace(settings, model=model, preprocess=preprocess)))

@@ -12,7 +12,6 @@ from typing import Any
 from imbalance_perturb.assembly import Assembly
 from imbalance_perturb.declarations import declarations
 from imbalance_perturb.images import ImageList, iter_sizes
-from imbalance_perturb.outputs import sha256
 from imbalance_perturb.row_formats import RowLayout
 from imbalance_perturb.settings import TABLES, untupled
 from imbalance_perturb.shards import Shard, files_sha256, list_sha256
@@ -76,8 +75,8 @@ def describe_making(
             "numpy": np.__version__,
             "pydicom": _installed("pydicom"),
         },
-        "model": {"sha256": sha256(str(settings.model.model)), **asdict(assembly.model.info)},
-        "counts": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
+        "model": asdict(assembly.model.info),
+        "counts": {"path": settings.model.counts, "sha256": assembly.counts_sha256},
         "classes": [
             {"index": index, "name": name, "count": count, "target": p}
             for index, (name, count, p) in enumerate(

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from imbalance_perturb.declarations import Flag, Number, PerChannel, Size, Table, Text, declarations, setting
+from imbalance_perturb.declarations import (
+    Flag,
+    FlagOrHash,
+    Number,
+    PerChannel,
+    Size,
+    Table,
+    Text,
+    declarations,
+    setting,
+)
 from imbalance_perturb.errors import SettingsError
 
 LOSSES = ("cross-entropy", "mse", "focal")
@@ -44,7 +54,8 @@ class ModelSettings(Table):
     factory: str | None = setting(
         None,
         Text(pattern="[^:]*:[^:]*", form="package.module:function"),
-        "package.module:function that builds the network, called with num_classes=.",
+        "package.module:function that builds the network, called with num_classes=. Given again in each run: a recipe"
+        " cannot make code run.",
     )
     head_activation: str | None = setting(
         None,
@@ -54,10 +65,11 @@ class ModelSettings(Table):
         default_text="ReLU where numbers show such a place, with a warning; else refused",
     )
     outputs: str = setting("auto", Text(OUTPUTS), "What the model returns:", compared=False)
-    trust_model_file: bool = setting(
+    # A text is the SHA-256 of the only file that is trusted.
+    trust_model_file: bool | str = setting(
         False,
-        Flag(off=False),
-        "Load a model file that runs code of its own. Only for files you made.",
+        FlagOrHash(),
+        "Load a model file that runs code of its own. Only for files you made; no recipe can give it.",
         compared=False,
     )
 

@@ -22,7 +22,9 @@ def tuned_debias(tuning: Tuning, debias: DebiasSettings) -> DebiasSettings:
 def is_of_recipe(recipe: Path, settings: Settings) -> bool:
     """Whether settings have the model, the counts and the preprocessing of a recipe, which then gets their choice."""
     own = merge_settings(load_recipe(recipe))
-    return own.model == settings.model and own.preprocess == settings.preprocess
+    # Whether its code may run is no part of what a model is.
+    model = replace(own.model, trust_model_file=settings.model.trust_model_file)
+    return model == settings.model and own.preprocess == settings.preprocess
 
 
 def update_tuned_recipe(recipe: Path, settings: Settings, tuning: Tuning) -> dict[str, Any] | None:

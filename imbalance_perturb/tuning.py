@@ -18,7 +18,6 @@ from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.errors import ImageFolderError, SettingsError
 from imbalance_perturb.intervals import difference_interval
 from imbalance_perturb.labelled_images import LabelledImages
-from imbalance_perturb.outputs import sha256
 from imbalance_perturb.perturbation import LossSpec
 from imbalance_perturb.scores import Interval
 from imbalance_perturb.selection import Figures, Selection, select_by_cross_validation
@@ -231,8 +230,8 @@ def _source(assembly: Assembly, labelled: LabelledImages) -> dict[str, Any]:
     settings, execution = assembly.settings, assembly.execution
     return {
         "images": str(labelled.images.root),
-        "model": {"path": settings.model.model, "sha256": sha256(str(settings.model.model))},
-        "counts": {"path": settings.model.counts, "sha256": sha256(str(settings.model.counts))},
+        "model": {"path": settings.model.model, "sha256": assembly.model.info.sha256},
+        "counts": {"path": settings.model.counts, "sha256": assembly.counts_sha256},
         "settings": {"debias": {k: v for k, v in asdict(settings.debias).items() if k != "eps"}},
         "preprocessing": assembly.preprocessing.to_dict(),
         "execution": {

@@ -24,6 +24,7 @@ from imbalance_perturb.row_reading import iter_images, iter_rows
 from imbalance_perturb.runs import RUN_SCHEMA
 from imbalance_perturb.settings import Settings, parse_settings
 from imbalance_perturb.shards import files_sha256, parse_shard
+from imbalance_perturb.trust import grant_code
 
 #: A confidence reproduces if it is as close as this: another batch or machine rounds differently.
 TOLERANCE = 1e-4
@@ -69,6 +70,7 @@ def verify_run(
     counts: str | Path | None = None,
     images: str | Path | None = None,
     device: str | None = None,
+    factory: str | None = None,
     trust_model_file: bool = False,
 ) -> Verification:
     """Check the files of a run by their hashes, and compute a random sample of its rows again.
@@ -79,10 +81,12 @@ def verify_run(
         seed: of the sample; ``None`` draws one.
         model, counts, images: where these are now, if not where the run file says.
         device: to compute on; that of the run's settings by default.
+        factory: ``package.module:function`` that builds the network. A run that had one needs it again, since its run
+            file may have come from anywhere.
         trust_model_file: load a model file that runs code of its own, whatever the run file says.
 
     Raises:
-        SettingsError: if ``sample`` is below 1.
+        SettingsError: if ``sample`` is below 1, or the run file names a factory and ``factory`` is not given.
         PredictionsError: if the run file cannot be used, or predictions, model or counts are not those of the run.
         ImbperturbError: if the model cannot be run here.
     """
@@ -94,12 +98,15 @@ def verify_run(
     path, run = run_file.path, run_file.data
     predictions = _find_predictions(run_file, given)
     settings = _settings(path, run)
+    grant_code(path, {"factory": settings.model.factory}, {} if factory is None else {"factory": factory})
     files = replace(
         settings.model,
         model=_find_file(path, settings.model.model, model, run["model"]["sha256"], "model"),
         counts=_find_file(path, settings.model.counts, counts, run["counts"]["sha256"], "counts"),
-        trust_model_file=trust_model_file,
+        trust_model_file=run["model"]["sha256"] if trust_model_file else False,
     )
+    if factory is not None:
+        files = replace(files, arch=None, factory=factory)
     machine = replace(settings.run, device=device or settings.run.device, batch_size=run["execution"]["batch_size"])
     settings = replace(settings, model=files, run=machine)
     seed = secrets.randbits(32) if seed is None else seed
@@ -136,6 +143,9 @@ class _Again:
         return {row.image: row for row in self._iter_rows(assembly)}, notes
 
     def _differences(self, assembly: Assembly) -> list[str]:
+        for what, digest in (("model", assembly.model.info.sha256), ("counts", assembly.counts_sha256)):
+            if digest != self.run[what]["sha256"]:  # it was, when the file was looked for
+                raise PredictionsError(f"{self.path}: the {what} file was replaced while it was read; verify it again")
         now = describe_making(assembly, self._images, self.layout, self.suffix)
         # Files and settings are the run's own, wherever they lie; of its images these are some.
         now |= {"images": self.run["images"] | self._files(), "settings": self.run["settings"]}

@@ -250,10 +250,16 @@ def init(
     from imbalance_perturb.inspection import inspect_model, write_complete_recipe
 
     inspection = inspect_model(settings)
-    write_complete_recipe(out, settings, inspection.preprocessing)
+    write_complete_recipe(out, settings, inspection.preprocessing, sha256=inspection.model.sha256)
     say = render.Narrator(quiet)
     say.inspection(inspection)
     say.line(f"recipe: {out} (commands run from its folder read it by themselves)")
+    for given, option in (
+        (settings.model.factory, "--factory"),
+        (settings.model.trust_model_file, "--trust-model-file"),
+    ):
+        if given:
+            say.line(f"note: a recipe cannot make code run: give {option} again in each run")
 
 
 @app.command()

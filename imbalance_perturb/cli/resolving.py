@@ -18,9 +18,11 @@ def resolve_settings(
     Without ``common`` no recipe is read.
 
     Raises:
-        SettingsError: if the recipe is missing or wrong, or a value cannot be used.
+        SettingsError: if the recipe is missing or wrong, asks for code that the command line does not grant, or a value
+            cannot be used.
     """
     from imbalance_perturb.recipe import DEFAULT_NAME, load_recipe, merge_settings
+    from imbalance_perturb.trust import ASKING, grant_code
 
     recipe = None
     if common is not None:
@@ -36,8 +38,13 @@ def resolve_settings(
         if value is not None:
             given.setdefault("model", {})[key] = value
     layers = [] if recipe is None else [load_recipe(recipe)]
-    if recipe is not None and given.get("model", {}).keys() & {"arch", "factory"}:
-        # Naming the network anew replaces whichever way the recipe named it.
-        for key in ("arch", "factory"):
-            layers[0].get("model", {}).pop(key, None)
+    if recipe is not None:
+        own = layers[0].get("model", {})
+        if "model" in given:  # else the command loads no model
+            given["model"] = grant_code(recipe, own, given["model"])
+        for key in ASKING:
+            own.pop(key, None)
+        if given.get("model", {}).keys() & {"arch", "factory"}:
+            # Naming the network anew replaces whichever way the recipe named it.
+            own.pop("arch", None)
     return merge_settings(*layers, given), recipe

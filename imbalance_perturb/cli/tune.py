@@ -188,11 +188,11 @@ def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOpti
     from imbalance_perturb.labelled_images import find_labelled_images
     from imbalance_perturb.tuning import check_tuning, tune
 
-    counts = load_counts(settings.model)
-    labelled = find_labelled_images(val, labels, counts.names)
+    counts_file = load_counts(settings.model)
+    labelled = find_labelled_images(val, labels, counts_file.counts.names)
     say.images(labelled.images)
-    check_tuning(labelled, settings, counts, options.rule)
-    assembly = assemble(settings, labelled.images, exact=True)
+    check_tuning(labelled, settings, counts_file.counts, options.rule)
+    assembly = assemble(settings, labelled.images, counts_file=counts_file, exact=True)
     _say_assembly(say, assembly, options)
     with say.progress(len(labelled.images)) as progress:
         return tune(assembly, labelled, options, progress=progress)

@@ -32,6 +32,14 @@ def verify(
     device: Annotated[
         str | None, Option("--device", help=_DEVICE.describe("that of the run"), show_default=False)
     ] = None,
+    factory: Annotated[
+        str | None,
+        Option(
+            metavar="PACKAGE.MODULE:FUNCTION",
+            show_default=False,
+            help="Builds the network, where the run had a factory: a run file cannot make code run.",
+        ),
+    ] = None,
     trust_model_file: Annotated[
         bool, Option("--trust-model-file", help="Load a model file that runs code of its own. Only for files you made.")
     ] = False,
@@ -55,6 +63,7 @@ def verify(
         counts=counts,
         images=images,
         device=device,
+        factory=factory,
         trust_model_file=trust_model_file,
     )
     say = render.Narrator(quiet)

@@ -20,6 +20,7 @@ from typing import Any
 from imbalance_perturb.errors import ModelFileError, UntrustedModelError
 from imbalance_perturb.models.container import read_parts
 from imbalance_perturb.models.contents import records
+from imbalance_perturb.models.snapshot import Snapshot
 
 #: What an identifier or a dotted tensor name may look like: anything else could end up in generated source code.
 _NAME = re.compile(r"[\w.:<>+\-]*", re.ASCII)
@@ -59,14 +60,15 @@ _SCRIPT_CLASSES = frozenset({"quantized", "sparse", "xnnpack", "mkldnn", "onednn
 _INERT_KEYS = frozenset({"metadata", "guards_code", "as_string", "as_strings", "torch_version", "serialization_id"})
 
 
-def check_torchscript(path: Path) -> None:
+def check_torchscript(snapshot: Snapshot) -> None:
     """Refuse TorchScript that calls file operators or classes outside torch's own quantisation.
 
     Raises:
         UntrustedModelError: naming what was found.
         ModelFileError: if the archive cannot be read.
     """
-    for name, record in _records(path):
+    path = snapshot.path
+    for name, record in _records(snapshot):
         text = record.decode("utf-8", "replace") if "/code/" in f"/{name}" or name.endswith(".pkl") else ""
         for space in set(re.findall(r"__torch__\.torch\.classes\.(\w+)", text)) - _SCRIPT_CLASSES:
             raise _untrusted(path, f"uses the native class torch.classes.{space}")
@@ -75,17 +77,17 @@ def check_torchscript(path: Path) -> None:
                 raise _untrusted(path, f"calls the operator {called!r}, which reads or writes files")
 
 
-def check_export(path: Path) -> None:
+def check_export(snapshot: Snapshot) -> None:
     """Refuse a ``torch.export`` archive holding anything but tensors and a graph of known operators.
 
     Raises:
         UntrustedModelError: naming what was found.
         ModelFileError: if the archive cannot be read.
     """
-    with path.open("rb") as file:
-        if any("data/aotinductor/" in f"/{part.filename}" for part in read_parts(file, str(path))):
-            raise _untrusted(path, "holds compiled native code (AOTInductor)")
-    for name, record in _records(path):
+    path = snapshot.path
+    if any("data/aotinductor/" in f"/{part.filename}" for part in read_parts(snapshot.open(), str(path))):
+        raise _untrusted(path, "holds compiled native code (AOTInductor)")
+    for name, record in _records(snapshot):
         if not name.endswith(".json") or _EXTRA.fullmatch(name):
             continue
         try:
@@ -126,12 +128,12 @@ def _untrusted(path: Path, reason: str) -> UntrustedModelError:
     )
 
 
-def _records(path: Path) -> Iterator[tuple[str, bytes]]:
-    with path.open("rb") as file:
-        names = [part.filename for part in read_parts(file, str(path))]
-        if len(set(names)) != len(names):
-            raise _untrusted(path, "holds two parts of the same name")
-        yield from records(file, str(path), (".json", ".py", ".pkl"))
+def _records(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
+    path = snapshot.path
+    names = [part.filename for part in read_parts(snapshot.open(), str(path))]
+    if len(set(names)) != len(names):
+        raise _untrusted(path, "holds two parts of the same name")
+    yield from records(snapshot.open(), str(path), (".json", ".py", ".pkl"))
 
 
 def _names_in_code(path: Path, text: str) -> set[str]:

@@ -13,7 +13,8 @@ from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.models.checkpoint import WRAPPERS
-from imbalance_perturb.models.files import first_line, read_checkpoint, sniff
+from imbalance_perturb.models.files import is_trusted, read_checkpoint, read_snapshot, sniff
+from imbalance_perturb.models.snapshot import Snapshot
 
 #: What training scripts call them, the clearest first. Mappings go from name to index or from index to name.
 _KEYS = ("class_to_idx", "label2id", "idx_to_class", "id2label", "classes", "class_names", "names", "labels")
@@ -32,18 +33,19 @@ class ClassNames(NamedTuple):
     names: tuple[str, ...]
 
 
-def read_class_names(path: str | Path, num_classes: int, *, trust_model_file: bool = False) -> ClassNames | None:
+def read_class_names(path: str | Path, num_classes: int, *, trust_model_file: bool | str = False) -> ClassNames | None:
     """The class names in a model file, without building the network; None where it has none.
 
     Raises:
         ModelFileError, UntrustedModelError: as :func:`load_classifier` does.
     """
     path = Path(path)
-    kind = sniff(path)
+    snapshot = read_snapshot(path)
+    kind = sniff(snapshot.open(), path)
     if kind == "checkpoint":
-        found = find_class_names(read_checkpoint(path, trust=trust_model_file)[0])
+        found = find_class_names(read_checkpoint(snapshot, trust=is_trusted(snapshot, trust_model_file))[0])
     else:
-        found = attached_class_names(path, kind)
+        found = attached_class_names(snapshot, kind)
     return select_class_names(found, num_classes, path)[0]
 
 
@@ -53,14 +55,14 @@ def find_class_names(content: object) -> list[ClassNames]:
     return sorted(found, key=lambda names: _KEYS.index(names.key.rpartition(".")[2].lower()))
 
 
-def attached_class_names(path: Path, kind: str) -> list[ClassNames]:
+def attached_class_names(snapshot: Snapshot, kind: str) -> list[ClassNames]:
     """The same in what a file of another kind has beside the network: its metadata, or the extra parts of an archive.
 
     Args:
-        path: a file whose content has been checked.
+        snapshot: a file whose content has been checked.
         kind: of the file, as :func:`sniff` tells it.
     """
-    texts = _safetensors_metadata(path) if kind == "safetensors" else _extra_parts(path)
+    texts = _safetensors_metadata(snapshot) if kind == "safetensors" else _extra_parts(snapshot)
     content: dict[str, Any] = {}
     for name, text in texts.items():
         value = _parse(text)
@@ -156,28 +158,24 @@ def _parse(text: str) -> Any:
         return None
 
 
-def _safetensors_metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except Exception as error:  # whatever a damaged header leads to
-        raise ModelFileError(
-            f"{path}: this safetensors file is damaged or cut off ({first_line(error)}); copy or download it again"
-        ) from error
+def _safetensors_metadata(snapshot: Snapshot) -> dict[str, str]:
+    # The format itself: the header's length in 8 bytes, the header in JSON. The library reads it from a path only.
+    length = int.from_bytes(snapshot.content[:8], "little")
+    header = _parse(snapshot.content[8 : 8 + length].decode("utf-8", "replace"))
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _extra_parts(path: Path) -> dict[str, str]:
+def _extra_parts(snapshot: Snapshot) -> dict[str, str]:
     """What ``torch.jit.save`` and ``torch.export.save`` were given as extra files, by name without suffix."""
     texts: dict[str, str] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(snapshot.open()) as archive:
             for part in archive.infolist():
                 folder, _, name = part.filename.rpartition("/")
                 if f"/{folder}".endswith("/extra") and part.file_size <= _MOST_BYTES:
                     text = archive.read(part).decode("utf-8", "replace")
                     texts[name.rpartition(".")[0] or name] = text.strip()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise ModelFileError(f"{path}: the archive is damaged ({error}); copy or save it again") from error
+        raise ModelFileError(f"{snapshot.path}: the archive is damaged ({error}); copy or save it again") from error
     return texts

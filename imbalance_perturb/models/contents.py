@@ -11,7 +11,6 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -20,6 +19,7 @@ from imbalance_perturb.errors import ModelFileError, first_line
 from imbalance_perturb.models.container import check_container
 from imbalance_perturb.models.nesting import MOST_DEPTH, code_depth, has_long_chain, text_depth
 from imbalance_perturb.models.pickles import OddPickleError, UnknownOperationError, describe
+from imbalance_perturb.models.snapshot import Snapshot
 
 #: Parts of an exported program that torch reads as files of ``torch.save``, and those it may by their description.
 _SAVED = re.compile(r"(.*/)?(data/(weights|constants|sample_inputs)/[^/]*|serialized_\w+)\.pt")
@@ -56,52 +56,52 @@ def check_checkpoint(file: BinaryIO, name: str) -> None:
         _check_storages(storages, sizes, name)
 
 
-def check_script(path: Path) -> None:
+def check_script(snapshot: Snapshot) -> None:
     """Refuse TorchScript whose pickles or code its reader could not hold, or that reads beyond its tensors.
 
     Raises:
         ModelFileError: naming what is wrong.
     """
-    with path.open("rb") as file:
-        sizes = {part.filename.partition("/")[2]: part.file_size for part in check_container(file, str(path))}
-        if "model.json" in sizes:
-            raise ModelFileError(f"{path}: this TorchScript file has the layout of before torch 1.2; script it again")
-        code: dict[str, str] = {}
-        for part, content in records(file, str(path), (".py", "pkl")):
-            if part.endswith("traced_inputs.pkl"):
-                continue  # of use to a debugger, not read here
-            try:
-                if part.endswith("pkl"):
-                    _check_script_pickle(part, content, sizes, str(path))
-                    continue
-            except (OddPickleError, UnknownOperationError) as error:
-                raise _odd(str(path), part, error) from error
-            text = code[re.sub(r"^.*?/?code/|\.py$", "", part).replace("/", ".")] = content.decode("utf-8", "replace")
-            if code_depth(text) > MOST_DEPTH:
-                raise ModelFileError(f"{path}: the code in {part[:80]!r} is nested too deeply; script the model again")
+    path, file = snapshot.path, snapshot.open()
+    sizes = {part.filename.partition("/")[2]: part.file_size for part in check_container(file, str(path))}
+    if "model.json" in sizes:
+        raise ModelFileError(f"{path}: this TorchScript file has the layout of before torch 1.2; script it again")
+    code: dict[str, str] = {}
+    for part, content in records(file, str(path), (".py", "pkl")):
+        if part.endswith("traced_inputs.pkl"):
+            continue  # of use to a debugger, not read here
+        try:
+            if part.endswith("pkl"):
+                _check_script_pickle(part, content, sizes, str(path))
+                continue
+        except (OddPickleError, UnknownOperationError) as error:
+            raise _odd(str(path), part, error) from error
+        text = code[re.sub(r"^.*?/?code/|\.py$", "", part).replace("/", ".")] = content.decode("utf-8", "replace")
+        if code_depth(text) > MOST_DEPTH:
+            raise ModelFileError(f"{path}: the code in {part[:80]!r} is nested too deeply; script the model again")
     if has_long_chain(code):
         raise ModelFileError(f"{path}: its classes are made of one another without end; script the model again")
 
 
-def check_program(path: Path) -> None:
+def check_program(snapshot: Snapshot) -> None:
     """Refuse an exported program that declares tensors far larger than the file, in itself or in its pickles.
 
     Raises:
         ModelFileError: naming what is wrong.
     """
-    with path.open("rb") as file:
-        parts = check_container(file, str(path))
-        most = _SOME_BYTES + _MOST_SHARED * sum(part.file_size for part in parts)
-        for part, content in records(file, str(path), ("_config.json",)):
-            if (shown := _declared(content)) > most:
-                raise ModelFileError(
-                    f"{path}: {part[:80]!r} declares tensors of {shown:,} bytes, far more than the file has;"
-                    " export the model again"
-                )
-        for part, content in records(file, str(path), ("",)):
-            pickled = _PAYLOAD.fullmatch(part) and content[:2] in (b"PK", b"\x80\x02")
-            if content and (pickled or _SAVED.fullmatch(part)):
-                check_checkpoint(io.BytesIO(content), f"{path} ({part[:80]!r})")
+    path, file = snapshot.path, snapshot.open()
+    parts = check_container(file, str(path))
+    most = _SOME_BYTES + _MOST_SHARED * sum(part.file_size for part in parts)
+    for part, content in records(file, str(path), ("_config.json",)):
+        if (shown := _declared(content)) > most:
+            raise ModelFileError(
+                f"{path}: {part[:80]!r} declares tensors of {shown:,} bytes, far more than the file has;"
+                " export the model again"
+            )
+    for part, content in records(file, str(path), ("",)):
+        pickled = _PAYLOAD.fullmatch(part) and content[:2] in (b"PK", b"\x80\x02")
+        if content and (pickled or _SAVED.fullmatch(part)):
+            check_checkpoint(io.BytesIO(content), f"{path} ({part[:80]!r})")
 
 
 def records(file: BinaryIO, name: str, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -18,6 +18,7 @@ from imbalance_perturb.errors import ModelFileError, UntrustedModelError
 from imbalance_perturb.models.archive import check_export, check_torchscript, tensors_only
 from imbalance_perturb.models.container import read_parts
 from imbalance_perturb.models.contents import check_checkpoint, check_program, check_script
+from imbalance_perturb.models.snapshot import Snapshot
 
 TRUST_REMEDY = "if you trust where it comes from, pass --trust-model-file (trust_model_file=True)"
 SAVE_REMEDY = "save it with torch.save(model.state_dict(), 'model.pth')"
@@ -36,15 +37,43 @@ _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 _LOAD_ERRORS = (Exception,)
 
 
-def sniff(path: Path) -> str:
+def read_snapshot(path: Path) -> Snapshot:
+    """The bytes of a model file, which everything after this looks at in place of the file.
+
+    Raises:
+        ModelFileError: if it cannot be read or is of no format that :func:`sniff` knows.
+    """
+    try:
+        if path.is_dir():
+            raise ModelFileError(f"{path}: this is a folder; give the model file in it")
+        if not path.stat().st_size:
+            raise ModelFileError(f"{path}: the model file is empty; copy or download it again")
+        with path.open("rb") as file:
+            sniff(file, path)  # first: an archive of images, given by mistake, may be larger than memory
+            file.seek(0)
+            return Snapshot(path, file.read())
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: there is no such model file; check the path") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: the model file cannot be read ({error.strerror or error})") from error
+    except MemoryError:
+        raise ModelFileError(f"{path}: the model file is larger than the memory that is free") from None
+
+
+def sniff(file: BinaryIO, path: Path) -> str:
     """The format of a model file: ``checkpoint``, ``safetensors``, ``torchscript`` or ``export``.
+
+    Args:
+        file: at its beginning.
+        path: of the file, for messages.
 
     Raises:
         ModelFileError: for anything else, saying what it is.
     """
-    size, head = _head(path)
+    head = file.read(512)
+    size = file.seek(0, 2)
     if head.startswith(b"PK"):
-        return _sniff_zip(path)
+        return _sniff_zip(file, path)
     if len(head) >= 9 and head[8:9] == b"{":
         length = int.from_bytes(head[:8], "little")
         if length <= _MAX_HEADER:
@@ -61,21 +90,35 @@ def sniff(path: Path) -> str:
     raise _not_a_model(path, "no PyTorch model file")
 
 
-def read_checkpoint(path: Path, *, trust: bool) -> tuple[Any, str | None]:
+def is_trusted(snapshot: Snapshot, trust: bool | str) -> bool:
+    """Whether code of a model file may run; a SHA-256 trusts the file of that hash alone.
+
+    Raises:
+        UntrustedModelError: if it is another file.
+    """
+    if isinstance(trust, str) and trust.lower() != snapshot.sha256:
+        raise UntrustedModelError(
+            f"{snapshot.path}: this is not the file that was trusted: its SHA-256 is {snapshot.sha256}, that of the"
+            f" trusted one {trust}; put that back, or, if you trust this one too, run imbperturb init again"
+        )
+    return bool(trust)
+
+
+def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None]:
     """What ``torch.save`` wrote, and a note where code had to be trusted to read it.
 
     Raises:
         UntrustedModelError: if it needs code and ``trust`` is not given.
         ModelFileError: if it is damaged or cannot be read.
     """
-    with path.open("rb") as file:
-        check_checkpoint(file, str(path))
+    path = snapshot.path
+    check_checkpoint(snapshot.open(), str(path))
     try:
         with tensors_only(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
-            return torch.load(path, map_location="cpu", weights_only=True), None
+            return torch.load(snapshot.open(), map_location="cpu", weights_only=True), None
     except pickle.UnpicklingError as error:
-        needed = _needed_globals(path, error)
+        needed = _needed_globals(snapshot, error)
         if not needed:
             raise ModelFileError(
                 f"{path}: this pickle was not written by torch.save, or it is damaged; {SAVE_REMEDY}"
@@ -92,7 +135,7 @@ def read_checkpoint(path: Path, *, trust: bool) -> tuple[Any, str | None]:
     try:
         with importable_from_here(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about classes whose source has changed since they were saved
-            content = torch.load(path, map_location="cpu", weights_only=False)
+            content = torch.load(snapshot.open(), map_location="cpu", weights_only=False)
     except _LOAD_ERRORS as error:
         raise ModelFileError(
             f"{path}: the code that this pickle needs cannot be found or fails ({first_line(error)});"
@@ -101,36 +144,38 @@ def read_checkpoint(path: Path, *, trust: bool) -> tuple[Any, str | None]:
     return content, f"loaded with code of its own, as trusted: {_some(needed)}"
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     """The tensors of a ``.safetensors`` file.
 
     Raises:
         ModelFileError: if it is damaged.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        return load_file(path, device="cpu")
+        return load(snapshot.content)
     except _LOAD_ERRORS as error:
         raise ModelFileError(
-            f"{path}: this safetensors file is damaged or cut off ({first_line(error)}); copy or download it again"
+            f"{snapshot.path}: this safetensors file is damaged or cut off ({first_line(error)});"
+            " copy or download it again"
         ) from error
 
 
-def read_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
+def read_torchscript(snapshot: Snapshot, *, trust: bool) -> torch.jit.ScriptModule:
     """The TorchScript module, on the CPU.
 
     Raises:
         UntrustedModelError: if it uses more than tensor operators and ``trust`` is not given.
         ModelFileError: if it cannot be read.
     """
-    check_script(path)
+    path = snapshot.path
+    check_script(snapshot)
     if not trust:
-        check_torchscript(path)
+        check_torchscript(snapshot)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, but people's files are in it
-            module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            module: torch.jit.ScriptModule = torch.jit.load(snapshot.open(), map_location="cpu")  # type: ignore[no-untyped-call]
             return module
     except _LOAD_ERRORS as error:
         raise ModelFileError(
@@ -139,21 +184,22 @@ def read_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
         ) from error
 
 
-def read_export(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
+def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProgram:
     """The exported program of a ``torch.export`` archive.
 
     Raises:
         UntrustedModelError: if it holds more than tensors and a graph, and ``trust`` is not given.
         ModelFileError: if it cannot be read.
     """
-    check_program(path)
+    path = snapshot.path
+    check_program(snapshot)
     try:
         if trust:
             with importable_from_here():
-                return _load_export(path)
-        check_export(path)
+                return _load_export(snapshot)
+        check_export(snapshot)
         with tensors_only():
-            return _load_export(path)
+            return _load_export(snapshot)
     except pickle.UnpicklingError as error:
         raise UntrustedModelError(
             f"{path}: a part of this torch.export file is a pickle that needs code to load"
@@ -179,44 +225,34 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def importable_from_here() -> Iterator[None]:
-    """Inside: modules in the current directory can be imported, as they can in a script that lies there."""
-    sys.path.insert(0, str(Path.cwd()))
+    """Inside: modules in the current folder can be imported, where no installed package has their name.
+
+    For code that the command line of this run, or the argument of this call, has granted; nothing else comes here.
+    """
+    here = str(Path.cwd())
+    sys.path.append(here)  # last: a torch.py or numpy.py in it is not taken for the package
     try:
         yield
     finally:
-        sys.path.remove(str(Path.cwd()))
+        # From the end: the caller may have had the folder before, and what ran here may have taken ours out.
+        for index in range(len(sys.path) - 1, -1, -1):
+            if sys.path[index] == here:
+                del sys.path[index]
+                break
 
 
-def _load_export(path: Path) -> torch.export.ExportedProgram:
+def _load_export(snapshot: Snapshot) -> torch.export.ExportedProgram:
     # torch logs the whole traceback of what it then also raises, or of a fallback that is fine.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with path.open("rb") as file:  # an open file: torch complains about names that do not end in .pt2
-            return torch.export.load(file)
+        return torch.export.load(snapshot.open())
     finally:
         logging.disable(before)
 
 
-def _head(path: Path) -> tuple[int, bytes]:
-    try:
-        if path.is_dir():
-            raise ModelFileError(f"{path}: this is a folder; give the model file in it")
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError:
-        raise ModelFileError(f"{path}: there is no such model file; check the path") from None
-    except OSError as error:
-        raise ModelFileError(f"{path}: the model file cannot be read ({error.strerror or error})") from error
-    if not size:
-        raise ModelFileError(f"{path}: the model file is empty; copy or download it again")
-    return size, head
-
-
-def _sniff_zip(path: Path) -> str:
-    with path.open("rb") as file:
-        names = [part.filename for part in read_parts(file, str(path))]
+def _sniff_zip(file: BinaryIO, path: Path) -> str:
+    names = [part.filename for part in read_parts(file, str(path))]
     parts = {name.split("/", 1)[-1] for name in names}
     if parts & {"archive_format", "models/model.json", "serialized_exported_program.json"}:
         return "export"
@@ -236,9 +272,9 @@ def _not_a_model(path: Path, what: str) -> ModelFileError:
     )
 
 
-def _needed_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
+def _needed_globals(snapshot: Snapshot, error: pickle.UnpicklingError) -> list[str]:
     try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or _named_globals(error)
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())) or _named_globals(error)
     except _LOAD_ERRORS:
         return _named_globals(error)  # the layout before torch 1.6, or a pickle too odd to be taken apart
 

@@ -18,13 +18,16 @@ from imbalance_perturb.models.class_names import (
     select_class_names,
 )
 from imbalance_perturb.models.files import (
+    is_trusted,
     read_checkpoint,
     read_export,
     read_safetensors,
+    read_snapshot,
     read_torchscript,
     sniff,
 )
 from imbalance_perturb.models.networks import Built, build_network, parameter_count
+from imbalance_perturb.models.snapshot import Snapshot
 from imbalance_perturb.models.wrapping import LoadedClassifier, ModelInfo, look_at_output
 from imbalance_perturb.settings import HEAD_ACTIVATIONS
 
@@ -57,7 +60,7 @@ def load_classifier(
     factory: str | None = None,
     head_activation: str | None = None,
     outputs: str = "auto",
-    trust_model_file: bool = False,
+    trust_model_file: bool | str = False,
     input_shape: tuple[int, ...] = (3, 224, 224),
 ) -> LoadedClassifier:
     """A trained classifier as a frozen module that returns (N, C) logits, on the CPU and in float32.
@@ -72,12 +75,12 @@ def load_classifier(
             with tensors. By default ReLU where the numbers of its layers show a single such place, which
             ``info.assumptions`` then says; all else that the file does not show is refused.
         outputs: what the network returns: ``logits``, ``probabilities``, or ``auto`` to find out.
-        trust_model_file: accept a file that needs code to load.
+        trust_model_file: accept a file that needs code to load; with a SHA-256, in hexadecimal, only the file of that.
         input_shape: (channels, height, width) of an input, to try a network of unknown make on.
 
     Raises:
         ModelFileError: if the file is missing, damaged or of another format.
-        UntrustedModelError: if loading would run code and ``trust_model_file`` is not given.
+        UntrustedModelError: if loading would run code and ``trust_model_file`` is not given, or is another file's hash.
         ArchitectureError: if the network is not known or the tensors do not fit it.
         ModelOutputError: if the network fails on ``input_shape`` or returns no logits.
         SettingsError: for an argument out of range.
@@ -106,24 +109,26 @@ def _plain(text: str) -> str:
 
 
 def _load(
-    path: Path, asked: _Asked, outputs: str, trust_model_file: bool, input_shape: tuple[int, ...]
+    path: Path, asked: _Asked, outputs: str, trust_model_file: bool | str, input_shape: tuple[int, ...]
 ) -> LoadedClassifier:
-    kind = sniff(path)
+    snapshot = read_snapshot(path)
+    trust = is_trusted(snapshot, trust_model_file)
+    kind = sniff(snapshot.open(), path)
     if kind == "torchscript":
-        found: _Opaque | Built = _torchscript(path, trust=trust_model_file)
-        names = attached_class_names(path, kind)
+        found: _Opaque | Built = _torchscript(snapshot, trust=trust)
+        names = attached_class_names(snapshot, kind)
     elif kind == "export":
-        found = _export(path, trust=trust_model_file)
-        names = attached_class_names(path, kind)
+        found = _export(snapshot, trust=trust)
+        names = attached_class_names(snapshot, kind)
     else:
-        found, names = _tensors(path, kind, asked, trust=trust_model_file)
+        found, names = _tensors(snapshot, kind, asked, trust=trust)
     if isinstance(found, Built):
-        return _name_classes(_wrap_built(found, path, outputs, input_shape), names, path)
+        return _name_classes(_wrap_built(found, snapshot, outputs, input_shape), names, path)
     for option, given in asked._asdict().items():
         if given:
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
-    return _name_classes(_wrap_opaque(found, path, outputs, input_shape), names, path)
+    return _name_classes(_wrap_opaque(found, snapshot, outputs, input_shape), names, path)
 
 
 def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path) -> LoadedClassifier:
@@ -133,13 +138,13 @@ def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path)
     return loaded
 
 
-def _tensors(path: Path, kind: str, asked: _Asked, *, trust: bool) -> tuple[_Opaque | Built, list[ClassNames]]:
-    note = None
+def _tensors(snapshot: Snapshot, kind: str, asked: _Asked, *, trust: bool) -> tuple[_Opaque | Built, list[ClassNames]]:
+    note, path = None, snapshot.path
     if kind == "safetensors":
-        parsed = parse_checkpoint(read_safetensors(path), path)
-        names = attached_class_names(path, kind)
+        parsed = parse_checkpoint(read_safetensors(snapshot), path)
+        names = attached_class_names(snapshot, kind)
     else:
-        content, note = read_checkpoint(path, trust=trust)
+        content, note = read_checkpoint(snapshot, trust=trust)
         parsed = parse_checkpoint(content, path)
         names = find_class_names(content)
     notes = (note,) if note else ()
@@ -154,13 +159,13 @@ def _tensors(path: Path, kind: str, asked: _Asked, *, trust: bool) -> tuple[_Opa
     return build_network(parsed, path, kind=name, **asked._asdict()), names
 
 
-def _torchscript(path: Path, *, trust: bool) -> _Opaque:
-    module = read_torchscript(path, trust=trust)
+def _torchscript(snapshot: Snapshot, *, trust: bool) -> _Opaque:
+    module = read_torchscript(snapshot, trust=trust)
     return _in_float32(_Opaque(module, "torchscript", shape=(_first_channels(module), None, None)))
 
 
-def _export(path: Path, *, trust: bool) -> _Opaque:
-    program = read_export(path, trust=trust)
+def _export(snapshot: Snapshot, *, trust: bool) -> _Opaque:
+    path, program = snapshot.path, read_export(snapshot, trust=trust)
     try:
         return _program(program, path)
     except ModelOutputError:
@@ -218,8 +223,8 @@ def _in_float32(found: _Opaque) -> _Opaque:
     return found._replace(network=found.network.float(), notes=(*found.notes, note))
 
 
-def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
-    notes = found.notes
+def _wrap_built(found: Built, snapshot: Snapshot, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+    notes, path = found.notes, snapshot.path
     if found.kind == "factory" or outputs == "probabilities":
         shape = _input_for(input_shape, (found.in_channels, *(found.fixed_size or (None, None))))
         outputs, classes, more = look_at_output(found.network, shape, outputs, (1, None), str(path))
@@ -228,6 +233,7 @@ def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, 
         outputs, classes = "logits", found.num_classes
     info = ModelInfo(
         path=str(path),
+        sha256=snapshot.sha256,
         format=found.kind,
         arch=found.arch,
         num_classes=classes,
@@ -242,7 +248,8 @@ def _wrap_built(found: Built, path: Path, outputs: str, input_shape: tuple[int, 
     return LoadedClassifier(found.network, info)
 
 
-def _wrap_opaque(found: _Opaque, path: Path, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+def _wrap_opaque(found: _Opaque, snapshot: Snapshot, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+    path = snapshot.path
     for module in found.network.modules():
         if getattr(module, "training", False):
             module.training = False
@@ -252,6 +259,7 @@ def _wrap_opaque(found: _Opaque, path: Path, outputs: str, input_shape: tuple[in
     height, width = found.shape[1:] if len(found.shape) == 3 else (None, None)
     info = ModelInfo(
         path=str(path),
+        sha256=snapshot.sha256,
         format=found.kind,
         arch=None,
         num_classes=classes,

@@ -40,6 +40,8 @@ _CALL_ERRORS = (
     IndexError,
     OSError,
 )
+#: Of timm's builder: other files that it would load or download, unchecked.
+_OTHER_FILES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 class Built(NamedTuple):
@@ -122,7 +124,7 @@ def parse_arch(text: str) -> tuple[str, dict[str, Any]]:
         if not equals or not key.isidentifier():
             raise ArchitectureError(f"--arch {text}: {pair!r} is not key=value, as in vit_b_16,image_size=384")
         options[key] = _value(value)
-    for key in ("num_classes", "weights"):
+    for key in ("num_classes", "weights", *_OTHER_FILES):
         if key in options:
             raise ArchitectureError(f"--arch {text}: leave out {key}, which the model file gives")
     return name, options
@@ -202,8 +204,8 @@ def _by_factory(checkpoint: Checkpoint, path: Path, factory: str) -> Built:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             raise ArchitectureError(
-                f"--factory {factory}: module {error.name!r} is not found; it is looked for in the current directory"
-                " and among the installed packages"
+                f"--factory {factory}: module {error.name!r} is not found; it is looked for among the installed"
+                " packages and then in the current folder"
             ) from error
         except Exception as error:
             raise ArchitectureError(f"--factory {factory}: importing {module_name} failed: {_named(error)}") from error

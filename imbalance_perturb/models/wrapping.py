@@ -25,6 +25,7 @@ class ModelInfo:
 
     Attributes:
         path: the file.
+        sha256: of the bytes that were loaded, in hexadecimal.
         format: what kind of file it is, in words.
         arch: the architecture's name, where it is known.
         num_classes: C.
@@ -39,6 +40,7 @@ class ModelInfo:
     """
 
     path: str
+    sha256: str
     format: str
     arch: str | None
     num_classes: int

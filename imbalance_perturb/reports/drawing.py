@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -85,9 +88,26 @@ def draw_png(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes
 
 
 @contextmanager
+def _away_from_matplotlibrc() -> Iterator[None]:
+    """Inside: matplotlib, which reads its settings at the first import, finds none of the current folder's.
+
+    It looks there first, before any place that is the user's own; parts of the file have been evaluated as Python, and
+    it can have texts set by LaTeX.
+    """
+    if "matplotlib" in sys.modules or not Path("matplotlibrc").exists():
+        yield
+        return
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None, "it is a dependency"
+    with chdir(Path(str(spec.origin)).parent):
+        yield
+
+
+@contextmanager
 def _style(more: dict[str, Any]) -> Iterator[Callable[[tuple[float, float]], Figure]]:
-    import matplotlib
-    from matplotlib.figure import Figure
+    with _away_from_matplotlibrc():
+        import matplotlib
+        from matplotlib.figure import Figure
 
     settings: Any = {**_STYLE, **more}
     with matplotlib.rc_context(settings), warnings.catch_warnings():

@@ -31,8 +31,8 @@ class Net(nn.Module):
 
 def loaded(network: nn.Module, outputs: str = "logits", classes: int = 5) -> LoadedClassifier:
     info = ModelInfo(
-        path="m", format="test", arch=None, num_classes=classes, in_channels=3, outputs=outputs, fixed_batch=None,
-        fixed_size=None, parameters=0, notes=(),
+        path="m", sha256="", format="test", arch=None, num_classes=classes, in_channels=3, outputs=outputs,
+        fixed_batch=None, fixed_size=None, parameters=0, notes=(),
     )  # fmt: skip
     return LoadedClassifier(network, info)
 
