@@ -26,6 +26,7 @@ OTHER = {
     "interpolation": ("bicubic", "bicubic"),
     "color": ("rgb", "rgb"),
     "max_value": ("4095", 4095),
+    "image_timeout": ("45", 45.0),
     "exif_orientation": (None, True),
     "jpeg_draft": (None, True),
     "eps": ("0.05", 0.05),
@@ -44,8 +45,9 @@ OTHER = {
     "deterministic": (None, True),
 }
 
-#: Settings that go with no other value of those above, take a compiler, or are granted by the command line alone.
-APART = {"model", "counts", "target_m", "compile", "factory", "trust_model_file"}
+#: Settings that go with no other value of those above, take a compiler or a replaced head, or are granted by the
+#: command line alone.
+APART = {"model", "counts", "target_m", "compile", "factory", "trust_model_file", "head_activation"}
 
 
 def recorded() -> dict[str, Any]:
