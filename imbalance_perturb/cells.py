@@ -16,10 +16,15 @@ _FORMULA_PATH = re.compile(rf"(\./)*[{re.escape(''.join(_FORMULA_STARTS))}]")
 # '-1' is a class name people have; as a formula it is the number -1, which is harmless.
 _NEGATIVE_NUMBER = re.compile(r"-\d+(\.\d+)?", re.ASCII)
 
-# A file name that is not UTF-8 reaches Python with one surrogate for each such byte; UTF-8 text cannot hold those.
+# What no file holds as it is. A file name that is not UTF-8 reaches Python with one surrogate for each such byte, which
+# UTF-8 text cannot hold; control characters command the terminal of whoever looks at the file, and those that turn
+# the direction of writing make one name look like another. Tabs and line ends stay: formats have ways for them.
+_UNSAFE = "[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+_CODES = "(d[89a-f][0-9a-f]{2}|00[0189][0-9a-f]|007f|005c|202[a-e]|206[6-9])"
+_UNSAFE_CHARACTER = re.compile(_UNSAFE)
 # A backslash that only looks like such an escape is itself written as one, so that reading back is exact.
-_UNWRITABLE = re.compile(r"[\ud800-\udfff]|\\(?=u(?:d[89a-f][0-9a-f]{2}|005c))")
-_ESCAPED = re.compile(r"\\u(d[89a-f][0-9a-f]{2}|005c)")
+_UNWRITABLE = re.compile(rf"{_UNSAFE}|\\(?=u{_CODES})")
+_ESCAPED = re.compile(rf"\\u{_CODES}")
 
 # Some spreadsheets split at ';' or tabs: quoting keeps what follows from becoming a cell of its own.
 _QUOTED = re.compile(r'[,;"\t\r\n]')
@@ -27,8 +32,20 @@ _QUOTE = '"'
 
 
 def encode_unicode(name: str) -> str:
-    r"""A name as valid UTF-8 text: a byte that is not UTF-8, such as 0xff, becomes ``\udcff``."""
-    return _UNWRITABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", name)
+    r"""A name as valid UTF-8 text without control characters: a byte that is not UTF-8, such as 0xff, is ``\udcff``."""
+    return _UNWRITABLE.sub(_escape, name)
+
+
+def encode_json(text: str) -> str:
+    r"""JSON text as valid UTF-8 without control characters, by JSON's own escapes: a byte 0xff of a name is ``\udcff``.
+
+    ``json.loads`` gives the same names.
+    """
+    return _UNSAFE_CHARACTER.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def decode_unicode(text: str) -> str:

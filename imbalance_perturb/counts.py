@@ -262,6 +262,15 @@ def _parse_json(content: bytes, expected: str, error_type: type[ImbperturbError]
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise error_type(f"is not UTF-8 text; expected a JSON file with {expected}") from None
+    return parse_json(text, expected, error_type)
+
+
+def parse_json(text: str, expected: str, error_type: type[ImbperturbError]) -> Any:
+    """What JSON text holds, strictly: no duplicate keys, no NaN or Infinity.
+
+    Raises:
+        ``error_type``: as :func:`read_json`.
+    """
     if not text.strip():
         raise error_type(f"is empty; expected {expected}")
     try:
@@ -273,6 +282,8 @@ def _parse_json(content: bytes, expected: str, error_type: type[ImbperturbError]
         raise error_type(f"is nested too deeply; expected {expected}") from None
     except _JsonRefusedError as error:
         raise error_type(f"{error}; expected {expected}") from None
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        raise error_type(f"holds a number that is too long; expected {expected}") from None
 
 
 class _JsonRefusedError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -51,25 +52,29 @@ COMMANDS = (
 )
 
 
-def run_demo(folder: Path) -> None:
+def run_demo(folder: Path, announce: Callable[[str], None]) -> None:
     """Write images, counts and model into ``folder`` and run :data:`COMMANDS` there, showing each one.
+
+    ``announce`` is given each line for people.
 
     Raises:
         OutputFileError: if the folder is not empty or cannot be written.
         ImbperturbError: if one of the commands fails.
     """
-    write_demo(folder)
+    write_demo(folder, announce)
     for command in COMMANDS:
-        _announce(f"\n{command.why}\n$ imbperturb {shlex.join(command.arguments)}")
+        for line in ("", command.why, f"$ imbperturb {shlex.join(command.arguments)}"):
+            announce(line)
         result = subprocess.run(
             [sys.executable, "-P", "-m", "imbalance_perturb", *command.arguments], cwd=folder, check=False
         )
         if result.returncode != 0:
             raise ImbperturbError(f"'imbperturb {command.arguments[0]}' ended with exit code {result.returncode}")
-    _announce(f"\nEverything is in {folder}: change eps in imbperturb.toml, or point the commands at your own model.")
+    announce("")
+    announce(f"Everything is in {folder}: change eps in imbperturb.toml, or point the commands at your own model.")
 
 
-def write_demo(folder: Path) -> None:
+def write_demo(folder: Path, announce: Callable[[str], None] = lambda line: None) -> None:
     """Write the demonstration's images, labels, counts and model into a new or empty folder.
 
     Raises:
@@ -82,7 +87,7 @@ def write_demo(folder: Path) -> None:
     write_json(folder / _COUNTS, splits.counts.to_dict())
     write_whole(folder / _MODEL, (files("imbalance_perturb") / "assets" / "demo_digits.safetensors").read_bytes())
     counts = splits.counts
-    _announce(
+    announce(
         f"{folder}: a small network trained on {counts.total} handwritten digits (scikit-learn's), long-tailed from"
         f" {max(counts.counts)} of '{counts.names[0]}' down to {min(counts.counts)} of"
         f" '{counts.names[counts.smallest]}', and {len(splits.val.labels)} + {len(splits.test.labels)} digits it has"
@@ -109,8 +114,3 @@ def _make_folder(folder: Path) -> None:
 def _write_images(folder: Path, labels: Path, digits: DigitSet) -> None:
     written = write_digit_images(folder, digits.images, digits.labels)
     written.replace(labels)
-
-
-def _announce(text: str) -> None:
-    # Flushed, or it would come after what the commands print.
-    print(text, flush=True)

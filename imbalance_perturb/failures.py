@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imbalance_perturb.cells import printable
 from imbalance_perturb.errors import SettingsError, TooManyFailuresError
 from imbalance_perturb.results import PredictionRow
 
@@ -32,9 +33,9 @@ class FailureLimit:
             return
         index = max(0, self.most - failed)
         row, count = broken[index], failed + index + 1
+        images = f"{count:,} failed image{'s' if count > 1 else ''}"
         raise TooManyFailuresError(
-            f"{row.image}: {row.error}; that makes {count:,} failed image{'s' if count > 1 else ''}, more than"
-            f" {self.option} allows"
+            f"{printable(row.image)}: {row.error}; that makes {images}, more than {self.option} allows"
         )
 
 

@@ -170,8 +170,7 @@ class Journal:
             self._rows.close()
 
     def _append(self, text: str) -> None:
-        # A file name that is not UTF-8 must not end the run: in JSON its bytes are escaped, and read back the same.
-        data = text.encode("utf-8", "backslashreplace")
+        data = text.encode()
         self._rows.write(data)
         self._size += len(data)
         self._crc = zlib.crc32(data, self._crc)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from imbalance_perturb.cells import decode_text
 from imbalance_perturb.counts import ClassCounts
 from imbalance_perturb.errors import ImageFolderError, LabelsError
 from imbalance_perturb.hidden_files import is_hidden
@@ -31,8 +32,8 @@ def load_labels(path: str | Path, names: Sequence[str]) -> dict[str, int]:
         LabelsError: if the labels cannot be read, are empty, name an image twice or a class that is none.
     """
     path = Path(path)
-    found = _read_labels(path)
     index = {name: position for position, name in enumerate(names)}
+    found = {image: _as_class(label, index) for image, label in _read_labels(path).items()}
     _check_classes(path, found, index)
     return {image: index[label] for image, label in found.items()}
 
@@ -150,6 +151,11 @@ def _check_classes(path: Path, found: Mapping[str, str], index: Mapping[str, int
         f"{path}: {what} that are no class: {first_few(unknown, 10)};"
         f" the classes are {first_few(list(index), 20)}{hint}"
     )
+
+
+def _as_class(label: str, index: Mapping[str, int]) -> str:
+    # As for images: a cell copied from a predictions file names the same class.
+    return label if label in index else decode_text(label)
 
 
 def check_all_labelled(source: Path, truth: Mapping[str, int], names: Sequence[str], what: str, remedy: str) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.agreement import Agreement
+from imbalance_perturb.cells import printable
 from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsError, SettingsError
 from imbalance_perturb.journal import progress_path, read_unfinished, rows_path
 from imbalance_perturb.outputs import check_output, check_writable, run_path, sha256, write_json
 from imbalance_perturb.pixels import DeepImages
 from imbalance_perturb.prediction_files import load_run_of, run_layout
 from imbalance_perturb.provenance import differences
-from imbalance_perturb.row_formats import open_rows
+from imbalance_perturb.row_formats import RowLayout, check_bom, open_rows
 from imbalance_perturb.row_reading import iter_images, iter_rows
 from imbalance_perturb.runs import RUN_SCHEMA
 from imbalance_perturb.shards import Shard, list_sha256, parse_shard
@@ -57,9 +58,12 @@ class _Part:
         count, before = 0, None
         for name in iter_images(self.path):
             if not self.shard.holds(name):
-                raise MergeError(f"{self.path}: {name} is not in part {self.shard}; predict this part again")
+                raise MergeError(f"{self.path}: {printable(name)} is not in part {self.shard}; predict this part again")
             if before is not None and name <= before:
-                raise MergeError(f"{self.path}: {name} comes after {before}; every image stands once, in sorted order")
+                raise MergeError(
+                    f"{self.path}: {printable(name)} comes after {printable(before)}; every image stands once, in"
+                    " sorted order"
+                )
             count, before = count + 1, name
             yield name
         if count != self.total:
@@ -69,7 +73,7 @@ class _Part:
             )
 
 
-def merge_predictions(parts: Sequence[str | Path], out: str | Path) -> MergeSummary:
+def merge_predictions(parts: Sequence[str | Path], out: str | Path, *, bom: bool = False) -> MergeSummary:
     """Merge the files that ``predict --shard I/N`` wrote, all N of them, in any order.
 
     Everything is proved before anything is written: that each is whole and unchanged, that one run's settings made
@@ -79,9 +83,10 @@ def merge_predictions(parts: Sequence[str | Path], out: str | Path) -> MergeSumm
     Args:
         parts: the files, each with its run file beside it.
         out: the file to write, of the parts' format; its run file is written beside it.
+        bom: whether the CSV begins with a byte-order mark, also where the parts do not.
 
     Raises:
-        SettingsError: if no part is given.
+        SettingsError: if no part is given, or ``bom`` is asked for where no CSV is written.
         PredictionsError: if a part or its run file cannot be used or was changed.
         MergeError: if they are not the parts of one run, or not all.
         OutputFileError: if ``out`` cannot be written.
@@ -90,17 +95,20 @@ def merge_predictions(parts: Sequence[str | Path], out: str | Path) -> MergeSumm
     if not parts:
         raise SettingsError("no parts are given: imbperturb merge PART... -o OUT")
     paths = [Path(part) for part in parts]
+    if bom:
+        check_bom(out)
     _check_target(out, paths)
     found = [_load(path) for path in paths]
     _check_complete(found)
     found.sort(key=lambda part: part.shard.index)
     _check_one_run(found)
     _check_names(found)
-    layout = run_layout(found[0].run)
+    layout = run_layout(found[0].run, run_path(found[0].path))
+    layout = layout._replace(bom=bom or layout.bom)
     with open_rows(str(out), layout) as write:
         for row in heapq.merge(*(iter_rows(part.path, layout) for part in found), key=lambda row: row.image):
             write(row)
-    account = _describe(found, out)
+    account = _describe(found, out, layout)
     write_json(run_path(out), account)
     images, agreement = account["images"], account["agreement"]
     return MergeSummary(
@@ -211,7 +219,7 @@ def _devices(parts: Sequence[_Part]) -> list[str]:
     return sorted({part.run["execution"]["device_name"] for part in parts})
 
 
-def _describe(parts: Sequence[_Part], out: Path) -> dict[str, Any]:
+def _describe(parts: Sequence[_Part], out: Path, layout: RowLayout) -> dict[str, Any]:
     """The run file of all parts together: what was counted is summed, the rest is of the first part with images."""
     used = [part for part in parts if part.total] or parts
     run = used[0].run
@@ -235,6 +243,7 @@ def _describe(parts: Sequence[_Part], out: Path) -> dict[str, Any]:
         "predictions": out.name,
         "predictions_sha256": sha256(out),
         "execution": run["execution"] | execution,
+        "output": run["output"] | {"bom": layout.bom},
         "images": images | {"shard": None, "deep": asdict(deep)},
         "warnings": list(deep.warnings),
         "agreement": Agreement.summed(agreements).to_dict() if agreements else None,

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from imbalance_perturb.cells import encode_json
 from imbalance_perturb.errors import OutputFileError
 from imbalance_perturb.parquet import has_pyarrow
 
@@ -50,8 +51,8 @@ def open_whole(path: Path, *, binary: bool = False, sync: bool = True) -> Iterat
     Raises:
         OutputFileError: if it cannot be written.
     """
-    # A file name that is not UTF-8 must not end the run: in JSON its bytes are escaped, and read back the same.
-    text = {} if binary else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    # Names that are not UTF-8 were escaped before, each format in its own way, so that they read back the same.
+    text = {} if binary else {"encoding": "utf-8", "newline": ""}
     with refusing(path):
         _check_replaceable(path)
         temporary = _temporary_path(path)
@@ -79,8 +80,12 @@ def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
 def write_json(path: Path, data: object) -> None:
     """Write JSON, whole or not at all (:func:`open_whole`)."""
     with open_whole(path) as stream:
-        json.dump(data, stream, indent=2, ensure_ascii=False, allow_nan=False)
-        stream.write("\n")
+        stream.write(json_text(data, indent=2) + "\n")
+
+
+def json_text(data: object, *, indent: int | None = None, ascii_only: bool = False) -> str:
+    """Plain values as JSON, valid UTF-8 whatever the names in them: see :func:`encode_json`."""
+    return encode_json(json.dumps(data, indent=indent, ensure_ascii=ascii_only, allow_nan=False))
 
 
 def keep_permissions(stream: IO[Any], path: Path) -> None:

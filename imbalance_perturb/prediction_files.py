@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.cells import normal_path
+from imbalance_perturb.cells import normal_path, printable
 from imbalance_perturb.counts import ClassCounts, read_json
 from imbalance_perturb.errors import CountsError, PredictionsError
 from imbalance_perturb.outputs import run_path, sha256
 from imbalance_perturb.row_formats import RowLayout
-from imbalance_perturb.row_reading import iter_records
+from imbalance_perturb.row_reading import Record, iter_records
 from imbalance_perturb.tables import first_few
 
 
@@ -95,10 +94,20 @@ def check_unchanged(predictions: Path, run: RunFile, remedy: str) -> None:
         )
 
 
-def run_layout(run: Mapping[str, Any]) -> RowLayout:
-    """The columns of a run's predictions file."""
-    names = tuple(entry["name"] for entry in run["classes"]) if run["output"]["probabilities"] else ()
-    return RowLayout(names, run["settings"]["run"]["close_calls_only"])
+def run_layout(run: Mapping[str, Any], path: Path) -> RowLayout:
+    """The columns of the predictions file of a run; ``path`` is that of its run file, for the message.
+
+    Raises:
+        PredictionsError: if the run file does not tell.
+    """
+    try:
+        output, settings = run["output"], run["settings"]["run"]
+        names = tuple(entry["name"] for entry in run["classes"]) if output["probabilities"] else ()
+        return RowLayout(names, bool(settings["close_calls_only"]), bool(output.get("bom", False)))
+    except (KeyError, TypeError, AttributeError):
+        raise PredictionsError(
+            f"{path}: does not tell which columns the rows have; expected what predict writes"
+        ) from None
 
 
 def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:
@@ -116,8 +125,8 @@ def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:
     if not path.is_file():
         raise PredictionsError(f"{path}: no such file; imbperturb predict makes it")
     reader = _Reader(path, names)
-    for line, row in iter_records(path):
-        reader.add(line, row)
+    for record in iter_records(path):
+        reader.add(record)
     return reader.finish()
 
 
@@ -130,35 +139,42 @@ class _Reader:
         self._rows: list[tuple[str, int, int]] = []
         self._probs: dict[str, list[tuple[float, ...]]] = {"base_p_": [], "p_": []}
         self._failed: list[str] = []
-        self._unknown: Counter[str] = Counter()
+        self._unknown: dict[str, int] = {}
 
-    def add(self, line: int, row: Mapping[str, str]) -> None:
-        image = normal_path(row["image"])
-        if not image:
-            raise PredictionsError(f"{self._path}, line {line}: the image is empty; every row is of one image")
-        if row["error"]:
+    def add(self, record: Record) -> None:
+        if record.is_empty("image"):
+            raise PredictionsError(f"{self._path}, line {record.line}: the image is empty; every row is of one image")
+        image = normal_path(record.text("image"))
+        if record.error is not None:
             self._failed.append(image)
             return
-        found = [row["base_pred"], row["pred"]]
-        if "" in found:
+        if record.is_empty("base_pred") or record.is_empty("pred"):
             raise PredictionsError(
-                f"{self._path}, line {line}: {image} has neither a prediction nor an error; predict it again"
+                f"{self._path}, line {record.line}: {printable(image)} has neither a prediction nor an error; predict"
+                " it again"
             )
-        self._unknown.update(name for name in found if name not in self._index)
+        found = [record.text("base_pred"), record.text("pred")]
+        for name in found:
+            if name not in self._index:
+                self._unknown.setdefault(name, record.line)
         if self._unknown:
             return
         self._rows.append((image, self._index[found[0]], self._index[found[1]]))
         if self._with_probs is None:
-            self._with_probs = self._find_probabilities(row)
+            self._with_probs = self._find_probabilities(record)
+        if not self._with_probs and any(columns[0] in record for columns in self._columns.values()):
+            raise PredictionsError(
+                f"{self._path}, line {record.line}: has probabilities, rows before it have none; predict all alike"
+            )
         if self._with_probs:
             for kind, columns in self._columns.items():
-                self._probs[kind].append(tuple(self._probability(line, row, column) for column in columns))
+                self._probs[kind].append(tuple(map(record.probability, columns)))
 
     def finish(self) -> Predictions:
         if self._unknown:
             raise PredictionsError(
-                f"{self._path}: predicts classes that are none of the counts: {first_few(sorted(self._unknown), 10)};"
-                f" the classes are {first_few(self._names, 20)}"
+                f"{self._path}, line {min(self._unknown.values())}: predicts classes that are none of the counts:"
+                f" {first_few(sorted(self._unknown), 10)}; the classes are {first_few(self._names, 20)}"
             )
         images = [image for image, _, _ in self._rows]
         if not images and not self._failed:
@@ -178,7 +194,7 @@ class _Reader:
             probs=tuple(self._probs["p_"]),
         )
 
-    def _find_probabilities(self, row: Mapping[str, str]) -> bool:
+    def _find_probabilities(self, row: Record) -> bool:
         wanted = [column for columns in self._columns.values() for column in columns]
         missing = [column for column in wanted if column not in row]
         if missing and len(missing) < len(wanted):
@@ -187,17 +203,6 @@ class _Reader:
                 " expected p_<class> and base_p_<class> of all classes, or none"
             )
         return not missing
-
-    def _probability(self, line: int, row: Mapping[str, str], column: str) -> float:
-        try:
-            value = float(row[column])
-        except ValueError:
-            value = math.nan
-        if not 0 <= value <= 1:
-            raise PredictionsError(
-                f"{self._path}, line {line}: {column} is {row[column]!r}; expected a probability from 0 to 1"
-            )
-        return value
 
 
 def check_same_counts(run: RunFile, given: ClassCounts, given_path: str | Path) -> None:

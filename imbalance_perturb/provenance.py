@@ -100,7 +100,7 @@ def describe_making(
             "deterministic": execution.deterministic,
             "threads": torch.get_num_threads(),
         },
-        "output": {"format": suffix.lower(), "probabilities": bool(layout.classes)},
+        "output": {"format": suffix.lower(), "probabilities": bool(layout.classes), "bom": layout.bom},
         "images": {
             "source": str(images.source),
             "total": len(images),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from imbalance_perturb.cells import csv_line, encode_path, encode_text, encode_unicode
-from imbalance_perturb.outputs import STDOUT, check_output, open_whole
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.outputs import STDOUT, check_output, json_text, open_whole
 from imbalance_perturb.parquet import open_parquet
 from imbalance_perturb.results import PredictionRow
 
@@ -20,14 +20,20 @@ COLUMNS = ("image", "base_pred", "base_confidence", "pred", "confidence", "chang
 #: The column after them where the correction was left out for some images: whether it was run.
 CORRECTED = "corrected"
 
+_BOM = "\ufeff"
+
 RowWriter = Callable[[PredictionRow], None]
 
 
 class RowLayout(NamedTuple):
-    """Which columns rows have: class names where probabilities are written, and whether :data:`CORRECTED` is there."""
+    """Which columns rows have: class names where probabilities are written, and whether :data:`CORRECTED` is there.
+
+    ``bom`` has a CSV file begin with the byte-order mark by which Excel knows it for UTF-8.
+    """
 
     classes: tuple[str, ...] = ()
     corrected: bool = False
+    bom: bool = False
 
     def columns(self) -> list[tuple[str, type]]:
         """Name and type of each column, in order."""
@@ -62,6 +68,16 @@ class TextRows(NamedTuple):
     line: Callable[[PredictionRow], str]
 
 
+def check_bom(target: str | Path) -> None:
+    """Refuse a byte-order mark at the start of a file (or stdout, ``-``) that is no CSV.
+
+    Raises:
+        SettingsError: saying so.
+    """
+    if str(target) != STDOUT and Path(target).suffix.lower() != ".csv":
+        raise SettingsError(f"{target}: --bom is for CSV alone, which Excel opens; leave it out, or write .csv")
+
+
 def csv_rows(layout: RowLayout) -> TextRows:
     """CSV in which no cell is a formula to a spreadsheet: :mod:`imbalance_perturb.cells` says how names are written."""
     columns = [encode_unicode(name) for name, _ in layout.columns()]
@@ -77,12 +93,12 @@ def csv_rows(layout: RowLayout) -> TextRows:
         probabilities = (*row.probs, *row.base_probs) if layout.classes else ()
         return csv_line([image, *cells, *mark, *map(_digits, probabilities)])
 
-    return TextRows(csv_line(columns), line)
+    return TextRows((_BOM if layout.bom else "") + csv_line(columns), line)
 
 
 def json_rows(layout: RowLayout) -> TextRows:
     """JSON Lines: one object a row, ``null`` where there is no value."""
-    return TextRows("", lambda row: json.dumps(layout.record(row), ensure_ascii=False) + "\n")
+    return TextRows("", lambda row: json_text(layout.record(row)) + "\n")
 
 
 def text_rows(suffix: str, layout: RowLayout) -> TextRows:
@@ -132,7 +148,7 @@ def _write_text(stream: IO[str], rows: TextRows) -> RowWriter:
 @contextmanager
 def _stdout() -> Iterator[IO[str]]:
     # A stream of our own: the console's may translate newlines or lack characters.
-    with open(sys.stdout.fileno(), "w", encoding="utf-8", errors="backslashreplace", newline="", closefd=False) as s:
+    with open(sys.stdout.fileno(), "w", encoding="utf-8", newline="", closefd=False) as s:
         yield s
 
 

@@ -2,36 +2,108 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any, NoReturn
 
 from imbalance_perturb.cells import decode_path, decode_text, decode_unicode
+from imbalance_perturb.counts import parse_json
 from imbalance_perturb.errors import PredictionsError
 from imbalance_perturb.parquet import has_pyarrow
 from imbalance_perturb.results import PredictionRow
-from imbalance_perturb.row_formats import CORRECTED, RowLayout
+from imbalance_perturb.row_formats import COLUMNS, CORRECTED, RowLayout
 from imbalance_perturb.tables import first_few, iter_table
 
 _COLUMNS = ("image", "base_pred", "pred", "error")
 
+_KNOWN = (*COLUMNS, CORRECTED)
+
+#: Characters of a wrong value in a message.
+_LONGEST_VALUE = 80
+
 #: Cells of Parquet that are Python objects at once.
 _CELLS = 1 << 16
 
-_FLAGS = {"1": True, "0": False, "True": True, "False": False}
+_FLAGS = {"1": True, "0": False}
 
-Records = Iterator[tuple[int, dict[str, str]]]
+
+class Record:
+    """A row as it was read: each cell is asked for as what it should be, and refused by file and line if it is not.
+
+    Args:
+        path: the file, for messages.
+        line: the line, or in Parquet the row, from 1.
+        cells: {column: value}, names as they are. Of CSV, which knows text alone, values are texts.
+    """
+
+    def __init__(self, path: Path, line: int, cells: Mapping[str, Any]) -> None:
+        self._path, self.line, self._cells = path, line, cells
+        self._is_text = path.suffix.lower() not in _READERS
+
+    def __contains__(self, column: str) -> bool:
+        return column in self._cells
+
+    def is_empty(self, column: str) -> bool:
+        """Whether there is no value, or an empty text."""
+        return self._cells.get(column) in (None, "")
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no prediction, ``None`` where there is one."""
+        value = self._cells.get("error")
+        if value is not None and not isinstance(value, str):
+            self._refuse("error", "text")
+        return value or None
+
+    def text(self, column: str) -> str:
+        """A name, never empty."""
+        value = self._cells.get(column)
+        return value if isinstance(value, str) and value else self._refuse(column, "a name")
+
+    def probability(self, column: str) -> float:
+        """A number from 0 to 1."""
+        value = self._cells.get(column)
+        if self._is_text:
+            try:
+                value = float(value)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                self._refuse(column, "a probability from 0 to 1")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            self._refuse(column, "a probability from 0 to 1")
+        return float(value)
+
+    def flag(self, column: str) -> bool:
+        """A switch."""
+        value = self._cells.get(column)
+        found = _FLAGS.get(value) if self._is_text and isinstance(value, str) else value
+        return (
+            found if isinstance(found, bool) else self._refuse(column, "1 or 0" if self._is_text else "true or false")
+        )
+
+    def _refuse(self, column: str, expected: str) -> NoReturn:
+        raise PredictionsError(
+            f"{self._path}, line {self.line}: {column} is {_told(self._cells.get(column))}; expected {expected}"
+        )
+
+
+def _told(value: object) -> str:
+    text = "missing" if value is None else repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+Records = Iterator[Record]
 
 
 def iter_records(path: Path) -> Records:
-    """Rows as (line or row number, {column: text}) with names as they are; empty text where there is no value.
+    """The rows of a file, in its order.
 
     Raises:
         PredictionsError: if the file cannot be read or lacks a column.
     """
-    readers: dict[str, Callable[[Path], Records]] = {".jsonl": _iter_json_lines, ".parquet": _iter_parquet}
-    return readers.get(path.suffix.lower(), _iter_csv)(path)
+    return _READERS.get(path.suffix.lower(), _iter_csv)(path)
 
 
 def iter_images(path: Path) -> Iterator[str]:
@@ -41,7 +113,7 @@ def iter_images(path: Path) -> Iterator[str]:
         PredictionsError: as in :func:`iter_records`.
     """
     records = _iter_parquet(path, only=("image",)) if path.suffix.lower() == ".parquet" else iter_records(path)
-    return (record["image"] for _, record in records)
+    return (record.text("image") for record in records)
 
 
 def iter_rows(path: Path, layout: RowLayout) -> Iterator[PredictionRow]:
@@ -55,45 +127,20 @@ def iter_rows(path: Path, layout: RowLayout) -> Iterator[PredictionRow]:
         PredictionsError: as in :func:`iter_records`, or if a row has no value where the layout wants one.
     """
     probs, base_probs = ([f"{kind}{name}" for name in layout.classes] for kind in ("p_", "base_p_"))
-    for line, record in iter_records(path):
-        if record["error"]:
-            yield PredictionRow(record["image"], error=record["error"])
+    for record in iter_records(path):
+        image = record.text("image")
+        if record.error is not None:
+            yield PredictionRow(image, error=record.error)
             continue
-        cells = _Cells(path, line, record)
         yield PredictionRow(
-            image=cells.text("image"),
-            base_pred=cells.text("base_pred"),
-            base_confidence=cells.number("base_confidence"),
-            pred=cells.text("pred"),
-            confidence=cells.number("confidence"),
-            probs=tuple(map(cells.number, probs)),
-            base_probs=tuple(map(cells.number, base_probs)),
-            corrected=cells.flag(CORRECTED) if layout.corrected else True,
-        )
-
-
-class _Cells:
-    """The cells of a row, each as what it should be."""
-
-    def __init__(self, path: Path, line: int, record: Mapping[str, str]) -> None:
-        self._path, self._line, self._record = path, line, record
-
-    def text(self, column: str) -> str:
-        return self._record.get(column) or self._refuse(column, "a name")
-
-    def number(self, column: str) -> float:
-        try:
-            return float(self._record[column])
-        except (KeyError, ValueError):
-            return float(self._refuse(column, "a number"))
-
-    def flag(self, column: str) -> bool:
-        found = _FLAGS.get(self._record.get(column, ""))
-        return bool(self._refuse(column, "1 or 0")) if found is None else found
-
-    def _refuse(self, column: str, expected: str) -> str:
-        raise PredictionsError(
-            f"{self._path}, line {self._line}: {column} is {self._record.get(column)!r}; expected {expected}"
+            image=image,
+            base_pred=record.text("base_pred"),
+            base_confidence=record.probability("base_confidence"),
+            pred=record.text("pred"),
+            confidence=record.probability("confidence"),
+            probs=tuple(map(record.probability, probs)),
+            base_probs=tuple(map(record.probability, base_probs)),
+            corrected=record.flag(CORRECTED) if layout.corrected else True,
         )
 
 
@@ -104,7 +151,7 @@ def _iter_csv(path: Path) -> Records:
     for line, row in iter_table(path, _COLUMNS, PredictionsError):
         names = names or {key: decode_unicode(key) for key in row}
         record = {names[key]: value for key, value in row.items()}
-        yield line, record | {key: decode(row[key]) for key, decode in texts.items()}
+        yield Record(path, line, record | {key: decode(row[key]) for key, decode in texts.items()})
 
 
 def _iter_parquet(path: Path, only: tuple[str, ...] | None = None) -> Records:
@@ -114,41 +161,55 @@ def _iter_parquet(path: Path, only: tuple[str, ...] | None = None) -> Records:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        # Not by its name, which pyarrow takes for UTF-8.
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             found = file.schema_arrow.names
             missing = [name for name in _COLUMNS if name not in found]
             if missing:
                 raise PredictionsError(f"{path}: has no column {first_few(missing)}; expected a file of predict")
+            doubles = [name for name, count in Counter(found).items() if count > 1]
+            if doubles:
+                raise PredictionsError(f"{path}: has the column {first_few(doubles)} twice; expected a file of predict")
+            # What others have added need not be readable as Python's values.
+            wanted = only or [name for name in found if name in _KNOWN or name.startswith(("p_", "base_p_"))]
             names = {name: decode_unicode(name) for name in found}
-            rows = max(1, _CELLS // len(only or found))
-            batches = file.iter_batches(batch_size=rows, columns=only)
+            batches = file.iter_batches(batch_size=max(1, _CELLS // len(wanted)), columns=list(wanted))
             records = chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, record in enumerate(records, start=1):
-                yield number, {names[key]: _text(value) for key, value in record.items()}
-    except (OSError, pa.ArrowException) as error:
+                yield Record(path, number, {names[key]: _decode(value) for key, value in record.items()})
+    except PredictionsError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise PredictionsError(f"{path}: is not a Parquet file that can be read ({error})") from None
 
 
-def _text(value: object) -> str:
-    return "" if value is None else decode_unicode(value) if isinstance(value, str) else str(value)
+def _decode(value: object) -> object:
+    return decode_unicode(value) if isinstance(value, str) else value
 
 
 def _iter_json_lines(path: Path) -> Records:
     try:
-        with path.open(encoding="utf-8") as stream:
-            for line, text in enumerate(stream, start=1):
-                if not text.strip():
-                    continue
-                record = json.loads(text)
-                missing = [name for name in _COLUMNS if not isinstance(record, dict) or name not in record]
-                if missing:
-                    raise PredictionsError(
-                        f"{path}, line {line}: has no {first_few(missing)}; expected a row of predict"
-                    )
-                yield line, {key: "" if value is None else str(value) for key, value in record.items()}
-    except json.JSONDecodeError as error:
-        raise PredictionsError(f"{path}, line {line}: is not JSON ({error.msg}); expected one object a line") from None
-    except UnicodeDecodeError:
-        raise PredictionsError(f"{path}: is not UTF-8 text; expected one JSON object a line") from None
+        with path.open("rb") as stream:
+            for line, raw in enumerate(stream, start=1):
+                raw = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
+                if raw.strip():
+                    yield _parse_line(path, line, raw)
     except OSError as error:
         raise PredictionsError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _parse_line(path: Path, line: int, raw: bytes) -> Record:
+    try:
+        cells = parse_json(raw.decode(), "one JSON object a line", PredictionsError)
+    except UnicodeDecodeError:
+        raise PredictionsError(f"{path}, line {line}: is not UTF-8 text; expected one JSON object a line") from None
+    except PredictionsError as error:
+        raise PredictionsError(f"{path}, line {line}: {error}") from None
+    missing = [name for name in _COLUMNS if not isinstance(cells, dict) or name not in cells]
+    if missing:
+        raise PredictionsError(f"{path}, line {line}: has no {first_few(missing)}; expected a row of predict")
+    return Record(path, line, cells)
+
+
+#: Formats whose cells have types; any other is CSV, where all are text.
+_READERS: dict[str, Callable[[Path], Records]] = {".jsonl": _iter_json_lines, ".parquet": _iter_parquet}

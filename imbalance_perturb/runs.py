@@ -24,7 +24,7 @@ from imbalance_perturb.predictor import Predictor
 from imbalance_perturb.provenance import describe_making
 from imbalance_perturb.results import PredictionRow
 from imbalance_perturb.resuming import check_unfinished, find_finished
-from imbalance_perturb.row_formats import RowLayout, open_rows
+from imbalance_perturb.row_formats import RowLayout, check_bom, open_rows
 from imbalance_perturb.shards import Shard
 from imbalance_perturb.stopwatch import Stopwatch
 
@@ -92,6 +92,7 @@ def predict_folder(
     out: str,
     *,
     probabilities: bool = False,
+    bom: bool = False,
     resume: bool | None = None,
     shard: Shard | None = None,
     failures: FailureLimit | None = None,
@@ -106,6 +107,7 @@ def predict_folder(
         images: what to predict.
         out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
         probabilities: whether rows carry the probabilities of all classes.
+        bom: whether the CSV begins with a byte-order mark, by which Excel knows it for UTF-8.
         resume: go on with an unfinished run's rows, or start anew; ``None`` starts where there are none.
         shard: which part of all images these are, for the run file.
         failures: how many images may fail.
@@ -114,13 +116,16 @@ def predict_folder(
         should_stop: asked after each batch; a name (of a signal, say) ends the run there, its rows kept.
 
     Raises:
+        SettingsError: if ``bom`` is asked for where no CSV is written.
         ResumeError: if there is an unfinished run and ``resume`` does not fit it.
         TooManyFailuresError: if more images fail than may.
         InterruptedRunError: if ``should_stop`` said so.
         OutputFileError: if the rows cannot be written.
     """
+    if bom:
+        check_bom(out)
     check_unfinished(out, resume)
-    layout = RowLayout(assembly.counts.names if probabilities else (), assembly.settings.run.close_calls_only)
+    layout = RowLayout(assembly.counts.names if probabilities else (), assembly.settings.run.close_calls_only, bom)
     run = _Run(assembly, images, failures or FailureLimit(), progress, should_stop, probabilities)
     if out == STDOUT:
         with open_rows(out, layout) as write:

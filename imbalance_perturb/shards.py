@@ -25,7 +25,7 @@ class Shard:
 
     def holds(self, name: str) -> bool:
         """Whether the image of this name is in this part; the others of the list make no difference."""
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest) % self.count == self.index - 1
 
     def take(self, images: ImageList) -> ImageList:
@@ -50,7 +50,7 @@ def list_sha256(names: Iterable[str]) -> str:
     """SHA-256 of a list of images, in hexadecimal: the same names in the same order, and nothing else, give it."""
     digest = hashlib.sha256()
     for name in names:
-        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
 
 

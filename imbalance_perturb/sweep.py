@@ -174,7 +174,7 @@ def _random_sign(names: list[str], x: Tensor) -> Tensor:
     """Fair coin for each element, from the image's name: the same whatever the batch or the order."""
     signs = torch.empty(x.shape, dtype=torch.int8)
     for sign, name in zip(signs, names, strict=True):
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode("utf-8", "surrogateescape")))
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode("utf-8", "surrogatepass")))
         sign.copy_(torch.randint(0, 2, sign.shape, generator=generator, dtype=torch.int8) * 2 - 1)
     return signs.to(x.device)
 

@@ -91,6 +91,6 @@ def _check_header(
 
 
 def first_few(names: Sequence[str], limit: int = 3) -> str:
-    """The first names for a message, and how many more there are."""
+    """The first names for a message, each on one line whatever it holds, and how many more there are."""
     more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:limit])) + (f" and {more:,} more" if more > 0 else "")

@@ -110,7 +110,7 @@ def verify_run(
     machine = replace(settings.run, device=device or settings.run.device, batch_size=run["execution"]["batch_size"])
     settings = replace(settings, model=files, run=machine)
     seed = secrets.randbits(32) if seed is None else seed
-    recorded = _sample_rows(predictions, run_layout(run), run["images"]["total"], sample, seed)
+    recorded = _sample_rows(predictions, run_layout(run, path), run["images"]["total"], sample, seed)
     root = _find_images(path, run, images, recorded.first)
     again = _Again(run_file, settings, root, recorded, predictions)
     return _compare(recorded.rows, again, seed=seed, predictions=predictions)
@@ -132,7 +132,7 @@ class _Again:
         source = Path(self.run["images"]["source"])
         names = [row.image for row in recorded.rows]
         self._images = ImageList(source, root, names, whole=recorded.first)
-        self.layout, self.suffix = run_layout(self.run), str(self.run["output"]["format"])
+        self.layout, self.suffix = run_layout(self.run, self.path), str(self.run["output"]["format"])
 
     def compute(self) -> tuple[dict[str, PredictionRow], list[str]]:
         """The rows by their image, and what is different from the run."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer import Argument, Option
 
 from imbalance_perturb.allocator import keep_freed_memory
+from imbalance_perturb.cli import terminal
 from imbalance_perturb.cli.compare import compare
 from imbalance_perturb.cli.evaluate import evaluate
 from imbalance_perturb.cli.merge import merge
@@ -33,6 +34,9 @@ from imbalance_perturb.cli.tune import tune_eps
 from imbalance_perturb.cli.verify import verify
 from imbalance_perturb.errors import ImbperturbError, SettingsError
 
+# Its own base is what every wrong use of options and arguments has in common, and has no public name.
+_UsageError: Any = typer.BadParameter.__base__
+
 app = typer.Typer(
     name="imbperturb",
     help="Correct a classifier trained on imbalanced data, after training, by perturbing its input.",
@@ -51,31 +55,42 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     keep_freed_memory()
+    terminal.prepare()
     try:
-        app(args=arguments, prog_name="imbperturb")
-    except ImbperturbError as error:
-        if debug:
-            raise
-        _fail(str(error), WRONG_USAGE if isinstance(error, SettingsError) else FAILED)
+        # Typer alone would show what is wrong with the arguments as they were given, terminal commands and all.
+        code = app(args=arguments, prog_name="imbperturb", standalone_mode=False)
+    except _UsageError as error:
+        _fail_usage(error)
     except Exception as error:
-        # The last resort: one line instead of a traceback.
         if debug:
+            sys.excepthook = terminal.show_traceback
             raise
+        if isinstance(error, ImbperturbError):
+            _fail(str(error), WRONG_USAGE if isinstance(error, SettingsError) else FAILED)
+        # The last resort: one line instead of a traceback.
         what = f"{type(error).__name__}: {error}"
         _fail(f"{what} (this is a fault of imbperturb, not of yours; --debug shows where)", FAILED)
-    raise SystemExit(0)
+    raise SystemExit(code or 0)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"imbperturb: error: {' '.join(message.split())}", file=sys.stderr)
+    terminal.say(f"imbperturb: error: {message}")
     raise SystemExit(code)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    message = error.format_message()
+    if not message:  # no arguments at all: the help has been shown
+        raise SystemExit(WRONG_USAGE)
+    command = "imbperturb" if error.ctx is None else error.ctx.command_path
+    _fail(f"{message.rstrip('.')} ({command} --help says more)", WRONG_USAGE)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         import imbalance_perturb
 
-        print(imbalance_perturb.__version__)
+        terminal.show(imbalance_perturb.__version__)
         raise typer.Exit
 
 
@@ -105,6 +120,9 @@ def predict(
         str, Option("--out", "-o", help=".csv, .jsonl or .parquet file, or - for CSV on stdout.")
     ] = "predictions.csv",
     probs: Annotated[bool, Option("--probs", help="Also write the probabilities of all classes.")] = False,
+    bom: Annotated[
+        bool, Option("--bom", help="Begin the CSV with a byte-order mark, so that Excel reads it as UTF-8.")
+    ] = False,
     resume: Annotated[
         bool | None,
         Option(
@@ -142,6 +160,7 @@ def predict(
     from imbalance_perturb.images import find_images
     from imbalance_perturb.journal import check_place
     from imbalance_perturb.outputs import STDOUT
+    from imbalance_perturb.row_formats import check_bom
     from imbalance_perturb.shards import parse_shard
 
     if counts is None and images is None:
@@ -150,6 +169,8 @@ def predict(
         raise SettingsError("no images are given: imbperturb predict MODEL COUNTS IMAGES (or IMAGES with a recipe)")
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     part = None if shard is None else parse_shard(shard)
+    if bom:
+        check_bom(out)
     if out != STDOUT:
         check_place(Path(out))
     say = render.Narrator(common.quiet)
@@ -174,6 +195,7 @@ def predict(
             found,
             out,
             probabilities=probs,
+            bom=bom,
             resume=resume,
             shard=part,
             failures=failures,
@@ -183,7 +205,7 @@ def predict(
         )
     say.summary(summary)
     if common.as_json and out != STDOUT:
-        render.print_json(summary)
+        terminal.show_json(summary)
     raise typer.Exit(SOME_FAILED if summary.failed else 0)
 
 
@@ -217,7 +239,7 @@ def inspect(
 
     inspection = inspect_model(settings)
     if common.as_json:
-        render.print_json(inspection)
+        terminal.show_json(inspection)
     else:
         render.print_inspection(inspection)
     say.assumptions(inspection.model.assumptions)
@@ -299,4 +321,4 @@ def demo(
     """Run the whole job on real images that come with a dependency: handwritten digits, made long-tailed."""
     from imbalance_perturb.demonstration import run_demo
 
-    run_demo(folder)
+    run_demo(folder, terminal.show)

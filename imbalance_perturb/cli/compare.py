@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
+from imbalance_perturb.cli import terminal
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
     CommonOptions,
@@ -167,16 +167,14 @@ def _show(comparison: Comparison, out: Path, report: Path | None, common: Common
 
         write_whole(report, comparison_page(comparison).encode("utf-8", errors="backslashreplace"))
     if common.as_json:
-        from imbalance_perturb.cli.render import print_json
-
-        print_json(comparison.to_dict())
+        terminal.show_json(comparison.to_dict())
     else:
         from imbalance_perturb.cli.comparison_tables import print_comparison
 
         print_comparison(comparison)
     if not common.quiet:
         for note in comparison.notes:
-            print(f"note: {note}", file=sys.stderr)
+            terminal.say(f"note: {note}")
         for path in (out, report):
             if path is not None:
-                print(f"written: {path}", file=sys.stderr)
+                terminal.say(f"written: {path}")

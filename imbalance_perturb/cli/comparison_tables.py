@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from imbalance_perturb.reports.terminal import add_number_columns, difference_text, figure_text, new_table, plain
+from imbalance_perturb.reports.terminal import (
+    Text,
+    add_number_columns,
+    difference_text,
+    figure_text,
+    new_console,
+    new_table,
+    styled,
+)
 from imbalance_perturb.wording import level_text, p_text, rate_text
 
 if TYPE_CHECKING:
@@ -21,21 +28,21 @@ _FIGURES = {"mcr": "MCR", "scr": "SCR", "worst_class_recall": "worst recall", "a
 
 def print_comparison(comparison: Comparison) -> None:
     """The tables and the advice on stdout, as wide as the terminal (80 where there is none)."""
-    console = Console(highlight=False)
+    console = new_console()
     wide = console.width >= _WIDE
-    console.print(plain(comparison.headline))
+    console.print(comparison.headline)
     console.print(_figures(comparison, wide))
     console.print(_gains(comparison, wide))
     level = level_text(comparison.confidence_level)
     console.print(
-        f"MCR: mean class recall. SCR: recall of {plain(comparison.smallest_class)}, the class with the fewest"
+        f"MCR: mean class recall. SCR: recall of {comparison.smallest_class}, the class with the fewest"
         f" training images. Ranges are {level} intervals; gains and tests are paired: of the same images."
         " passes: forward passes an image, a backward pass to the input counting as one."
         " images/s: measured, of the model alone.",
         style="dim",
     )
     console.print()
-    console.print(f"[bold]{plain(comparison.advice.sentence)}[/]")
+    console.print(comparison.advice.sentence, style="bold")
 
 
 def _new_table(title: str, *headers: str) -> Table:
@@ -53,7 +60,7 @@ def _figures(comparison: Comparison, wide: bool) -> Table:
             values = [(getattr(result.scores, name), result.scores.intervals.get(name)) for name in _FIGURES]
             table.add_row(_name(result, wide), *(figure_text(value, interval, wide) for value, interval in values))
         else:
-            table.add_row(_name(result, wide), "[dim]not available[/]")
+            table.add_row(_name(result, wide), styled(("not available", "dim")))
     return table
 
 
@@ -62,19 +69,18 @@ def _gains(comparison: Comparison, wide: bool) -> Table:
     for result in comparison.results:
         if result.scores is None:
             continue
-        cells = []
+        cells: list[str | Text] = []
         for name in ("mcr", "accuracy"):
             difference = result.differences.get(name)
             if difference is not None and result.changed == 0:
-                cells += ["[dim]same[/]", p_text(None)]
+                cells += [styled(("same", "dim")), p_text(None)]
             else:
                 cells += [difference_text(difference, wide), p_text(None if difference is None else difference.p_value)]
         table.add_row(_name(result, wide), *cells, str(result.passes), rate_text(result.images_per_second))
     return table
 
 
-def _name(result: MethodResult, wide: bool) -> str:
-    name = f"[italic]{result.method}[/]" if result.control else result.method
-    if not result.parameters:
-        return name
-    return f"{name} [dim]{result.setting}[/]" if wide else "\n  ".join([name, *f"[dim]{result.setting}[/]".split(", ")])
+def _name(result: MethodResult, wide: bool) -> Text:
+    settings = [result.setting] if wide else result.setting.split(", ")
+    dim = [(setting, "dim") for setting in settings if result.parameters]
+    return styled((result.method, "italic" if result.control else ""), *dim, between=" " if wide else "\n  ")

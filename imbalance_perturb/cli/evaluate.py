@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
+from imbalance_perturb.cli import terminal
 from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, with_options
 from imbalance_perturb.cli.resolving import resolve_settings
 
@@ -59,18 +59,16 @@ def evaluate(
     evaluation = evaluate_files(predictions, labels, counts=counts, options=options)
     written = _write_files(evaluation, report, plot)
     if common.as_json:
-        from imbalance_perturb.cli.render import print_json
-
-        print_json(evaluation.to_dict())
+        terminal.show_json(evaluation.to_dict())
     else:
         from imbalance_perturb.cli.evaluation_tables import print_evaluation
 
         print_evaluation(evaluation)
     if not common.quiet:
         for note in evaluation.notes:
-            print(f"note: {note}", file=sys.stderr)
+            terminal.say(f"note: {note}")
         for path in written:
-            print(f"written: {path}", file=sys.stderr)
+            terminal.say(f"written: {path}")
     raise typer.Exit(SOME_FAILED if evaluation.failed else 0)
 
 

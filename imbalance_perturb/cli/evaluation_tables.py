@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from imbalance_perturb.cells import printable
-from imbalance_perturb.reports.terminal import add_number_columns, difference_text, figure_text, new_table, plain
+from imbalance_perturb.reports.terminal import (
+    add_number_columns,
+    difference_text,
+    figure_text,
+    new_console,
+    new_table,
+    styled,
+)
 from imbalance_perturb.wording import by_count, changes_sentence, level_text, metric_text, p_text, share_text
 
 if TYPE_CHECKING:
@@ -25,8 +30,8 @@ _NAME_WIDTH, _COLUMN_WIDTH = 14, 8
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """The tables on stdout, as wide as the terminal (80 where there is none)."""
-    console = Console(highlight=False)
-    console.print(escape(changes_sentence(evaluation)))
+    console = new_console()
+    console.print(changes_sentence(evaluation))
     console.print(_summary(evaluation, console.width >= _WIDE))
     level = level_text(evaluation.confidence_level)
     console.print(
@@ -53,7 +58,7 @@ def _summary(evaluation: Evaluation, wide: bool) -> Table:
     for name in evaluation.metrics:
         difference = evaluation.differences.get(name)
         table.add_row(
-            plain(_title(evaluation, name)),
+            _title(evaluation, name),
             *(
                 figure_text(getattr(scores, name), scores.intervals.get(name), wide)
                 for scores in (evaluation.base, evaluation.perturbed)
@@ -80,7 +85,7 @@ def _classes(evaluation: Evaluation) -> Table:
         before, after, gain = evaluation.base.per_class[c], evaluation.perturbed.per_class[c], evaluation.gains[c]
         pairs = (before.precision, after.precision, before.f1, after.f1)
         table.add_row(
-            plain(before.name),
+            before.name,
             f"{before.count:,}",
             f"{before.support:,}",
             _short(before.recall),
@@ -106,9 +111,9 @@ def _matrix(scores: Scores, classes: tuple[str, ...], width: int) -> Table | Non
         return None
     table.add_column("", width=first, no_wrap=True)
     for head, column in zip(heads, widths, strict=True):
-        table.add_column(escape(head), justify="right", width=column, no_wrap=True)
+        table.add_column(head, justify="right", width=column, no_wrap=True)
     for index, (name, row) in enumerate(zip(classes, cells, strict=True)):
-        table.add_row(escape(_name(name)), *(f"[bold]{text}[/]" if c == index else text for c, text in enumerate(row)))
+        table.add_row(_name(name), *(styled((text, "bold" if c == index else "")) for c, text in enumerate(row)))
     return table
 
 

@@ -17,6 +17,9 @@ def merge(
     out: Annotated[
         Path, Option("--out", "-o", metavar="FILE", help="File to write, of the parts' format; run file beside it.")
     ],
+    bom: Annotated[
+        bool, Option("--bom", help="Begin the CSV with a byte-order mark, for Excel. (default: as the parts do)")
+    ] = False,
     quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
@@ -24,10 +27,10 @@ def merge(
 
     The file is the one that a run without --shard would have written. Exit code 3: done, but some images have an error.
     """
-    from imbalance_perturb.cli import render
+    from imbalance_perturb.cli import render, terminal
     from imbalance_perturb.merging import merge_predictions
 
-    summary = merge_predictions(parts, out)
+    summary = merge_predictions(parts, out, bom=bom)
     say = render.Narrator(quiet)
     for note in summary.notes:
         say.line(f"note: {note}")
@@ -38,5 +41,5 @@ def merge(
     if summary.agreement is not None and summary.agreement.warning is not None:
         say.line(f"warning: {summary.agreement.warning}")
     if as_json:
-        render.print_json(summary)
+        terminal.show_json(summary)
     raise typer.Exit(SOME_FAILED if summary.failed else 0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imbalance_perturb.cells import printable
+from imbalance_perturb.cli import terminal
 from imbalance_perturb.picture_formats import is_unread
 
 if TYPE_CHECKING:
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def print_json(result: Any) -> None:
-    """A dataclass of plain values as JSON on stdout."""
-    data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
-
-
 class Narrator:
     """Tells people on stderr what goes on; silent where ``quiet``."""
 
@@ -42,7 +35,7 @@ class Narrator:
     def line(self, text: str) -> None:
         """One line."""
         if not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            terminal.say(text)
 
     def recipe(self, path: Path | None) -> None:
         """Which recipe is read, so that none takes effect unseen."""
@@ -124,6 +117,7 @@ class Narrator:
         for warning in summary.warnings:
             self.line(f"warning: {warning}")
         for image, error in summary.first_errors:
+            # Here, so that a line end in a name is seen to be one.
             self.line(f"  failed: {printable(image)}: {printable(error)}")
         if summary.failed > len(summary.first_errors):
             more = f"and {summary.failed - len(summary.first_errors)} more" if summary.first_errors else "why"
@@ -183,9 +177,10 @@ class _Lines(Progress):
 
 class _Bar(Progress):
     def __enter__(self) -> _Bar:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+
+        from imbalance_perturb.reports.terminal import new_console
 
         columns = (
             BarColumn(),
@@ -193,7 +188,7 @@ class _Bar(Progress):
             TextColumn("{task.fields[rate]:>6.1f} images/s"),
             TimeRemainingColumn(),
         )
-        self._bar = RichProgress(*columns, console=Console(stderr=True))
+        self._bar = RichProgress(*columns, console=new_console(stderr=True))
         self._bar.start()
         self._task = self._bar.add_task("", total=self.total, rate=0.0)
         return self
@@ -207,10 +202,11 @@ class _Bar(Progress):
 
 def print_inspection(inspection: Inspection) -> None:
     """The inspection as tables on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from imbalance_perturb.reports.terminal import new_console
+
+    console = new_console()
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -259,14 +255,13 @@ def write_counts(counts: ClassCounts, out: Path | None, *, order: str) -> None:
     from imbalance_perturb.tables import first_few
 
     if out is None:
-        print_json(counts.to_json())
+        terminal.show_json(counts.to_json())
     else:
         write_json(out, counts.to_json())
     where = "" if out is None else f" -> {out}"
-    print(
+    terminal.say(
         f"{counts.total:,} images in {len(counts)} classes, imbalance {counts.imbalance:.1f}; class-index order"
-        f" {order}: {printable(first_few(counts.names, 12))}{where}",
-        file=sys.stderr,
+        f" {order}: {first_few(counts.names, 12)}{where}"
     )
     if counts.balanced:
-        print("note: all classes have the same count, so there is nothing to correct", file=sys.stderr)
+        terminal.say("note: all classes have the same count, so there is nothing to correct")

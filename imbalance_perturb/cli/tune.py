@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
+from imbalance_perturb.cli import terminal
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
     CommonOptions,
@@ -233,9 +234,7 @@ def _write_files(tuning: Tuning, out: Path, plot: Path | None, report: Path | No
 
 def _show(tuning: Tuning, *, as_json: bool) -> None:
     if as_json:
-        from imbalance_perturb.cli.render import print_json
-
-        print_json(tuning.to_dict())
+        terminal.show_json(tuning.to_dict())
     else:
         from imbalance_perturb.cli.tuning_tables import print_tuning
 

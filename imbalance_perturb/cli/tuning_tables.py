@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from imbalance_perturb.reports.terminal import add_number_columns, new_table, plain
+from imbalance_perturb.reports.terminal import add_number_columns, new_console, new_table, styled
 from imbalance_perturb.tuning_results import FIGURES
 from imbalance_perturb.tuning_wording import figure_of, objective_text
 from imbalance_perturb.wording import interval_text, level_text, p_text, share_text
@@ -21,14 +20,14 @@ _WIDE = 100
 
 def print_tuning(tuning: Tuning) -> None:
     """The tables on stdout, as wide as the terminal (80 where there is none)."""
-    console = Console(highlight=False)
+    console = new_console()
     for loss_spec in tuning.loss_specs:
         console.print(_sweep(tuning, loss_spec, console.width >= _WIDE))
     console.print(_legend(tuning), style="dim")
     console.print()
     console.print(_held_out(tuning))
     for sentence in tuning.summary:
-        console.print(plain(sentence), style="bold" if sentence is tuning.summary[0] else "")
+        console.print(sentence, style="bold" if sentence is tuning.summary[0] else "")
 
 
 def _sweep(tuning: Tuning, loss_spec: tuple[str | None, float | None], wide: bool) -> Table:
@@ -36,7 +35,7 @@ def _sweep(tuning: Tuning, loss_spec: tuple[str | None, float | None], wide: boo
     table = new_table(f"Sweep over eps, T {temperature:g}, {loss} ({tuning.n:,} images)")
     table.add_column("eps", no_wrap=True)
     marked = figure_of(tuning.rule.objective)
-    figures = [f"[underline]{title}[/]" if name == marked else title for name, title in FIGURES.items()]
+    figures = [styled((title, "underline" if name == marked else "")) for name, title in FIGURES.items()]
     more = ("± 1 SE", "p", "splits") if wide else ("p",)
     add_number_columns(table, *figures, "changed", "gain", *more)
     table.add_column("", no_wrap=True)
@@ -75,7 +74,7 @@ def _held_out(tuning: Tuning) -> Table:
     add_number_columns(table, "eps 0", "tuned", "difference", f"{level_text(tuning.confidence_level)} interval")
     for name, title in FIGURES.items():
         held_out = tuning.held_out[name]
-        title = f"SCR ({plain(tuning.smallest_class)})" if name == "scr" else title
+        title = f"SCR ({tuning.smallest_class})" if name == "scr" else title
         table.add_row(
             title,
             share_text(held_out.base),

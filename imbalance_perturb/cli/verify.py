@@ -51,7 +51,7 @@ def verify(
     Exit code 0: all come out again, confidences within 0.0001.
     """
     from imbalance_perturb.cells import printable
-    from imbalance_perturb.cli import render
+    from imbalance_perturb.cli import render, terminal
     from imbalance_perturb.errors import VerificationError
     from imbalance_perturb.verification import verify_run
 
@@ -75,7 +75,7 @@ def verify(
         f" {found.largest_difference:.1g} at most"
     )
     if as_json:
-        render.print_json(found)
+        terminal.show_json(found)
     if found.mismatches:
         image, reason = found.mismatches[0]
         raise VerificationError(

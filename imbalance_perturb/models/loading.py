@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from imbalance_perturb.cells import printable
 from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line
 from imbalance_perturb.models.checkpoint import parse_checkpoint
 from imbalance_perturb.models.class_names import (
@@ -103,8 +104,7 @@ def load_classifier(
 
 def _plain(text: str) -> str:
     """The text on one line of printable characters: a file's names may hold line ends and terminal commands."""
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = printable(text)
     return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
 
 

@@ -1,18 +1,44 @@
-"""What several tables in the terminal are made of."""
+"""The console of tables in the terminal, and what several of them are made of.
+
+A plain ``str`` is one line of text from anywhere, shown as it is and never as markup: style and line ends come from
+:func:`styled` alone.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from imbalance_perturb.cells import printable
 from imbalance_perturb.wording import interval_text, share_text
 
 if TYPE_CHECKING:
     from imbalance_perturb.scores import Difference, Interval
+
+__all__ = ["Text", "add_number_columns", "difference_text", "figure_text", "new_console", "new_table", "styled"]
+
+
+class _PlainConsole(Console):
+    """Every ``str`` passes here on its way to the terminal, also from the cells and titles of tables."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        options |= {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(printable(text), **options)
+
+
+def new_console(*, stderr: bool = False) -> Console:
+    """The console of stdout, or of stderr, as wide as the terminal (80 where there is none)."""
+    return _PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def styled(*parts: str | tuple[str, str], between: str = "") -> Text:
+    """Text made of parts, each plain or with a style, and what stands between them; empty parts are left out."""
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    return Text(between).join(Text(printable(text), style) for text, style in pairs if text)
 
 
 def new_table(title: str | None = None, *, gap: int = 1) -> Table:
@@ -27,31 +53,25 @@ def new_table(title: str | None = None, *, gap: int = 1) -> Table:
     )
 
 
-def add_number_columns(table: Table, *headers: str) -> None:
+def add_number_columns(table: Table, *headers: str | Text) -> None:
     """Columns of figures, which are never cut or folded."""
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
 
 
-def plain(text: str) -> str:
-    """A name or sentence as it is, without markup or control characters."""
-    return escape(printable(text))
-
-
-def figure_text(value: float | None, interval: Interval | None, wide: bool) -> str:
+def figure_text(value: float | None, interval: Interval | None, wide: bool) -> Text:
     """A share with its interval, beside it where the terminal is wide, else below."""
     return _with_interval(share_text(value), interval_text(interval), wide)
 
 
-def difference_text(difference: Difference | None, wide: bool) -> str:
+def difference_text(difference: Difference | None, wide: bool) -> Text:
     """A difference with its interval, green or red where it is more than noise."""
     if difference is None:
-        return share_text(None)
+        return styled(share_text(None))
+    style = {1: "green", -1: "red"}.get(difference.direction, "")
     text = share_text(difference.value, signed=True)
-    if difference.direction:
-        text = f"[{'green' if difference.direction > 0 else 'red'}]{text}[/]"
-    return _with_interval(text, interval_text(difference.interval, signed=True), wide)
+    return _with_interval(text, interval_text(difference.interval, signed=True), wide, style)
 
 
-def _with_interval(text: str, interval: str, wide: bool) -> str:
-    return f"{text}{' ' if wide else chr(10)}[dim]{interval}[/]" if interval else text
+def _with_interval(text: str, interval: str, wide: bool, style: str = "") -> Text:
+    return styled((text, style), (interval, "dim"), between=" " if wide else "\n")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +15,7 @@ from imbalance_perturb.cells import (
     decode_path,
     decode_text,
     decode_unicode,
+    encode_json,
     encode_path,
     encode_text,
     encode_unicode,
@@ -44,6 +47,10 @@ NAMES = [
     "🙂.png",
     "bad\udcff\udc80.png",
     "\\udcff.png",
+    "esc\x1b[31m\x9b2J\x7f",
+    "\\u001b",
+    "\\u009b\\u202e",
+    "rtl\u202e\u2066",
     "\\u005cudcff.png",
     "back\\slash",
     "-1",
@@ -86,6 +93,19 @@ def test_lines_read_back(cells: list[str]) -> None:
     assert next(csv.reader(io.StringIO(line, newline=""), strict=True)) == cells
     assert csv_line(["a", "b"]) == "a,b\n"
     assert csv_line(['x"y', "a;b"]) == '"x""y","a;b"\n'
+
+
+CONTROL = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@given(name=names)
+def test_no_file_commands_a_terminal(name: str) -> None:
+    """No cell, and no JSON, holds a control character, a mark that turns the writing, or what is no UTF-8."""
+    for encoded in (encode_path(name), encode_text(name), encode_unicode(name), encode_json(json.dumps([name]))):
+        assert not CONTROL.search(encoded)
+    text = encode_json(json.dumps({name: [name, "\x9b"]}, ensure_ascii=False, indent=2))
+    assert not CONTROL.search(text)
+    assert json.loads(text.encode()) == {name: [name, "\x9b"]}
 
 
 def test_ordinary_names_stay_as_they_are() -> None:
