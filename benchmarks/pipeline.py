@@ -38,7 +38,7 @@ from imbalance_perturb.decoding import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.images import ImageList
 from imbalance_perturb.preprocessing import Preprocessing
 from imbalance_perturb.runs import predict_folder
-from imbalance_perturb.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.settings import IMAGE_TIMEOUT, ModelSettings, PreprocessSettings, RunSettings, Settings
 
 #: Height and width of the JPEGs.
 SIZE = (450, 600)
@@ -76,7 +76,7 @@ class FromMemory:
         workers: int,
         *,
         takes_turns: bool,
-        image_timeout: float,
+        image_timeout: float = IMAGE_TIMEOUT,
     ) -> Iterator[DecodedBatch]:
         """A batch for each slice; stacked the first time, kept from then on."""
         for names in slices:

@@ -171,7 +171,7 @@ def test_labels_that_cannot_serve_are_refused(labelled: Workplace) -> None:
     assert "no label for 23 of 24 images in val (first: a/1.png" in fails("image,label\na/0.png,a\n")
     unknown = fails("image,label\n" + "".join(f"{name},z\n" for name in names))
     assert "labels that are no class: z; the classes are a, b, c, d" in unknown
-    assert "1 images are labelled more than once" in fails("image,label\na/0.png,a\na/0.png,b\n")
+    assert "l.csv, line 3: a/0.png is there already, in line 2" in fails("image,label\na/0.png,a\na/0.png,b\n")
     assert "l.csv: is empty" in fails("")
     assert "l.csv: labels no image" in fails("image,label\n")
     assert "val: all labelled images are of one class" in fails(

@@ -258,7 +258,7 @@ def test_doubles_in_either_file(folder: Folder) -> None:
     """An image that stands twice in labels or predictions is an error with its name."""
     rows = (folder.path / "labels.csv").read_text()
     folder.write("labels.csv", rows + "a.png,df\n")
-    assert "1 images are labelled more than once (first: a.png)" in folder.fails()
+    assert "labels.csv, line 9: a.png is there already, in line 2" in folder.fails()
     folder.write("labels.csv", rows)
     write_predictions(folder.path / "predictions.csv", [*ROWS, ROWS[1]])
     assert "1 images stand more than once (first: b.png)" in folder.fails()
