@@ -90,5 +90,9 @@ class DeviceError(ImbperturbError, RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing, on one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The line of an error's message that says what happened; the name of an error that says nothing."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # TorchScript puts a traceback first and the reason last.
+    return lines[-1] if lines[0].startswith("The following operation failed") else lines[0]

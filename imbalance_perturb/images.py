@@ -7,8 +7,8 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -58,6 +58,10 @@ class ImageList:
     def everything(self) -> Sequence[str]:
         """The names of the whole list, of which ``names`` may be a part."""
         return self.names if self.whole is None else self.whole
+
+    def part(self, holds: Callable[[str], bool]) -> ImageList:
+        """The images whose names a part ``holds``, which may be none, with the whole list beside them."""
+        return replace(self, names=[name for name in self.names if holds(name)], whole=self.names)
 
     def describe_left_aside(self) -> list[str]:
         """Lines on the files that are not among the images; none where there are none."""

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from imbalance_perturb.errors import SettingsError
-
-if TYPE_CHECKING:
-    from imbalance_perturb.images import ImageList
 
 
 @dataclass(frozen=True)
@@ -27,11 +23,6 @@ class Shard:
         """Whether the image of this name is in this part; the others of the list make no difference."""
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest) % self.count == self.index - 1
-
-    def take(self, images: ImageList) -> ImageList:
-        """The images of this part, which may be none, with the whole list beside them."""
-        names = [name for name in images.names if self.holds(name)]
-        return replace(images, names=names, whole=images.names)
 
 
 def parse_shard(text: str) -> Shard:

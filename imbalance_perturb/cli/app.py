@@ -176,7 +176,7 @@ def predict(
     say = render.Narrator(common.quiet)
     say.recipe(recipe)
     found = find_images(images)
-    found = found if part is None else part.take(found)
+    found = found if part is None else found.part(part.holds)
     say.images(found, part)
     failures = select_limit(on_error, max_failures, len(found))
 

@@ -23,7 +23,7 @@ from imbalance_perturb.models.snapshot import Snapshot
 
 #: Parts of an exported program that torch reads as files of ``torch.save``, and those it may by their description.
 _SAVED = re.compile(r"(.*/)?(data/(weights|constants|sample_inputs)/[^/]*|serialized_\w+)\.pt")
-_PAYLOAD = re.compile(r"(.*/)?data/(weights|constants)/(weight|tensor)_\d+")
+_PAYLOAD_PART = re.compile(r"(.*/)?data/(weights|constants)/(weight|tensor)_\d+")
 _SOME_BYTES, _MOST_SHARED = 64 * 2**20, 8
 
 
@@ -99,7 +99,7 @@ def check_program(snapshot: Snapshot) -> None:
                 " export the model again"
             )
     for part, content in records(file, str(path), ("",)):
-        pickled = _PAYLOAD.fullmatch(part) and content[:2] in (b"PK", b"\x80\x02")
+        pickled = _PAYLOAD_PART.fullmatch(part) and content[:2] in (b"PK", b"\x80\x02")
         if content and (pickled or _SAVED.fullmatch(part)):
             check_checkpoint(io.BytesIO(content), f"{path} ({part[:80]!r})")
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from imbalance_perturb.errors import ModelFileError, UntrustedModelError
+from imbalance_perturb.errors import ModelFileError, UntrustedModelError, first_line
 from imbalance_perturb.models.archive import check_export, check_torchscript, tensors_only
 from imbalance_perturb.models.container import read_parts
 from imbalance_perturb.models.contents import check_checkpoint, check_program, check_script
@@ -212,15 +212,6 @@ def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProg
             f"{path}: this torch.export file cannot be read by torch {torch.__version__} ({first_line(error)});"
             " export it again with this version, or give the model's state_dict"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The line of an exception's message that says what happened."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    # TorchScript puts a traceback first and the reason last.
-    return lines[-1] if lines[0].startswith("The following operation failed") else lines[0]
 
 
 @contextmanager

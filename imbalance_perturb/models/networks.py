@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.errors import ArchitectureError, ModelFileError
+from imbalance_perturb.errors import ArchitectureError, ModelFileError, first_line
 from imbalance_perturb.models.checkpoint import Checkpoint
-from imbalance_perturb.models.files import first_line, importable_from_here
+from imbalance_perturb.models.files import importable_from_here
 from imbalance_perturb.models.heads import HeadHints
 from imbalance_perturb.models.recognition import (
     Difference,

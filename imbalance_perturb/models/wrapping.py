@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.errors import ModelOutputError
-from imbalance_perturb.models.files import first_line
+from imbalance_perturb.errors import ModelOutputError, first_line
 
 #: What a forward pass may raise for an input that does not fit.
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)

@@ -15,7 +15,7 @@ from imbalance_perturb.shards import Shard, files_sha256, list_sha256, parse_sha
 def test_every_image_is_in_exactly_one_part(names: list[str], count: int) -> None:
     """The parts are disjoint, hold all images in their order, and know the whole list."""
     images = ImageList(Path(), Path(), sorted(names))
-    parts = [Shard(index, count).take(images) for index in range(1, count + 1)]
+    parts = [images.part(Shard(index, count).holds) for index in range(1, count + 1)]
     assert sorted(name for part in parts for name in part.names) == sorted(names)
     assert all(list(part.names) == sorted(part.names) for part in parts)
     assert all(part.everything == images.names for part in parts)
@@ -24,7 +24,7 @@ def test_every_image_is_in_exactly_one_part(names: list[str], count: int) -> Non
 def test_a_part_is_told_by_the_path_alone() -> None:
     """Other images in the list move none from its part, the parts are about equal, and they are so for good."""
     names = sorted(f"{index}.png" for index in range(4000))
-    whole, half = (Shard(2, 8).take(ImageList(Path(), Path(), listed)).names for listed in (names, names[::2]))
+    whole, half = (ImageList(Path(), Path(), listed).part(Shard(2, 8).holds).names for listed in (names, names[::2]))
     assert list(half) == [name for name in whole if name in set(names[::2])]
     assert 400 < len(whole) < 600
     held = [name for name in ("a.png", "b/c.png", "é\udcff.png", "d.png") if Shard(1, 2).holds(name)]
