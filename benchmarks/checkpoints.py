@@ -14,8 +14,8 @@ from ours import MODES
 from sklearn.metrics import recall_score
 from subjects import CLASSES, Pool, skin7_counts, skin7_pool
 
-from imbalance_perturb.batching import usual_batch_size
-from imbalance_perturb.settings import PreprocessSettings
+from imbalance_perturb.config.settings import PreprocessSettings
+from imbalance_perturb.inference.batching import usual_batch_size
 
 #: Fold that is predicted, and images of it that bounds are calibrated on: a random sample, as `predict` does it.
 FOLD, CALIBRATED = 0, 64

@@ -15,12 +15,12 @@ from peers import PEERS, TEMPERATURE, Peer, Step
 from processes import Ready, Team
 from torch import Tensor, nn
 
-from imbalance_perturb.batching import usual_batch_size
-from imbalance_perturb.counts import ClassCounts
-from imbalance_perturb.execution import fast_dtype
-from imbalance_perturb.modes import full_precision
-from imbalance_perturb.predictor import START, Predictor
-from imbalance_perturb.target import target_distribution
+from imbalance_perturb.inference.batching import usual_batch_size
+from imbalance_perturb.inference.execution import fast_dtype
+from imbalance_perturb.inference.predictor import START, Predictor
+from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.module_state import full_precision
+from imbalance_perturb.method.target import target_distribution
 
 PLAIN, OPTIMISED, OPTIMISED_LOW = "plain eager fp32", "plain optimised fp32", "plain optimised bf16"
 

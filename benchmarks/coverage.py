@@ -3,8 +3,8 @@
     python benchmarks/coverage.py [--datasets 500] [--seed 0]
 
 For each scenario the true recalls are known, data sets are drawn from them, and each interval of
-``imbalance_perturb.intervals`` either contains the true figure or does not. ``plain`` is the percentile bootstrap
-without smoothing, for comparison. With 500 data sets, coverage of exactly 95% is seen as 93.1 to 96.9%.
+``imbalance_perturb.evaluation.intervals`` either contains the true figure or does not. ``plain`` is the percentile
+bootstrap without smoothing, for comparison. With 500 data sets, coverage of exactly 95% is seen as 93.1 to 96.9%.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_perturb.intervals import (
+from imbalance_perturb.evaluation.intervals import (
     difference_interval,
     macro_f1_intervals,
     mean_recall_interval,
     wilson_interval,
     worst_recall_interval,
 )
-from imbalance_perturb.metrics import JointCounts, count_jointly, f1_scores
-from imbalance_perturb.scores import Interval
+from imbalance_perturb.evaluation.metrics import JointCounts, count_jointly, f1_scores
+from imbalance_perturb.evaluation.results import Interval
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from imbalance_perturb.modes import full_precision
+from imbalance_perturb.method.module_state import full_precision
 
 T = TypeVar("T")
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imbalance_perturb.allocator import keep_freed_memory
-from imbalance_perturb.batching import usual_batch_size
-from imbalance_perturb.classifier import PerturbedClassifier
-from imbalance_perturb.counts import ClassCounts
-from imbalance_perturb.execution import fast_dtype
+from imbalance_perturb.inference.acceleration.optimisation import lower, optimise
+from imbalance_perturb.inference.allocator import keep_freed_memory
+from imbalance_perturb.inference.batching import usual_batch_size
+from imbalance_perturb.inference.execution import fast_dtype
+from imbalance_perturb.inference.predictor import Predictor
+from imbalance_perturb.method.classifier import PerturbedClassifier
+from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.models import load_classifier
-from imbalance_perturb.optimisation import lower, optimise
-from imbalance_perturb.predictor import Predictor
 
 #: Our modes, in the order of the tables: precision and whether only close calls are corrected.
 MODES = {

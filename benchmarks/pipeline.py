@@ -31,14 +31,14 @@ from memory import measure_memory
 from subjects import CLASSES, COUNTS, MEAN, STD, make_subject, synthetic_pool, write_photographs
 from torch import Tensor
 
-from imbalance_perturb import prediction
-from imbalance_perturb.allocator import keep_freed_memory
-from imbalance_perturb.assembly import Assembly, assemble
-from imbalance_perturb.decoding import DecodedBatch, in_slices, iter_decoded
-from imbalance_perturb.images import ImageList
-from imbalance_perturb.preprocessing import Preprocessing
-from imbalance_perturb.runs import predict_folder
-from imbalance_perturb.settings import IMAGE_TIMEOUT, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.config.settings import IMAGE_TIMEOUT, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.preprocessing import Preprocessing
+from imbalance_perturb.inference import engine
+from imbalance_perturb.inference.allocator import keep_freed_memory
+from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
+from imbalance_perturb.inference.folder_prediction import predict_folder
+from imbalance_perturb.inference.pipeline import Assembly, assemble
 
 #: Height and width of the JPEGs.
 SIZE = (450, 600)
@@ -112,7 +112,7 @@ def make_contenders(assembly: Assembly, images: ImageList, work: Path) -> dict[s
 
     def compute() -> Cost:
         # The engine's own loop, fed from memory: rows, calibration and writing are those of the pipeline.
-        with mock.patch.object(prediction, "iter_decoded", memory):
+        with mock.patch.object(engine, "iter_decoded", memory):
             return run()
 
     return {PIPELINE: _clocked(run), DECODE: _clocked(decode), COMPUTE: _clocked(compute)}

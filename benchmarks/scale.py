@@ -26,15 +26,17 @@ from memory import family, resident
 from PIL import Image
 from torchvision.models import get_model
 
-from imbalance_perturb.images import find_images
-from imbalance_perturb.journal import read_unfinished
+from imbalance_perturb.data.image_files import find_images
+from imbalance_perturb.predictions.journal import read_unfinished
 
 DISTINCT, IN_A_FOLDER = 500, 1000
 
 #: What the issue asks for: by how much memory may differ, and seconds from the imports to the first row.
 ASKED_MEMORY, ASKED_SECONDS = 0.05, 10.0
 
-IMPORTS = "import torch, torchvision, imbalance_perturb.assembly, imbalance_perturb.runs"
+IMPORTS = (
+    "import torch, torchvision, imbalance_perturb.inference.pipeline, imbalance_perturb.inference.folder_prediction"
+)
 
 
 class Found(NamedTuple):

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_perturb.choice import SelectionRule, choose_among
-from imbalance_perturb.contenders import make_candidates
-from imbalance_perturb.selection import select_by_cross_validation
+from imbalance_perturb.selection.candidates import make_candidates
+from imbalance_perturb.selection.cross_validation import select_by_cross_validation
+from imbalance_perturb.selection.rule import SelectionRule, choose_among
 
 Floats = NDArray[np.float64]
 

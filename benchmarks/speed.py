@@ -57,9 +57,9 @@ from peers import AUTHORS, PEERS, Peer
 from subjects import CLASSES, COUNTS, make_subject, skin7_pool, synthetic_pool
 from torch import nn
 
-from imbalance_perturb.batching import usual_batch_size
-from imbalance_perturb.counts import ClassCounts
-from imbalance_perturb.settings import PreprocessSettings
+from imbalance_perturb.config.settings import PreprocessSettings
+from imbalance_perturb.inference.batching import usual_batch_size
+from imbalance_perturb.method.counts import ClassCounts
 
 NETWORKS = ("resnet50", "mobilenet_v2", "densenet169")
 PARTS = ("networks", "sweep", "checkpoints")

@@ -24,10 +24,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from imbalance_perturb.counts import ClassCounts
-from imbalance_perturb.images import ImageList, find_images
-from imbalance_perturb.preprocessing import make_geometry, select_preprocessing
-from imbalance_perturb.settings import PreprocessSettings
+from imbalance_perturb.config.settings import PreprocessSettings
+from imbalance_perturb.data.image_files import ImageList, find_images
+from imbalance_perturb.data.preprocessing import make_geometry, select_preprocessing
+from imbalance_perturb.method.counts import ClassCounts
 
 #: Classes of Skin7 and the training images of folds 2 to 4; the shares that synthetic images are drawn with.
 CLASSES = ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df")

@@ -14,12 +14,12 @@ from PIL import Image
 from subjects import CLASSES, COUNTS, MEAN, STD, draw_labels, photograph
 from torch import nn
 
-from imbalance_perturb.assembly import Assembly, assemble
-from imbalance_perturb.images import ImageList, find_images
-from imbalance_perturb.perturbation import LossSpec
-from imbalance_perturb.runs import predict_folder
-from imbalance_perturb.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
-from imbalance_perturb.sweep import Variant, run_sweep
+from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.data.image_files import ImageList, find_images
+from imbalance_perturb.inference.folder_prediction import predict_folder
+from imbalance_perturb.inference.pipeline import Assembly, assemble
+from imbalance_perturb.method.perturbation import LossSpec
+from imbalance_perturb.selection.sweep import Variant, run_sweep
 
 K = 20
 

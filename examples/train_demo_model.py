@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from imbalance_perturb.digits import DIGIT_NAMES, DigitSet, load_digit_splits
+from imbalance_perturb.data.digits import DIGIT_NAMES, DigitSet, load_digit_splits
 
 ARCH = "shufflenet_v2_x0_5"  # 0.35 million parameters: the smallest of torchvision's classifiers
 SIZE = 64  # --resize 64: the network halves the sides five times

@@ -10,32 +10,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imbalance_perturb.classifier import PerturbedClassifier
-    from imbalance_perturb.corrections import adjust_logits
-    from imbalance_perturb.counts import ClassCounts, load_class_counts, parse_class_counts
     from imbalance_perturb.errors import ImbperturbError
+    from imbalance_perturb.method.classifier import PerturbedClassifier
+    from imbalance_perturb.method.counts import ClassCounts, load_class_counts, parse_class_counts
+    from imbalance_perturb.method.logit_corrections import adjust_logits
+    from imbalance_perturb.method.perturbation import GradientSign, gradient_sign, perturb, step
+    from imbalance_perturb.method.target import parse_target, target_distribution
     from imbalance_perturb.models import LoadedClassifier, load_classifier, probe_classifier
-    from imbalance_perturb.perturbation import GradientSign, gradient_sign, perturb, step
-    from imbalance_perturb.target import parse_target, target_distribution
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "ClassCounts": "counts",
-    "GradientSign": "perturbation",
+    "ClassCounts": "method.counts",
+    "GradientSign": "method.perturbation",
     "ImbperturbError": "errors",
     "LoadedClassifier": "models",
-    "PerturbedClassifier": "classifier",
-    "adjust_logits": "corrections",
-    "gradient_sign": "perturbation",
-    "load_class_counts": "counts",
+    "PerturbedClassifier": "method.classifier",
+    "adjust_logits": "method.logit_corrections",
+    "gradient_sign": "method.perturbation",
+    "load_class_counts": "method.counts",
     "load_classifier": "models",
-    "parse_class_counts": "counts",
-    "parse_target": "target",
-    "perturb": "perturbation",
+    "parse_class_counts": "method.counts",
+    "parse_target": "method.target",
+    "perturb": "method.perturbation",
     "probe_classifier": "models",
-    "step": "perturbation",
-    "target_distribution": "target",
+    "step": "method.perturbation",
+    "target_distribution": "method.target",
 }
 
 __all__ = [

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_perturb.images import ImageList, find_images
-from imbalance_perturb.labels import check_all_labelled, load_labels
+from imbalance_perturb.data.image_files import ImageList, find_images
+from imbalance_perturb.data.labels import check_all_labelled, load_labels
 
 
 @dataclass(frozen=True)

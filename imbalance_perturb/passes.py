@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from imbalance_perturb.batching import MULTIPLE, BatchLimit, filled
-from imbalance_perturb.classifier import PerturbedClassifier
 from imbalance_perturb.errors import ModelGradientError
-from imbalance_perturb.stopwatch import Stopwatch
+from imbalance_perturb.inference.batching import MULTIPLE, BatchLimit, filled
+from imbalance_perturb.inference.stopwatch import Stopwatch
+from imbalance_perturb.method.classifier import PerturbedClassifier
 
 
 class Passes:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Argument, Option
 
-from imbalance_perturb.allocator import keep_freed_memory
 from imbalance_perturb.cli import terminal
 from imbalance_perturb.cli.compare import compare
 from imbalance_perturb.cli.evaluate import evaluate
@@ -29,10 +28,11 @@ from imbalance_perturb.cli.options import (
     RunOptions,
     with_options,
 )
-from imbalance_perturb.cli.resolving import resolve_settings
+from imbalance_perturb.cli.settings import resolve_settings
 from imbalance_perturb.cli.tune import tune_eps
 from imbalance_perturb.cli.verify import verify
 from imbalance_perturb.errors import ImbperturbError, SettingsError
+from imbalance_perturb.inference.allocator import keep_freed_memory
 
 # Its own base is what every wrong use of options and arguments has in common, and has no public name.
 _UsageError: Any = typer.BadParameter.__base__
@@ -154,14 +154,14 @@ def predict(
 
     MODEL and COUNTS may be left out where the recipe names them. Exit code 3: done, but some images have an error.
     """
-    from imbalance_perturb.cli import render
+    from imbalance_perturb.cli import narration
     from imbalance_perturb.cli.interruption import interruptible
-    from imbalance_perturb.failures import select_limit
-    from imbalance_perturb.images import find_images
-    from imbalance_perturb.journal import check_place
-    from imbalance_perturb.outputs import STDOUT
-    from imbalance_perturb.row_formats import check_bom
-    from imbalance_perturb.shards import parse_shard
+    from imbalance_perturb.data.image_files import find_images
+    from imbalance_perturb.files.writing import STDOUT
+    from imbalance_perturb.inference.failure_limit import select_limit
+    from imbalance_perturb.predictions.journal import check_place
+    from imbalance_perturb.predictions.shards import parse_shard
+    from imbalance_perturb.predictions.writing import check_bom
 
     if counts is None and images is None:
         model, images = None, model
@@ -173,16 +173,16 @@ def predict(
         check_bom(out)
     if out != STDOUT:
         check_place(Path(out))
-    say = render.Narrator(common.quiet)
+    say = narration.Narrator(common.quiet)
     say.recipe(recipe)
     found = find_images(images)
     found = found if part is None else found.part(part.holds)
     say.images(found, part)
     failures = select_limit(on_error, max_failures, len(found))
 
-    from imbalance_perturb.assembly import assemble
-    from imbalance_perturb.resuming import check_unfinished, recorded_batch_size
-    from imbalance_perturb.runs import predict_folder
+    from imbalance_perturb.inference.folder_prediction import predict_folder
+    from imbalance_perturb.inference.pipeline import assemble
+    from imbalance_perturb.predictions.resuming import check_unfinished, recorded_batch_size
 
     check_unfinished(out, resume)
     if resume and settings.run.batch_size is None:
@@ -229,19 +229,19 @@ def inspect(
     common: CommonOptions,
 ) -> None:
     """Say what a model file holds, try it out, and show the table class -> index -> count -> p*."""
-    from imbalance_perturb.cli import render
+    from imbalance_perturb.cli import narration
 
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
-    say = render.Narrator(common.quiet)
+    say = narration.Narrator(common.quiet)
     say.recipe(recipe)
 
-    from imbalance_perturb.inspection import inspect_model
+    from imbalance_perturb.inference.inspection import inspect_model
 
     inspection = inspect_model(settings)
     if common.as_json:
         terminal.show_json(inspection)
     else:
-        render.print_inspection(inspection)
+        narration.print_inspection(inspection)
     say.assumptions(inspection.model.assumptions)
 
 
@@ -260,20 +260,20 @@ def init(
     quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
 ) -> None:
     """Check a model with its counts and write both, with all settings, into a recipe."""
-    from imbalance_perturb.cli import render
+    from imbalance_perturb.cli import narration
     from imbalance_perturb.errors import OutputFileError
-    from imbalance_perturb.outputs import check_writable
+    from imbalance_perturb.files.writing import check_writable
 
     if out.exists() and not force:
         raise OutputFileError(f"{out}: there is a recipe already; --force replaces it, -o writes elsewhere")
     check_writable(out)
     settings, _ = resolve_settings(None, model_options, preprocess, debias, run, model=model, counts=counts)
 
-    from imbalance_perturb.inspection import inspect_model, write_complete_recipe
+    from imbalance_perturb.inference.inspection import inspect_model, write_complete_recipe
 
     inspection = inspect_model(settings)
     write_complete_recipe(out, settings, inspection.preprocessing, sha256=inspection.model.sha256)
-    say = render.Narrator(quiet)
+    say = narration.Narrator(quiet)
     say.inspection(inspection)
     say.line(f"recipe: {out} (commands run from its folder read it by themselves)")
     for given, option in (
@@ -300,16 +300,16 @@ def counts(
     ] = None,
 ) -> None:
     """Count the training images of each class, in class-index order."""
-    from imbalance_perturb.cli import render
-    from imbalance_perturb.labels import count_labels, describe_order
-    from imbalance_perturb.outputs import check_writable
+    from imbalance_perturb.cli import narration
+    from imbalance_perturb.data.labels import count_labels, describe_order
+    from imbalance_perturb.files.writing import check_writable
 
     if out is not None:
         check_writable(out)
-    say = render.Narrator(quiet=False)
+    say = narration.Narrator(quiet=False)
     found = count_labels(train, None if classes is None else classes.split(","), describe=say.counted)
     order = "as given" if classes is not None else describe_order(train, found.names)
-    render.write_counts(found, out, order=order)
+    narration.write_counts(found, out, order=order)
 
 
 @app.command()
@@ -319,6 +319,6 @@ def demo(
     ),
 ) -> None:
     """Run the whole job on real images that come with a dependency: handwritten digits, made long-tailed."""
-    from imbalance_perturb.demonstration import run_demo
+    from imbalance_perturb.cli.demo import run_demo
 
     run_demo(folder, terminal.show)

@@ -20,14 +20,14 @@ from imbalance_perturb.cli.options import (
     RunOptions,
     with_options,
 )
-from imbalance_perturb.cli.resolving import resolve_settings
-from imbalance_perturb.declarations import parse_list
+from imbalance_perturb.cli.settings import resolve_settings
+from imbalance_perturb.config.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
-    from imbalance_perturb.assembly import Assembly
-    from imbalance_perturb.cli.render import Narrator
-    from imbalance_perturb.lineup import Comparison
+    from imbalance_perturb.cli.narration import Narrator
+    from imbalance_perturb.inference.pipeline import Assembly
+    from imbalance_perturb.selection.comparison.results import Comparison
 
 #: Options of the shared group that a comparison chooses by itself, and what to give instead.
 _CHOSEN = {
@@ -111,17 +111,17 @@ def compare(
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     if settings.debias.steps != 1:
         raise SettingsError(f"steps is {settings.debias.steps} in the recipe: {_CHOSEN['steps']}")
-    from imbalance_perturb.cli import render
-    from imbalance_perturb.outputs import check_output
+    from imbalance_perturb.cli import narration
+    from imbalance_perturb.files.writing import check_output
 
     check_output(out, (".json",))
     check_output(report, (".html", ".htm"))
-    say = render.Narrator(common.quiet)
+    say = narration.Narrator(common.quiet)
     say.recipe(recipe)
 
-    from imbalance_perturb.candidates import EPS_GRID, METHODS, TAU_GRID, ComparisonOptions
-    from imbalance_perturb.choice import SelectionRule
-    from imbalance_perturb.comparison import ComparisonFiles, compare_methods
+    from imbalance_perturb.selection.comparison.method_comparison import ComparisonFiles, compare_methods
+    from imbalance_perturb.selection.comparison.methods import EPS_GRID, METHODS, TAU_GRID, ComparisonOptions
+    from imbalance_perturb.selection.rule import SelectionRule
 
     rule = SelectionRule(
         objective=objective,
@@ -159,7 +159,7 @@ def _describe(say: Narrator, assembly: Assembly) -> None:
 
 
 def _show(comparison: Comparison, out: Path, report: Path | None, common: CommonOptions) -> None:
-    from imbalance_perturb.outputs import write_json, write_whole
+    from imbalance_perturb.files.writing import write_json, write_whole
 
     write_json(out, comparison.to_dict())
     if report is not None:
@@ -169,7 +169,7 @@ def _show(comparison: Comparison, out: Path, report: Path | None, common: Common
     if common.as_json:
         terminal.show_json(comparison.to_dict())
     else:
-        from imbalance_perturb.cli.comparison_tables import print_comparison
+        from imbalance_perturb.reports.comparison_tables import print_comparison
 
         print_comparison(comparison)
     if not common.quiet:

@@ -10,10 +10,10 @@ from typer import Argument, Option
 
 from imbalance_perturb.cli import terminal
 from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, with_options
-from imbalance_perturb.cli.resolving import resolve_settings
+from imbalance_perturb.cli.settings import resolve_settings
 
 if TYPE_CHECKING:
-    from imbalance_perturb.scores import Evaluation
+    from imbalance_perturb.evaluation.results import Evaluation
 
 
 @with_options
@@ -45,9 +45,9 @@ def evaluate(
 
     Exit code 3: done, but some images have an error instead of a prediction.
     """
-    from imbalance_perturb.evaluation import IntervalOptions
-    from imbalance_perturb.evaluation_files import evaluate_files
-    from imbalance_perturb.outputs import check_output, run_path
+    from imbalance_perturb.evaluation.evaluation_files import evaluate_files
+    from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
+    from imbalance_perturb.files.writing import check_output, run_path
 
     options = IntervalOptions(level=confidence_level, seed=seed)
     for path, suffixes in ((report, (".html", ".htm")), (plot, (".png",))):
@@ -61,7 +61,7 @@ def evaluate(
     if common.as_json:
         terminal.show_json(evaluation.to_dict())
     else:
-        from imbalance_perturb.cli.evaluation_tables import print_evaluation
+        from imbalance_perturb.reports.evaluation_tables import print_evaluation
 
         print_evaluation(evaluation)
     if not common.quiet:
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _write_files(evaluation: Evaluation, report: Path | None, plot: Path | None) -> list[Path]:
-    from imbalance_perturb.outputs import write_whole
+    from imbalance_perturb.files.writing import write_whole
 
     if report is not None:
         from imbalance_perturb.reports.evaluation_page import evaluation_page

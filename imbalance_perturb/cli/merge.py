@@ -27,11 +27,11 @@ def merge(
 
     The file is the one that a run without --shard would have written. Exit code 3: done, but some images have an error.
     """
-    from imbalance_perturb.cli import render, terminal
-    from imbalance_perturb.merging import merge_predictions
+    from imbalance_perturb.cli import narration, terminal
+    from imbalance_perturb.predictions.merging import merge_predictions
 
     summary = merge_predictions(parts, out, bom=bom)
-    say = render.Narrator(quiet)
+    say = narration.Narrator(quiet)
     for note in summary.notes:
         say.line(f"note: {note}")
     say.line(

@@ -43,7 +43,7 @@ def show(text: str) -> None:
 
 def show_json(result: Any) -> None:
     """A dataclass of plain values as JSON on stdout: valid UTF-8 whatever the console's encoding."""
-    from imbalance_perturb.outputs import json_text
+    from imbalance_perturb.files.writing import json_text
 
     data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
     # In another encoding only ASCII is UTF-8, too.

@@ -22,16 +22,16 @@ from imbalance_perturb.cli.options import (
     RunOptions,
     with_options,
 )
-from imbalance_perturb.cli.resolving import resolve_settings
-from imbalance_perturb.declarations import parse_list
+from imbalance_perturb.cli.settings import resolve_settings
+from imbalance_perturb.config.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
-    from imbalance_perturb.assembly import Assembly
-    from imbalance_perturb.cli.render import Narrator
-    from imbalance_perturb.settings import Settings
-    from imbalance_perturb.tuning import TuningOptions
-    from imbalance_perturb.tuning_results import Tuning
+    from imbalance_perturb.cli.narration import Narrator
+    from imbalance_perturb.config.settings import Settings
+    from imbalance_perturb.inference.pipeline import Assembly
+    from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
+    from imbalance_perturb.selection.tuning.results import Tuning
 
 _PANEL = "Choice"
 
@@ -130,10 +130,10 @@ def tune_eps(
     MODEL and COUNTS may be left out where the recipe names them; the recipe then gets the chosen eps. Exit code 3:
     done, but some images have an error.
     """
-    from imbalance_perturb.choice import SelectionRule
-    from imbalance_perturb.cli.render import Narrator
-    from imbalance_perturb.outputs import check_output
-    from imbalance_perturb.tuning import TuningOptions
+    from imbalance_perturb.cli.narration import Narrator
+    from imbalance_perturb.files.writing import check_output
+    from imbalance_perturb.selection.rule import SelectionRule
+    from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
 
     _check_given(debias, temperatures, losses)
     options = TuningOptions(
@@ -185,9 +185,9 @@ def _lists(eps_grid: str | None, temperatures: str | None, losses: str | None) -
 
 
 def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:
-    from imbalance_perturb.assembly import assemble, load_counts
+    from imbalance_perturb.inference.pipeline import assemble, load_counts
     from imbalance_perturb.labelled_images import find_labelled_images
-    from imbalance_perturb.tuning import check_tuning, tune
+    from imbalance_perturb.selection.tuning.eps_tuning import check_tuning, tune
 
     counts_file = load_counts(settings.model)
     labelled = find_labelled_images(val, labels, counts_file.counts.names)
@@ -218,7 +218,7 @@ def _say_assembly(say: Narrator, assembly: Assembly, options: TuningOptions) -> 
 
 
 def _write_files(tuning: Tuning, out: Path, plot: Path | None, report: Path | None) -> None:
-    from imbalance_perturb.outputs import write_json, write_whole
+    from imbalance_perturb.files.writing import write_json, write_whole
 
     write_json(out, tuning.to_dict())
     if plot is not None:
@@ -236,7 +236,7 @@ def _show(tuning: Tuning, *, as_json: bool) -> None:
     if as_json:
         terminal.show_json(tuning.to_dict())
     else:
-        from imbalance_perturb.cli.tuning_tables import print_tuning
+        from imbalance_perturb.reports.tuning_tables import print_tuning
 
         print_tuning(tuning)
         sys.stdout.flush()
@@ -244,8 +244,8 @@ def _show(tuning: Tuning, *, as_json: bool) -> None:
 
 def _check_recipe(recipe: Path | None, settings: Settings) -> None:
     """Refuse a recipe that is to get the choice and cannot be written, before the work."""
-    from imbalance_perturb.outputs import check_writable
-    from imbalance_perturb.tuned_recipe import is_of_recipe
+    from imbalance_perturb.files.writing import check_writable
+    from imbalance_perturb.selection.tuning.recipe import is_of_recipe
 
     if recipe is not None and is_of_recipe(recipe, settings):
         check_writable(recipe, "copy it to a place that can be, and name the copy with --recipe")
@@ -253,7 +253,7 @@ def _check_recipe(recipe: Path | None, settings: Settings) -> None:
 
 def _hand_over(tuning: Tuning, settings: Settings, recipe: Path | None, say: Narrator) -> None:
     """Put the choice where `predict` finds it, or say how to use it."""
-    from imbalance_perturb.tuned_recipe import tuned_debias, update_tuned_recipe
+    from imbalance_perturb.selection.tuning.recipe import tuned_debias, update_tuned_recipe
 
     debias = tuned_debias(tuning, settings.debias)
     usage = f"--eps {debias.eps:g} --temperature {debias.temperature:g} --loss {debias.loss}"

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from imbalance_perturb.declarations import declarations
-from imbalance_perturb.settings import RunSettings
+from imbalance_perturb.config.declarations import declarations
+from imbalance_perturb.config.settings import RunSettings
 
 _DEVICE = declarations(RunSettings)["device"]
 
@@ -51,9 +51,9 @@ def verify(
     Exit code 0: all come out again, confidences within 0.0001.
     """
     from imbalance_perturb.cells import printable
-    from imbalance_perturb.cli import render, terminal
+    from imbalance_perturb.cli import narration, terminal
     from imbalance_perturb.errors import VerificationError
-    from imbalance_perturb.verification import verify_run
+    from imbalance_perturb.inference.verification import verify_run
 
     found = verify_run(
         run,
@@ -66,7 +66,7 @@ def verify(
         factory=factory,
         trust_model_file=trust_model_file,
     )
-    say = render.Narrator(quiet)
+    say = narration.Narrator(quiet)
     for note in found.notes:
         say.line(f"note: other than in the run: {note}")
     say.line(

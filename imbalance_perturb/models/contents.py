@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import torch
 
 from imbalance_perturb.errors import ModelFileError, first_line
-from imbalance_perturb.models.container import check_container
-from imbalance_perturb.models.nesting import MOST_DEPTH, code_depth, has_long_chain, text_depth
-from imbalance_perturb.models.pickles import OddPickleError, UnknownOperationError, describe
-from imbalance_perturb.models.snapshot import Snapshot
+from imbalance_perturb.models.formats.pickles import OddPickleError, UnknownOperationError, describe
+from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.torchscript import MOST_DEPTH, code_depth, has_long_chain, text_depth
+from imbalance_perturb.models.formats.zip_archive import check_container
 
 #: Parts of an exported program that torch reads as files of ``torch.save``, and those it may by their description.
 _SAVED = re.compile(r"(.*/)?(data/(weights|constants|sample_inputs)/[^/]*|serialized_\w+)\.pt")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imbalance_perturb.models.wrapping import LoadedClassifier
-from imbalance_perturb.modes import full_precision
+from imbalance_perturb.method.module_state import full_precision
+from imbalance_perturb.models.classifier import LoadedClassifier
 
 #: How far logits may be from what scaled rows predict, relative to the largest one without its bias.
 _TOLERANCE = 1e-3

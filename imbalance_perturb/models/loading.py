@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.cells import printable
+from imbalance_perturb.config.settings import HEAD_ACTIVATIONS
 from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line
-from imbalance_perturb.models.checkpoint import parse_checkpoint
+from imbalance_perturb.models.architectures.building import Built, build_network, parameter_count
 from imbalance_perturb.models.class_names import (
     ClassNames,
     attached_class_names,
     find_class_names,
     select_class_names,
 )
-from imbalance_perturb.models.files import (
+from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo, look_at_output
+from imbalance_perturb.models.formats.checkpoint import parse_checkpoint
+from imbalance_perturb.models.formats.detection import (
     is_trusted,
     read_checkpoint,
     read_export,
@@ -27,10 +30,7 @@ from imbalance_perturb.models.files import (
     read_torchscript,
     sniff,
 )
-from imbalance_perturb.models.networks import Built, build_network, parameter_count
-from imbalance_perturb.models.snapshot import Snapshot
-from imbalance_perturb.models.wrapping import LoadedClassifier, ModelInfo, look_at_output
-from imbalance_perturb.settings import HEAD_ACTIVATIONS
+from imbalance_perturb.models.formats.snapshot import Snapshot
 
 #: Of one message: tensors may have names of any length.
 _MOST_TEXT = 2000

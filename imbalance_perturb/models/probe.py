@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError
-from imbalance_perturb.models.wrapping import FORWARD_ERRORS, failing_forward
-from imbalance_perturb.modes import frozen_eval, full_precision
-from imbalance_perturb.perturbation import gradient_sign
+from imbalance_perturb.method.module_state import frozen_eval, full_precision
+from imbalance_perturb.method.perturbation import gradient_sign
+from imbalance_perturb.models.classifier import FORWARD_ERRORS, failing_forward
 
 #: Allowed differences, relative to the largest logit: what the order of summation makes in float32, with room.
 REPEAT_TOLERANCE = 1e-5

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from imbalance_perturb.cells import printable
-from imbalance_perturb.lineup import Comparison, MethodResult
+from imbalance_perturb.evaluation.formatting import by_count
 from imbalance_perturb.reports.drawing import BASE, INK, PERTURBED, SOFT, draw_svg
-from imbalance_perturb.reports.page import iter_facts, render_page
-from imbalance_perturb.wording import by_count
+from imbalance_perturb.reports.html import iter_facts, render_page
+from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

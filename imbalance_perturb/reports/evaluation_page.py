@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from imbalance_perturb.evaluation.formatting import by_count, changes_sentence, metric_text
+from imbalance_perturb.evaluation.results import METRICS, Evaluation, Scores
 from imbalance_perturb.reports.drawing import draw_svg
 from imbalance_perturb.reports.evaluation_plots import draw_gains, draw_matrix, draw_recalls, recall_size
-from imbalance_perturb.reports.page import iter_facts, render_page
-from imbalance_perturb.scores import METRICS, Evaluation, Scores
-from imbalance_perturb.wording import by_count, changes_sentence, metric_text
+from imbalance_perturb.reports.html import iter_facts, render_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imbalance_perturb.cells import printable
+from imbalance_perturb.evaluation.formatting import by_count
+from imbalance_perturb.evaluation.results import ClassScores, Evaluation, Scores
 from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, RULE, SOFT, draw_png
-from imbalance_perturb.scores import ClassScores, Evaluation, Scores
-from imbalance_perturb.wording import by_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

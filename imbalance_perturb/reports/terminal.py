@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from imbalance_perturb.cells import printable
-from imbalance_perturb.wording import interval_text, share_text
+from imbalance_perturb.evaluation.formatting import interval_text, share_text
 
 if TYPE_CHECKING:
-    from imbalance_perturb.scores import Difference, Interval
+    from imbalance_perturb.evaluation.results import Difference, Interval
 
 __all__ = ["Text", "add_number_columns", "difference_text", "figure_text", "new_console", "new_table", "styled"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from imbalance_perturb.evaluation.formatting import by_count
 from imbalance_perturb.reports.drawing import draw_svg
-from imbalance_perturb.reports.page import iter_facts, render_page
+from imbalance_perturb.reports.html import iter_facts, render_page
 from imbalance_perturb.reports.tuning_plots import draw_tuning, plot_size
-from imbalance_perturb.tuning_results import FIGURES, Tuning
-from imbalance_perturb.tuning_wording import correction_text, list_chosen, objective_text
-from imbalance_perturb.wording import by_count
+from imbalance_perturb.selection.tuning.results import FIGURES, Tuning
+from imbalance_perturb.selection.tuning.summary import correction_text, list_chosen, objective_text
 
 
 def tuning_page(tuning: Tuning) -> str:

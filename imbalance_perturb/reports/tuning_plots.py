@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from imbalance_perturb.cells import printable
 from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, draw_png
-from imbalance_perturb.tuning_results import TriedCorrection, Tuning
-from imbalance_perturb.tuning_wording import figure_of
+from imbalance_perturb.selection.tuning.results import TriedCorrection, Tuning
+from imbalance_perturb.selection.tuning.summary import figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

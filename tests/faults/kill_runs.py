@@ -175,7 +175,7 @@ def kill_and_resume(run: Callable[..., Ended], folder: Path, kills: int, seed: i
 
 
 def _compare(folder: Path, suffix: str, expected: bytes) -> None:
-    from imbalance_perturb.outputs import run_path
+    from imbalance_perturb.files.writing import run_path
 
     assert (folder / f"killed{suffix}").read_bytes() == expected
     left = sorted(path.name for path in folder.glob("killed.*"))
@@ -186,7 +186,7 @@ def _compare(folder: Path, suffix: str, expected: bytes) -> None:
 
 
 def _rows_done(path: Path) -> int:
-    from imbalance_perturb.journal import read_unfinished
+    from imbalance_perturb.predictions.journal import read_unfinished
 
     unfinished = read_unfinished(path)
     return 0 if unfinished is None else unfinished.mark.rows

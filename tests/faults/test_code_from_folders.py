@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 import imbalance_perturb
-from imbalance_perturb import __main__, verification
+from imbalance_perturb import __main__
 from imbalance_perturb.cli import app
 from imbalance_perturb.errors import ArchitectureError, SettingsError
+from imbalance_perturb.inference import verification
+from imbalance_perturb.inference.verification import verify_run
 from imbalance_perturb.models import load_classifier
-from imbalance_perturb.models.files import importable_from_here
-from imbalance_perturb.verification import verify_run
+from imbalance_perturb.models.formats.detection import importable_from_here
 from tests.biased import PLAIN, Biased, write_biased
 from tests.faults.test_model_files import RunsCode
 from tests.functional.conftest import Workplace

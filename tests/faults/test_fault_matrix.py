@@ -16,15 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imbalance_perturb import ClassCounts
-from imbalance_perturb.assembly import assemble, make_predictor
 from imbalance_perturb.cells import decode_path
 from imbalance_perturb.cli.app import main
-from imbalance_perturb.execution import applied
-from imbalance_perturb.images import ImageList
-from imbalance_perturb.outputs import write_json
-from imbalance_perturb.prediction import iter_predictions
-from imbalance_perturb.results import PredictionRow
-from imbalance_perturb.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.files.writing import write_json
+from imbalance_perturb.inference.engine import iter_predictions
+from imbalance_perturb.inference.execution import applied
+from imbalance_perturb.inference.pipeline import assemble, make_predictor
+from imbalance_perturb.predictions.rows import PredictionRow
 from tests.image_samples import deep, dicom_samples, picture, saved, tiff
 
 GOOD = 500

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from imbalance_perturb.data.image_files import decode_image, find_images
 from imbalance_perturb.errors import ImageError, ImageFolderError
-from imbalance_perturb.images import decode_image, find_images
 from tests.image_samples import samples
 
 NAMES = [

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imbalance_perturb.data.image_files import MAX_FILE_BYTES, decode_image
+from imbalance_perturb.data.pixels import MAX_PIXELS
 from imbalance_perturb.errors import ImageError
-from imbalance_perturb.images import MAX_FILE_BYTES, decode_image
-from imbalance_perturb.pixels import MAX_PIXELS
 from tests.image_samples import picture, samples, saved, tiff
 
 LARGE = {
@@ -136,7 +136,7 @@ def test_no_warning_stands_for_a_bomb(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert "decompression bomb" in reason(path)
     monkeypatch.undo()
-    monkeypatch.setattr("imbalance_perturb.pixels.MAX_PIXELS", 100)
+    monkeypatch.setattr("imbalance_perturb.data.pixels.MAX_PIXELS", 100)
     assert reason(path) == ("40 x 40 pixels are more than 100 (a decompression bomb?); make the image smaller")
     assert 2 * int(1024**3 / 4 / 3) == MAX_PIXELS
 
@@ -144,8 +144,8 @@ def test_no_warning_stands_for_a_bomb(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1)])
 def test_absurd_sizes_decode_and_are_fitted_or_refused_in_little_memory(size: tuple[int, int], tmp_path: Path) -> None:
     """One pixel is enough for an input; a strip that would become millions of pixels long is refused first."""
-    from imbalance_perturb.preprocessing import make_geometry, select_preprocessing
-    from imbalance_perturb.settings import PreprocessSettings
+    from imbalance_perturb.config.settings import PreprocessSettings
+    from imbalance_perturb.data.preprocessing import make_geometry, select_preprocessing
 
     path = tmp_path / "x.png"
     path.write_bytes(saved(Image.new("RGB", size, (9, 9, 9)), "PNG"))
@@ -262,7 +262,7 @@ def test_a_file_cut_short_while_it_is_open(tmp_path: Path, monkeypatch: pytest.M
     for kind, mode in (("BMP", "L"), ("TIFF", "L"), ("PPM", "L")):
         path = tmp_path / "x"
         path.write_bytes(saved(picture(2000, 2000).convert(mode), kind))
-        from imbalance_perturb import raster
+        from imbalance_perturb.data import raster
 
         original = raster._refuse_unusable
 
@@ -277,7 +277,7 @@ def test_a_file_cut_short_while_it_is_open(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_replaced_file_is_read_as_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file replaced during the decode gives the pixels of one of the two, never a mixture."""
-    from imbalance_perturb import raster
+    from imbalance_perturb.data import raster
 
     path, other = tmp_path / "x.png", tmp_path / "y"
     path.write_bytes(samples()["rgb16.png"])

@@ -17,8 +17,8 @@ from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.models import load_classifier
-from imbalance_perturb.models.nesting import code_depth, has_long_chain
-from imbalance_perturb.models.pickles import describe
+from imbalance_perturb.models.formats.pickles import describe
+from imbalance_perturb.models.formats.torchscript import code_depth, has_long_chain
 from tests.faults.test_model_files import rewrite
 
 _PEAK = """

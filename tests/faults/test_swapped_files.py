@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from imbalance_perturb import assembly
-from imbalance_perturb.models import files, load_classifier, loading
+from imbalance_perturb.inference import pipeline
+from imbalance_perturb.models import load_classifier, loading
+from imbalance_perturb.models.formats import detection
 from tests.biased import PLAIN, Biased, write_biased
 from tests.functional.conftest import Workplace
 
@@ -76,11 +77,11 @@ def remove(path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "module", "last_check"),
     [
-        ("checkpoint", files, "check_checkpoint"),
-        ("legacy", files, "check_checkpoint"),
+        ("checkpoint", detection, "check_checkpoint"),
+        ("legacy", detection, "check_checkpoint"),
         ("safetensors", loading, "sniff"),
-        ("torchscript", files, "check_torchscript"),
-        ("export", files, "check_export"),
+        ("torchscript", detection, "check_torchscript"),
+        ("export", detection, "check_export"),
     ],
 )
 def test_a_file_replaced_after_its_check_is_not_loaded(
@@ -126,7 +127,7 @@ def test_an_archive_of_something_else_is_not_read_whole(tmp_path: Path, monkeypa
         file.write(b"\x1f\x8b")
         file.truncate(1 << 40)  # a hole: takes no space, yet a terabyte to read
     assert path.stat().st_size == 1 << 40
-    with pytest.raises(files.ModelFileError, match="gzip"):
+    with pytest.raises(detection.ModelFileError, match="gzip"):
         load_classifier(path)
 
 
@@ -150,14 +151,14 @@ def test_hashes_are_of_what_was_loaded(
     write_biased(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = {name: sha256(Path(name).read_bytes()).hexdigest() for name in ("model.pt", "counts.json")}
-    probe = assembly.probe_classifier
+    probe = pipeline.probe_classifier
 
     def probe_and_replace(*arguments: Any, **more: Any) -> Any:
         torch.jit.script(Biased().eval()).save("model.pt", _extra_files={"other": b"bytes"})
         Path("counts.json").write_text(json.dumps({"common": 901, "rare": 30}))
         return probe(*arguments, **more)
 
-    monkeypatch.setattr(assembly, "probe_classifier", probe_and_replace)
+    monkeypatch.setattr(pipeline, "probe_classifier", probe_and_replace)
     finished = Workplace(tmp_path, capsys).run(*command.split(), *PLAIN)
     assert finished.code == 0, finished.err
     data = json.loads(Path(out).read_text())
@@ -171,7 +172,7 @@ def test_labels_and_correction_have_the_same_counts(
     """The counts are read once: labels found by their names cannot meet a model corrected by others."""
     write_biased(tmp_path)
     monkeypatch.chdir(tmp_path)
-    read, times = assembly.read_counts_file, []
+    read, times = pipeline.read_counts_file, []
 
     def read_and_replace(path: str) -> Any:
         found = read(path)
@@ -179,7 +180,7 @@ def test_labels_and_correction_have_the_same_counts(
         Path("counts.json").write_text(json.dumps({"rare": 30, "common": 900}))
         return found
 
-    monkeypatch.setattr(assembly, "read_counts_file", read_and_replace)
+    monkeypatch.setattr(pipeline, "read_counts_file", read_and_replace)
     for command in ("tune-eps", "compare"):
         Path("counts.json").write_text(json.dumps({"common": 900, "rare": 30}))
         finished = Workplace(tmp_path, capsys).run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import imbalance_perturb.runs
+import imbalance_perturb.inference.folder_prediction
 from tests.functional.conftest import SMALL, Finished, Workplace
 
 
@@ -58,14 +58,14 @@ def test_bom_of_merged_parts(workplace: Workplace) -> None:
 def test_bom_of_a_resumed_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run cut off goes on with the same option alone, and ends in the same bytes."""
     predict(workplace, "-o", "whole.csv", "--bom")
-    commit = imbalance_perturb.runs.Journal.commit
+    commit = imbalance_perturb.inference.folder_prediction.Journal.commit
 
     def cut_off(journal: object, state: object) -> None:
         commit(journal, state)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(imbalance_perturb.runs.Journal, "commit", cut_off)
+        patched.setattr(imbalance_perturb.inference.folder_prediction.Journal, "commit", cut_off)
         assert predict(workplace, "--bom").code == 130
     assert Path("predictions.csv.partial").read_bytes().startswith(codecs.BOM_UTF8)
     script = ("predict", "model.pth", "counts.json", "images", *SMALL, "--batch-size", "2")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imbalance_perturb.demonstration import COMMANDS, write_demo
+from imbalance_perturb.cli.demo import COMMANDS, write_demo
 from imbalance_perturb.errors import OutputFileError
 
 

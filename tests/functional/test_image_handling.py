@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbalance_perturb import decoding
-from imbalance_perturb.images import decode_image
-from imbalance_perturb.pixels import DeepImages, Peak
+from imbalance_perturb.data.image_files import decode_image
+from imbalance_perturb.data.pixels import DeepImages, Peak
+from imbalance_perturb.inference.decoding import workers
 from tests.biased import PLAIN, write_biased
 from tests.functional.conftest import SMALL, Finished, Workplace
 from tests.image_samples import saved
@@ -255,7 +255,7 @@ def harm(monkeypatch: pytest.MonkeyPatch, name: str, how: Any) -> None:
             how()
         return decode_image(path, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decoding, "decode_image", decode)
+    monkeypatch.setattr(workers, "decode_image", decode)
 
 
 def kill() -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from imbalance_perturb.cells import encode_text, printable
 from imbalance_perturb.cli.app import main
-from imbalance_perturb.prediction_files import load_predictions
+from imbalance_perturb.predictions.run_file import load_predictions
 from tests.functional.conftest import Finished, Workplace
 
 #: Of a folder, and of every file in it before its suffix.
@@ -281,7 +281,7 @@ def test_counts_of_class_folders(place: Place) -> None:
 
 def test_demo_writes_into_such_a_folder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Demo names its folder harmlessly; its commands are those of the other tests."""
-    monkeypatch.setattr("imbalance_perturb.demonstration.COMMANDS", ())
+    monkeypatch.setattr("imbalance_perturb.cli.demo.COMMANDS", ())
     finished = place.odd("demo", f"{ODD} demo")
     assert f"{printable(ODD)} demo: a small network" in finished.out
     place.odd("demo", f"{ODD} demo", code=1)

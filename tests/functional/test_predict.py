@@ -209,14 +209,14 @@ def test_a_finished_run_is_finished_whatever_is_measured_now(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--resume on a finished run measures nothing and does nothing; what is asked for and differs is refused."""
-    monkeypatch.setattr("imbalance_perturb.assembly.MEASURED_FROM", 9)
+    monkeypatch.setattr("imbalance_perturb.inference.pipeline.MEASURED_FROM", 9)
     measured: list[int] = []
 
     def measure(*arguments: object) -> int:
         measured.append(8 * 2 ** len(measured))
         return measured[-1]
 
-    monkeypatch.setattr("imbalance_perturb.assembly.measure_batch_size", measure)
+    monkeypatch.setattr("imbalance_perturb.inference.pipeline.measure_batch_size", measure)
     predict(workplace)
     before = {path: path.read_bytes() for path in Path().glob("predictions.*")}
     finished = workplace.run(*COMMAND, "--resume")
@@ -301,7 +301,7 @@ def test_files_are_closed_before_they_are_renamed_or_removed(
         def full(path: Path, data: object) -> None:
             raise OutputFileError(f"{path}: writing stopped")
 
-        patched.setattr("imbalance_perturb.runs.write_json", full)
+        patched.setattr("imbalance_perturb.inference.folder_prediction.write_json", full)
         assert "run.json: writing stopped" in workplace.run(*command).err
     assert workplace.run(*command, "--resume").code == 3
     assert Path(out).read_bytes() == whole

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from imbalance_perturb.declarations import declarations
-from imbalance_perturb.settings import TABLES
+from imbalance_perturb.config.declarations import declarations
+from imbalance_perturb.config.settings import TABLES
 from tests.functional.conftest import SMALL, Workplace
 
 #: A value for each setting that is not its default; `init` is told all of them at once.

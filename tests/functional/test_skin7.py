@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 from torchvision.transforms.v2 import functional as tv
 
 from imbalance_perturb.cli.app import main
-from imbalance_perturb.execution import fast_dtype
+from imbalance_perturb.inference.execution import fast_dtype
 
 pytestmark = pytest.mark.skin7
 

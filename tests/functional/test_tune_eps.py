@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imbalance_perturb.recipe import load_recipe
+from imbalance_perturb.config.recipe import load_recipe
 from tests.biased import PLAIN, write_biased
 from tests.functional.conftest import Workplace
 

@@ -1,0 +1,267 @@
+"""What people read: lines and progress on stderr, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imbalance_perturb.cells import printable
+from imbalance_perturb.cli import terminal
+from imbalance_perturb.data.picture_formats import is_unread
+
+if TYPE_CHECKING:
+    from imbalance_perturb.data.image_files import ImageList
+    from imbalance_perturb.inference.folder_prediction import RunSummary
+    from imbalance_perturb.inference.inspection import Inspection
+    from imbalance_perturb.inference.pipeline import Assembly
+    from imbalance_perturb.method.counts import ClassCounts
+    from imbalance_perturb.models import ModelInfo, ProbeResult
+    from imbalance_perturb.predictions.shards import Shard
+
+#: Without a terminal, a plain line of progress is printed this often.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Narrator:
+    """Tells people on stderr what goes on; silent where ``quiet``."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def line(self, text: str) -> None:
+        """One line."""
+        if not self._quiet:
+            terminal.say(text)
+
+    def recipe(self, path: Path | None) -> None:
+        """Which recipe is read, so that none takes effect unseen."""
+        if path is not None:
+            self.line(f"recipe: {path}")
+
+    def images(self, images: ImageList, shard: Shard | None = None) -> None:
+        """How many images there are, and what else was left aside."""
+        part = "" if shard is None else f"part {shard}: {len(images):,} of "
+        self.line(f"images: {part}{len(images.everything):,} in {images.source}")
+        self.left_aside(images)
+
+    def left_aside(self, images: ImageList) -> None:
+        """What is in the folder besides."""
+        for line in images.describe_left_aside():
+            self.line(f"  {line}")
+
+    def counted(self, images: ImageList) -> None:
+        """What is in a folder of class folders besides the images that are counted."""
+        for line in images.describe_left_aside():
+            self.line(line)
+        if unread := sum(map(is_unread, images.names)):
+            self.line(f"{unread:,} pictures of formats that are not read are not counted")
+
+    def assembly(self, assembly: Assembly) -> None:
+        """What will be done to an image before it starts."""
+        d, e = assembly.settings.debias, assembly.execution
+        self.model(assembly.model.info, assembly.probe)
+        self.line(f"each image: {assembly.preprocessing.describe()}")
+        if assembly.debiased.active:
+            space = "model input" if d.eps_space == "input" else "[0, 1] pixels"
+            steps = f", {d.steps} steps" if d.steps > 1 else ""
+            clip = ", clipped to [0, 1] pixels" if d.clip else ""
+            self.line(
+                f"correction: eps {d.eps:g} in units of the {space}{steps}{clip}, T {d.temperature:g}, {d.loss},"
+                f" target {d.target}" + (f", tau {d.tau:g}" if d.tau else "")
+            )
+        else:
+            self.line("correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else ""))
+        self.line(
+            f"running on {e.device_name} ({e.device}), {e.describe_precision()}, batches of {e.batch_size},"
+            f" {e.workers} workers; network: {assembly.optimisation.path}"
+        )
+
+    def model(self, info: ModelInfo, probe: ProbeResult) -> None:
+        """What the model file holds, and every assumption made about it."""
+        self.line(
+            f"model: {info.path}: {info.format}{f' {info.arch}' if info.arch else ''}, {info.num_classes} classes,"
+            f" {info.parameters / 1e6:.1f} M parameters (tried in {probe.seconds:.1f} s)"
+        )
+        for note in info.notes:
+            self.line(f"  note: {note}")
+        self.assumptions(info.assumptions)
+
+    def assumptions(self, assumptions: Sequence[str]) -> None:
+        """What a model file does not show and would change predictions; also the last thing that is said of a run."""
+        for assumption in assumptions:
+            self.line(f"warning: {assumption}")
+
+    def inspection(self, inspection: Inspection) -> None:
+        """The model and what will be done to an image."""
+        self.model(inspection.model, inspection.probe)
+        self.line(f"each image: {inspection.preprocessing.describe()}")
+
+    def summary(self, summary: RunSummary) -> None:
+        """What came out, with the first errors in full."""
+        share = f" ({summary.changed / summary.done:.1%})" if summary.done else ""
+        where = f" -> {summary.predictions}, {summary.run}" if summary.predictions else ""
+        if summary.resumed:
+            self.line(f"resumed: {summary.resumed:,} of {summary.total:,} images had been done before")
+        self.line(
+            f"{summary.done:,} predicted, {summary.changed:,} changed by the correction{share},"
+            f" {summary.failed:,} failed; {summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s{where}"
+        )
+        if summary.agreement is not None:
+            self.line(f"precision: {summary.agreement.sentence()}")
+            if summary.agreement.warning is not None:
+                self.line(f"warning: {summary.agreement.warning}")
+        for warning in summary.warnings:
+            self.line(f"warning: {warning}")
+        for image, error in summary.first_errors:
+            # Here, so that a line end in a name is seen to be one.
+            self.line(f"  failed: {printable(image)}: {printable(error)}")
+        if summary.failed > len(summary.first_errors):
+            more = f"and {summary.failed - len(summary.first_errors)} more" if summary.first_errors else "why"
+            self.line(f"  {more}: see the column 'error'")
+        self.assumptions(summary.assumptions)
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator[Progress]:
+        """A function to call with the number of images just done."""
+        if self._quiet:
+            yield Progress(total)
+        elif sys.stderr.isatty():
+            with _Bar(total) as bar:
+                yield bar
+        else:
+            yield _Lines(self, total)
+
+
+class Progress:
+    """Counts images; called with the number of those just done. This one says nothing."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self._skipped = total, 0, 0
+        self._start = time.monotonic()
+
+    def __call__(self, advanced: int) -> None:
+        """So many more are done."""
+        self.done += advanced
+        self.show()
+
+    def skip(self, rows: int) -> None:
+        """So many had been done before; they say nothing of how fast it goes."""
+        self._skipped = rows
+        self(rows)
+
+    def show(self) -> None:
+        """Tell how far it is."""
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return (self.done - self._skipped) / max(time.monotonic() - self._start, 1e-9)
+
+
+class _Lines(Progress):
+    def __init__(self, narrator: Narrator, total: int) -> None:
+        super().__init__(total)
+        self._narrator, self._last = narrator, self._start
+
+    def show(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES and self.done < self.total:
+            self._last = now
+            left = f", {(self.total - self.done) / self.rate:.0f} s left" if self.rate else ""
+            self._narrator.line(f"{self.done:,} of {self.total:,} images, {self.rate:.1f} images/s{left}")
+
+
+class _Bar(Progress):
+    def __enter__(self) -> _Bar:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        from imbalance_perturb.reports.terminal import new_console
+
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>6.1f} images/s"),
+            TimeRemainingColumn(),
+        )
+        self._bar = RichProgress(*columns, console=new_console(stderr=True))
+        self._bar.start()
+        self._task = self._bar.add_task("", total=self.total, rate=0.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self) -> None:
+        self._bar.update(self._task, completed=self.done, rate=self.rate)
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """The inspection as tables on stdout."""
+    from rich.table import Table
+
+    from imbalance_perturb.reports.terminal import new_console
+
+    console = new_console()
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for label, text in _facts(inspection):
+        facts.add_row(label, text)
+    console.print(facts)
+    table = Table(title="classes", title_justify="left")
+    for header in ("class", "index", "count", "p*"):
+        table.add_column(header, justify="left" if header == "class" else "right", overflow="fold")
+    for row in inspection.classes:
+        count = "" if row.count is None else f"{row.count:,}"
+        table.add_row(row.name, str(row.index), count, "" if row.target is None else f"{row.target:.4f}")
+    console.print(table)
+
+
+def _facts(inspection: Inspection) -> list[tuple[str, str]]:
+    info, probe = inspection.model, inspection.probe
+    facts = [
+        ("model", f"{info.path} ({info.format})"),
+        ("architecture", info.arch or "as the file has it"),
+        ("parameters", f"{info.parameters:,}"),
+        ("classes", str(info.num_classes)),
+        ("outputs", info.outputs),
+        ("each image", inspection.preprocessing.describe()),
+        ("tried on", f"{inspection.device}, 2 random images of {' x '.join(map(str, inspection.input_shape))}"),
+        ("runs", f"{inspection.optimisation.path} (logits move by {inspection.optimisation.difference:.1g} at most)"),
+        ("precision", inspection.precision),
+        ("gradient", f"finite, non-zero at {probe.gradient_nonzero:.1%} of the input"),
+        ("repeatable", f"same batch twice: largest difference {probe.repeat_difference:.2g}"),
+        ("batch", f"image alone against in a batch: largest difference {probe.batch_difference:.2g}"),
+        ("seconds", f"{probe.seconds:.2f}"),
+    ]
+    if info.fixed_batch is not None:
+        facts.append(("fixed batch", f"{info.fixed_batch} (other batch sizes are split and padded)"))
+    if info.fixed_size is not None:
+        facts.append(("fixed size", f"{info.fixed_size[0]} x {info.fixed_size[1]}"))
+    facts += [("note", note) for note in info.notes]
+    if inspection.imbalance is not None:
+        facts.append(("imbalance", f"largest class over smallest: {inspection.imbalance:.1f}"))
+    return facts
+
+
+def write_counts(counts: ClassCounts, out: Path | None, *, order: str) -> None:
+    """The counts as JSON, to a file or to stdout, with a word on the order and on balanced classes."""
+    from imbalance_perturb.files.csv_tables import first_few
+    from imbalance_perturb.files.writing import write_json
+
+    if out is None:
+        terminal.show_json(counts.to_json())
+    else:
+        write_json(out, counts.to_json())
+    where = "" if out is None else f" -> {out}"
+    terminal.say(
+        f"{counts.total:,} images in {len(counts)} classes, imbalance {counts.imbalance:.1f}; class-index order"
+        f" {order}: {first_few(counts.names, 12)}{where}"
+    )
+    if counts.balanced:
+        terminal.say("note: all classes have the same count, so there is nothing to correct")

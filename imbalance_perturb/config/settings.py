@@ -1,0 +1,238 @@
+"""The settings of a run as plain values: the four tables of a recipe, each setting declared here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from imbalance_perturb.config.declarations import (
+    Flag,
+    FlagOrHash,
+    Number,
+    PerChannel,
+    Size,
+    Table,
+    Text,
+    declarations,
+    setting,
+)
+from imbalance_perturb.errors import SettingsError
+
+LOSSES = ("cross-entropy", "mse", "focal")
+TARGETS = ("log", "inverse", "sqrt", "effective-number")
+EPS_SPACES = ("input", "pixel")
+HEAD_ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu", "tanh", "none")
+OUTPUTS = ("auto", "logits", "probabilities")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+COLORS = ("rgb", "gray")
+#: Seconds that one image may take, unless said otherwise.
+IMAGE_TIMEOUT = 60.0
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Table):
+    """Where the model and the counts are, and how the model file is read (recipe table ``[model]``)."""
+
+    panel: ClassVar[str] = "Model file"
+    comment: ClassVar[str] = "the classifier file and the class counts; paths are relative to this file"
+
+    # Two runs are of one model by its hash and what was found in it, wherever it lies and however it was named.
+    model: str | None = setting(None, Text(), "Trained classifier file.", argument=True, path=True, compared=False)
+    counts: str | None = setting(
+        None, Text(), "JSON of training images per class.", argument=True, path=True, compared=False
+    )
+    arch: str | None = setting(
+        None,
+        Text(),
+        "Architecture of a state_dict: a torchvision name or timm:NAME.",
+        default_text="recognised from the tensors",
+        compared=False,
+    )
+    factory: str | None = setting(
+        None,
+        Text(pattern="[^:]*:[^:]*", form="package.module:function"),
+        "package.module:function that builds the network, called with num_classes=. Given again in each run: a recipe"
+        " cannot make code run.",
+    )
+    head_activation: str | None = setting(
+        None,
+        Text(HEAD_ACTIVATIONS),
+        "What stands between the Linears of a replaced head, in the first place after each that has a layer without"
+        " tensors:",
+        default_text="ReLU where numbers show such a place, with a warning; else refused",
+    )
+    outputs: str = setting("auto", Text(OUTPUTS), "What the model returns:", compared=False)
+    # A text is the SHA-256 of the only file that is trusted.
+    trust_model_file: bool | str = setting(
+        False,
+        FlagOrHash(),
+        "Load a model file that runs code of its own. Only for files you made; no recipe can give it.",
+        compared=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arch and self.factory:
+            raise SettingsError("arch and factory are both given; each names the network, so give one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSettings(Table):
+    """What the user says about preprocessing; ``None`` leaves an entry to the preset (``[preprocess]``).
+
+    ``resize`` and ``crop``: one number (shorter side; square), (height, width), or ``"none"``.
+    """
+
+    panel: ClassVar[str] = "Preprocessing"
+    comment: ClassVar[str] = "what happens to an image before the model sees it"
+
+    preset: str = setting(
+        "imagenet",
+        Text(),
+        "imagenet (resize 256, crop 224, ImageNet mean and std), none ([0, 1] pixels as they are) or a torchvision"
+        " weights name; the options below override it.",
+    )
+    resize: int | tuple[int, int] | str | None = setting(
+        None, Size(), "Shorter side S, or height and width.", of_preset=True
+    )
+    crop: int | tuple[int, int] | str | None = setting(
+        None, Size(), "Centred crop, S square or height and width.", of_preset=True
+    )
+    mean: tuple[float, ...] | None = setting(None, PerChannel(), "Mean to subtract, in [0, 1] pixels.", of_preset=True)
+    std: tuple[float, ...] | None = setting(
+        None, PerChannel(Number(above=0)), "Standard deviation to divide by.", of_preset=True
+    )
+    interpolation: str | None = setting(
+        None, Text(INTERPOLATIONS), "Of the resize:", default_text="bilinear", of_preset=True
+    )
+    color: str | None = setting(
+        None, Text(COLORS), "What the model takes:", default_text="from its first layer, else rgb", of_preset=True
+    )
+    max_value: int | None = setting(
+        None,
+        Number(whole=True, at_least=1, at_most=65535),
+        "Pixel value of white in images of more than 8 bits.",
+        default_text="the highest of the type",
+    )
+    exif_orientation: bool = setting(False, Flag(), "Turn pictures upright as their EXIF data say.")
+    jpeg_draft: bool = setting(
+        False, Flag(), "Decode large JPEGs at 1/2, 1/4 or 1/8 of their sides: faster, pixels differ a little."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebiasSettings(Table):
+    """The method's own parameters; defaults are the paper's (``[debias]``)."""
+
+    panel: ClassVar[str] = "Correction"
+    comment: ClassVar[str] = "the correction: x~ = x - eps * sign(gradient); eps = 0 switches it off"
+
+    eps: float = setting(1e-3, Number(at_least=0), "Size of the step; 0 switches it off.")
+    temperature: float = setting(1000.0, Number(above=0), "T of the softened output.")
+    loss: str = setting("cross-entropy", Text(LOSSES), "Between softened output and target:")
+    target: str = setting(
+        "log",
+        Text(TARGETS, r".*\.json", "a .json file with the distribution", "FILE.json with p* itself"),
+        "Target distribution p* as a function of the counts:",
+        path=True,
+    )
+    target_m: int | None = setting(
+        None, Number(whole=True, above=0), "M of the log target, log(M/n).", default_text="the largest count"
+    )
+    eps_space: str = setting("input", Text(EPS_SPACES), "Units of eps, the model's input or [0, 1] pixels:")
+    clip: bool = setting(False, Flag(), "Keep perturbed pixels within [0, 1].")
+    steps: int = setting(1, Number(whole=True, at_least=1), "Number of steps of size eps.")
+    tau: float = setting(0.0, Number(), "Strength of post-hoc logit adjustment added on top.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Table):
+    """Where and how fast it runs; none of these may change a label beyond near-ties (``[run]``).
+
+    ``batch_size`` and ``workers`` of ``None`` are chosen from the machine.
+    """
+
+    panel: ClassVar[str] = "Running"
+    comment: ClassVar[str] = "where and how fast; changes no label"
+
+    device: str = setting(
+        "auto",
+        Text(pattern=r"auto|cpu|cuda(:\d+)?", form="auto, cpu, cuda or cuda:N"),
+        "auto | cpu | cuda[:N].",
+        compared=False,
+    )
+    batch_size: int | None = setting(
+        None,
+        Number(whole=True, at_least=1),
+        "Images a batch.",
+        default_text="measured, or from the image size",
+        compared=False,
+    )
+    workers: int | None = setting(
+        None,
+        Number(whole=True, at_least=0),
+        "Decoding processes; 0 decodes in the main one, where an image may end or hold up the run.",
+        default_text="from the cores",
+        compared=False,
+    )
+    image_timeout: float = setting(
+        IMAGE_TIMEOUT,
+        Number(above=0),
+        "Longest that one image may take to be read and decoded, in seconds; then its row says so.",
+        compared=False,
+    )
+    precision: str = setting(
+        "auto",
+        Text(PRECISIONS),
+        "Number format of the passes; auto computes in a fast one, and again in fp32 where a label is a close call:",
+    )
+    close_calls_only: bool = setting(
+        False,
+        Flag(),
+        "predict: correct only images whose label the correction may change, and mark them in a column 'corrected'.",
+        default_text="no",
+    )
+    compile: bool = setting(False, Flag(), "Compile the passes by torch.compile, where that is faster on trial.")
+    deterministic: bool = setting(False, Flag(), "Only algorithms that repeat bit for bit.", default_text="no")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a run, one attribute for each table of the recipe."""
+
+    model: ModelSettings = ModelSettings()
+    preprocess: PreprocessSettings = PreprocessSettings()
+    debias: DebiasSettings = DebiasSettings()
+    run: RunSettings = RunSettings()
+
+
+#: The tables by their names.
+TABLES: dict[str, type[Any]] = {entry.name: type(entry.default) for entry in fields(Settings)}
+
+
+def untupled(value: Any) -> Any:
+    """A value as JSON and TOML have it: lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def tupled(value: Any) -> Any:
+    """The value that JSON's or TOML's stands for."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def parse_settings(data: Any) -> Settings:
+    """Complete settings from JSON values, as a run file has them (``dataclasses.asdict``).
+
+    Raises:
+        SettingsError: naming the table or the entry that is not as expected.
+    """
+    tables = {}
+    for name, table in TABLES.items():
+        values, known = data.get(name) if isinstance(data, Mapping) else None, declarations(table)
+        if not isinstance(values, Mapping) or values.keys() != known.keys():
+            raise SettingsError(f"the settings of {name} are incomplete or others; expected {', '.join(known)}")
+        tables[name] = table(**{key: tupled(value) for key, value in values.items()})
+    return Settings(**tables)

@@ -1,0 +1,1 @@
+"""Image files and their labels, and what the model receives of them."""

@@ -1,0 +1,1 @@
+"""Predictions and labels into figures; knows no torch."""

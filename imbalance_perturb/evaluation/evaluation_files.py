@@ -1,0 +1,100 @@
+"""Evaluate files: join predictions, their run file and labels, or refuse them with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from imbalance_perturb.data.labels import check_all_labelled, load_labels
+from imbalance_perturb.errors import PredictionsError
+from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
+from imbalance_perturb.evaluation.results import Evaluation
+from imbalance_perturb.files.csv_tables import first_few
+from imbalance_perturb.files.writing import run_path
+from imbalance_perturb.method.counts import ClassCounts, load_class_counts
+from imbalance_perturb.predictions.run_file import (
+    Predictions,
+    RunFile,
+    check_same_counts,
+    load_predictions,
+    load_run_of,
+)
+
+_PUT_RIGHT = "predict it again; if the change is meant, move {beside} away and give --counts"
+
+
+def evaluate_files(
+    predictions: str | Path,
+    labels: str | Path,
+    *,
+    counts: str | Path | None = None,
+    options: IntervalOptions | None = None,
+) -> Evaluation:
+    """Evaluate a predictions file against labels.
+
+    Args:
+        predictions: ``.csv`` or ``.jsonl`` as ``predict`` writes it; the run file is looked for beside it.
+        labels: CSV with ``image,label``, or a folder whose sub-folders are class names.
+        counts: JSON of the training counts; needed only where there is no run file.
+        options: confidence level, seed and number of resamples.
+
+    Raises:
+        PredictionsError: if the predictions or their run file cannot be used, do not belong together, or were made
+            with other counts.
+        LabelsError: if the labels cannot be used or some predicted image has none.
+        CountsError: if ``counts`` cannot be used.
+    """
+    predictions, labels = Path(predictions), Path(labels)
+    options = options or IntervalOptions()
+    run, class_counts = _find_counts(predictions, counts)
+    found = load_predictions(predictions, class_counts.names)
+    truth = load_labels(labels, class_counts.names)
+    check_all_labelled(labels, truth, found.images, "predicted images", "label them, or predict only what is labelled")
+    evaluation = evaluate(
+        [truth[image] for image in found.images],
+        found.base_preds,
+        found.preds,
+        class_counts,
+        base_probs=found.base_probs or None,
+        probs=found.probs or None,
+        options=options,
+    )
+    unused = len(truth.keys() - {*found.images, *found.failed})
+    return replace(
+        evaluation,
+        failed=found.failed,
+        unused_labels=unused,
+        notes=(*_file_notes(found, unused, predictions), *evaluation.notes),
+        source={"predictions": str(predictions), "labels": str(labels)},
+        run={} if run is None else run.data,
+    )
+
+
+def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile | None, ClassCounts]:
+    if not predictions.is_file():
+        raise PredictionsError(f"{predictions}: no such file; imbperturb predict makes it, or name another")
+    beside = run_path(predictions)
+    run = load_run_of(predictions, _PUT_RIGHT.format(beside=beside)) if beside.is_file() else None
+    if given is None:
+        if run is None:
+            raise PredictionsError(
+                f"{beside}: no such file, so the training counts are not known; give them with --counts counts.json"
+            )
+        return run, run.counts
+    counts = load_class_counts(given)
+    if run is not None:
+        check_same_counts(run, counts, given)
+        return run, run.counts  # with the names that a bare list lacks
+    return run, counts
+
+
+def _file_notes(found: Predictions, unused: int, predictions: Path) -> list[str]:
+    notes = []
+    if found.failed:
+        notes.append(
+            f"{len(found.failed):,} images have an error instead of a prediction and are in no figure"
+            f" (first: {first_few(found.failed)})"
+        )
+    if unused:
+        notes.append(f"{unused:,} labels are of images that {predictions} does not have; they are not used")
+    return notes

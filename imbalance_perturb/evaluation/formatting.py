@@ -1,0 +1,68 @@
+"""Format figures as people read them, the same in the terminal and in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imbalance_perturb.evaluation.results import METRICS, Evaluation, Interval
+
+#: Stands where there is no figure.
+NONE = "–"
+
+
+def share_text(value: float | None, *, signed: bool = False, digits: int = 4) -> str:
+    """A share with so many decimals, as ``0.5903`` or ``+0.0391``; a dash for none."""
+    if value is None:
+        return NONE
+    # Adding zero makes -0.0 plain.
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
+
+
+def interval_text(interval: Interval | None, *, signed: bool = False) -> str:
+    """The two ends with three decimals; nothing for none."""
+    if interval is None:
+        return ""
+    return " to ".join(share_text(end, signed=signed, digits=3) for end in (interval.low, interval.high))
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value with as many digits as mean something."""
+    if p_value is None:
+        return NONE
+    if p_value < 0.001:
+        return "<0.001"
+    return f"{p_value:.3f}" if p_value < 0.1 else f"{p_value:.2f}"
+
+
+def level_text(level: float) -> str:
+    """A confidence level as ``95%``."""
+    return f"{100 * level:g}%"
+
+
+def rate_text(images_per_second: float | None) -> str:
+    """Images per second, with a decimal below 100; a dash for none."""
+    if images_per_second is None:
+        return NONE
+    return f"{images_per_second:,.{1 if images_per_second < 100 else 0}f}"
+
+
+def metric_text(metric: str) -> str:
+    """The short name of one of :data:`METRICS`."""
+    return METRICS[metric].partition(" (")[0]
+
+
+def by_count(counts: Sequence[int]) -> list[int]:
+    """Class indices from the largest training count to the smallest, the order in which classes are shown."""
+    return sorted(range(len(counts)), key=lambda c: (-counts[c], c))
+
+
+def changes_sentence(evaluation: Evaluation) -> str:
+    """What the correction changed, in one sentence."""
+    changes = evaluation.changes
+    start = f"{changes.total:,} of {evaluation.n:,} predictions changed ({changes.total / evaluation.n:.1%})"
+    if changes.total == 0:
+        return f"{start}: base and perturbed predictions are the same."
+    return (
+        f"{start}: {changes.gained:,} from wrong to right, {changes.lost:,} from right to wrong,"
+        f" {changes.still_wrong:,} from wrong to wrong."
+    )

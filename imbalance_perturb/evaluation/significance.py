@@ -1,0 +1,98 @@
+"""Test whether chance explains the difference between two predictions of the same images.
+
+If the correction did nothing, which of the two predictions of an image is the perturbed one would be arbitrary:
+all tests here swap the two within images. Images on which both are equally right say nothing either way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from imbalance_perturb.evaluation.metrics import IntArray, JointCounts, f1_parts, mean_f1
+
+#: Permutations of a Monte Carlo test; the smallest p-value it can give is one over this plus one.
+DEFAULT_PERMUTATIONS = 9999
+
+#: Statistics closer than this are ties: only rounding separates them.
+_TIE = 1e-12
+
+#: Numbers held at a time by the macro F1 test.
+_MAX_NUMBERS = 20_000_000
+
+
+def mcnemar_test(lost: int, gained: int) -> float:
+    """Exact two-sided McNemar test: the binomial test of ``gained`` out of ``lost + gained`` at 1/2."""
+    if lost + gained == 0:
+        return 1.0
+    # Half a second, which only a report has to wait for.
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, lost + gained).pvalue)
+
+
+def sign_flip_test(
+    lost: ArrayLike,
+    gained: ArrayLike,
+    totals: ArrayLike,
+    *,
+    permutations: int = DEFAULT_PERMUTATIONS,
+    random: np.random.Generator,
+) -> float:
+    """Two-sided paired permutation test of the difference in mean class recall.
+
+    Args:
+        lost: (C,) images that only the base prediction got right.
+        gained: (C,) images that only the perturbed prediction got right.
+        totals: (C,) images; classes without any are left out.
+        permutations: random swaps of all images.
+        random: source of the swaps.
+    """
+    down, up, images = (np.asarray(values, dtype=np.int64) for values in (lost, gained, totals))
+    changed = down + up
+    moving = (changed > 0) & (images > 0)
+    if not moving.any():
+        return 1.0
+    scale = 1 / images[moving]
+    observed = abs(((up - down)[moving] * scale).sum())
+    statistic = np.zeros(permutations)
+    for total, weight in zip(changed[moving], scale, strict=True):
+        statistic += (2 * random.binomial(total, 0.5, permutations) - total) * weight
+    extreme = int((np.abs(statistic) >= observed - _TIE).sum())
+    return (1 + extreme) / (1 + permutations)
+
+
+def macro_f1_test(
+    joint: JointCounts, *, permutations: int = DEFAULT_PERMUTATIONS, random: np.random.Generator
+) -> float:
+    """Two-sided paired permutation test of the difference in macro F1."""
+    label, base, perturbed = joint.cells.T
+    moving = base != perturbed
+    if not moving.any():
+        return 1.0
+    counts, label, base, perturbed = joint.counts[moving], label[moving], base[moving], perturbed[moving]
+    # What one swapped image of a cell adds to the base prediction's columns; the other loses the same.
+    right = (perturbed == label).astype(int) - (base == label).astype(int)
+    given = _by_class(perturbed, np.ones(len(counts)), joint) - _by_class(base, np.ones(len(counts)), joint)
+    hits = _by_class(label, right, joint)
+    base_hits, base_totals = f1_parts(joint.base)
+    other_hits, other_totals = f1_parts(joint.perturbed)
+    observed = abs(float(mean_f1(other_hits, other_totals) - mean_f1(base_hits, base_totals)))
+    chunk = max(1, min(permutations, _MAX_NUMBERS // max(len(counts), joint.num_classes)))
+    extreme = 0
+    for start in range(0, permutations, chunk):
+        swapped = random.binomial(counts, 0.5, (min(chunk, permutations - start), len(counts)))
+        to_hits, to_given = swapped @ hits, swapped @ given
+        first = mean_f1(base_hits + to_hits, base_totals + to_given)
+        second = mean_f1(other_hits - to_hits, other_totals - to_given)
+        extreme += int((np.abs(second - first) >= observed - _TIE).sum())
+    return (1 + extreme) / (1 + permutations)
+
+
+def _by_class(classes: IntArray, values: NDArray[Any], joint: JointCounts) -> Any:
+    """(K, C) sparse: each cell's value in the column of its class."""
+    from scipy.sparse import csr_array
+
+    return csr_array((values, (np.arange(len(classes)), classes)), shape=(len(classes), joint.num_classes))

@@ -1,0 +1,1 @@
+"""Model and images into prediction rows."""

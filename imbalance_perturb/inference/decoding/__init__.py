@@ -1,0 +1,1 @@
+"""Image files decoded in processes of their own, each image with a time limit."""

@@ -1,0 +1,263 @@
+"""Worker processes that images are decoded in: one that dies or takes too long costs no image but its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from imbalance_perturb.data.pixels import Peak
+from imbalance_perturb.inference.allocator import release_freed_memory
+from imbalance_perturb.inference.decoding.overdue import InHand, Overdue, Watch
+
+T = TypeVar("T")
+
+#: Slices that are under way for each worker: one in its hands and one waiting for it.
+_AHEAD = 2
+
+#: Parts of a slice for each worker, where workers decode it together: the last of them all are to end together.
+_PARTS = 2
+
+#: Files that a worker reads for the system's cache at a time.
+_READ_TOGETHER = 4
+
+#: So often an image may end the process that decodes it, before it is given up: the first time may be chance.
+_TRIES = 2
+
+#: Seconds that a worker may go on with its image when nobody asks for it any more.
+_GRACE = 2.0
+
+
+class Decoded(NamedTuple):
+    """One image as it comes from a worker; as an array, since tensors would be sent through shared memory."""
+
+    found: np.ndarray[Any, Any] | str
+    seconds: float
+    peak: Peak | None = None
+
+
+class Decoder(Protocol):
+    """What a worker does with one image."""
+
+    def decode(self, name: str) -> Decoded:
+        """Pixels of an image, or the reason why it cannot be used."""
+        ...
+
+    def read(self, name: str) -> None:
+        """Read its file for the system's cache to hold it."""
+        ...
+
+
+def in_slices(names: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Names in their order, ``size`` of them at a time."""
+    return (list(names[start : start + size]) for start in range(0, len(names), size))
+
+
+class _Task(NamedTuple):
+    """A slice under way: ``late`` are those of its names that are not decoded again."""
+
+    names: list[str]
+    late: frozenset[str]
+    future: Future[list[Decoded]]
+
+
+class DecoderPool:
+    """Worker processes, replaced when one of them dies or takes too long.
+
+    Args:
+        make_decoder: called in each worker.
+        workers: how many.
+        timeout: seconds that a worker may take for one image, while it is waited for.
+    """
+
+    def __init__(self, make_decoder: Callable[[], Decoder], workers: int, timeout: float) -> None:
+        self._make_decoder, self._workers, self._timeout = make_decoder, workers, timeout
+        self._numbers = itertools.count()
+        self._under_way: dict[int, tuple[list[str], Future[Any]]] = {}
+        # Images that took too long: those of them that come again are not waited for again.
+        self._late: dict[str, Decoded] = {}
+        # A forked worker finds the libraries that decoding takes loaded here; else each would take a second for it.
+        make_decoder()
+        self._pool = self._open()
+
+    def decode_ahead(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[Decoded]]]:
+        """Each slice with its images decoded, in order, some slices ahead of who asks."""
+        return self._decode_in_order(slices, _AHEAD * self._workers)
+
+    def decode_in_turn(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[Decoded]]]:
+        """Each slice with its images decoded, in order, by all workers at once when it is asked for.
+
+        While they would be idle the files of the next slice are read, so that the system has them at hand.
+        """
+        names = next(slices, None)
+        while names is not None:
+            parts = list(in_slices(names, math.ceil(len(names) / (_PARTS * self._workers))))
+            decoded = [one for _, part in self._decode_in_order(iter(parts), len(parts)) for one in part]
+            following = next(slices, None)
+            for part in in_slices([name for name in following or [] if name not in self._late], _READ_TOGETHER):
+                self._submit(_read_in_worker, part)
+            yield names, decoded
+            names = following
+
+    def _decode_in_order(self, slices: Iterator[list[str]], most: int) -> Iterator[tuple[list[str], list[Decoded]]]:
+        """Each slice with its images decoded, in order; ``most`` slices are under way at a time."""
+        waiting: deque[_Task] = deque()
+        while True:
+            while len(waiting) < most and (names := next(slices, None)) is not None:
+                waiting.append(self._start(names))
+            if not waiting:
+                return
+            task = waiting.popleft()
+            try:
+                decoded = self._finish(task)
+            except BrokenProcessPool:
+                # Whose fault it was may not be known: all that was under way begins anew, the first of it on its own.
+                self._reopen()
+                decoded = self._decode_apart(task.names)
+                waiting = deque(self._start(other.names) for other in waiting)
+            yield task.names, decoded
+
+    def close(self) -> None:
+        """End the workers, after what they are at; one that stays at its image is killed."""
+        self._watch.limit = min(self._timeout, _GRACE)
+        futures = [future for _, future in list(self._under_way.values())]
+        for future in [future for future in futures if not future.cancel()]:
+            with suppress(BrokenProcessPool):
+                self._wait(future)
+        self._pool.shutdown(wait=True)
+
+    def _decode_apart(self, names: list[str]) -> list[Decoded]:
+        """Images whose slice was lost with a worker: together once more, and then one by one."""
+        while True:
+            late = len(self._late)
+            try:
+                return self._finish(self._start(names))
+            except BrokenProcessPool:
+                self._reopen()
+            if len(self._late) == late:  # else it is known whose fault it was
+                return [self._decode_alone(name) for name in names]
+
+    def _decode_alone(self, name: str) -> Decoded:
+        for _ in range(_TRIES):
+            try:
+                return self._finish(self._start([name]))[0]
+            except BrokenProcessPool:
+                self._reopen()
+        if name in self._late:
+            return self._late[name]
+        return Decoded(f"decoding it ended its process {_TRIES} times (killed by the system, or out of memory)", 0.0)
+
+    def _start(self, names: list[str]) -> _Task:
+        late = frozenset(self._late.keys() & set(names))
+        return _Task(names, late, self._submit(_decode_in_worker, [name for name in names if name not in late]))
+
+    def _finish(self, task: _Task) -> list[Decoded]:
+        found = self._wait(task.future)
+        decoded = iter(found)
+        return [self._late[name] if name in task.late else next(decoded) for name in task.names]
+
+    def _submit(self, work: Callable[[int, list[str]], T], names: list[str]) -> Future[T]:
+        number = next(self._numbers)
+        try:
+            future = self._pool.submit(work, number, names)
+        except BrokenProcessPool:  # a worker died while nothing was waited for
+            self._reopen()
+            future = self._pool.submit(work, number, names)
+        self._under_way[number] = names, future
+        future.add_done_callback(lambda _: self._under_way.pop(number, None))
+        return future
+
+    def _wait(self, future: Future[T]) -> T:
+        self._watch.start()
+        while True:
+            try:
+                return future.result(timeout=self._watch.interval)
+            except TimeoutError:
+                for overdue in self._watch.find_overdue():
+                    self._give_up(overdue)
+
+    def _give_up(self, overdue: Overdue) -> None:
+        """Kill a worker that is at one image for too long; that breaks the pool, and who waits begins anew."""
+        if (task := self._under_way.get(overdue.task)) is None:
+            return
+        name = task[0][overdue.position]
+        reason = f"not read within {self._timeout:g} s (--image-timeout SECONDS gives it more)"
+        self._late[name] = Decoded(reason, self._timeout)
+        with suppress(ProcessLookupError):
+            os.kill(overdue.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def _reopen(self) -> None:
+        self.close()
+        self._pool = self._open()
+
+    def _open(self) -> ProcessPoolExecutor:
+        release_freed_memory()
+        # Forked where that is safe: a fresh interpreter in each worker has to import torch anew.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        in_hand = InHand(context, self._workers)
+        self._watch = Watch(in_hand, self._timeout)
+        return ProcessPoolExecutor(
+            self._workers,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(self._make_decoder, in_hand),
+        )
+
+
+class _Worker(NamedTuple):
+    decoder: Decoder
+    in_hand: InHand
+
+    def each(self, number: int, names: Sequence[str], work: Callable[[str], T]) -> list[T]:
+        """Do the work for each image of a task, and let the run know at which one it is."""
+        done = []
+        for position, name in enumerate(names):
+            self.in_hand.take(number, position)
+            done.append(work(name))
+        self.in_hand.leave()
+        return done
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(make_decoder: Callable[[], Decoder], in_hand: InHand) -> None:
+    global _worker
+    # Ctrl-C reaches every process of a terminal; the run decides what is still to be finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    in_hand.join()
+    _worker = _Worker(make_decoder(), in_hand)
+
+
+def _end_with_parent() -> None:
+    # A pool's workers would wait for ever for the next task of a run that was killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _decode_in_worker(number: int, names: list[str]) -> list[Decoded]:
+    assert _worker is not None, "the worker was started"
+    return _worker.each(number, names, _worker.decoder.decode)
+
+
+def _read_in_worker(number: int, names: list[str]) -> None:
+    assert _worker is not None, "the worker was started"
+    _worker.each(number, names, _worker.decoder.read)

@@ -1,0 +1,131 @@
+"""Image files to pixels, in order, in worker processes; every image has its pixels or its reason."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imbalance_perturb.config.settings import IMAGE_TIMEOUT
+from imbalance_perturb.data.image_files import decode_image, open_regular
+from imbalance_perturb.data.pixels import Peak, Pixels, find_peak
+from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry
+from imbalance_perturb.errors import ImageError
+from imbalance_perturb.inference.decoding.decoder_pool import Decoded, DecoderPool, in_slices
+
+__all__ = ["DecodedBatch", "in_slices", "iter_decoded"]
+
+#: Of a file read for the system's cache no more than so many bytes, in pieces.
+_READ_BYTES, _PIECE_BYTES = 64 << 20, 1 << 20
+
+
+class DecodedBatch(NamedTuple):
+    """Consecutive images: ``names``, for each the reason why it cannot be used or ``None``, and the usable ones.
+
+    ``groups``: positions in the batch and pixels (n, C, H, W) of the images of one size and type each. ``peaks``: of
+    the images of more than 8 bits whose white was taken for the highest of the type.
+    """
+
+    names: list[str]
+    errors: list[str | None]
+    groups: list[tuple[list[int], Tensor]]
+    seconds: float
+    peaks: tuple[Peak, ...] = ()
+
+
+class _Decoder:
+    """What a worker process does: names in, pixels out. It holds no list of the images."""
+
+    def __init__(self, root: Path, preprocessing: Preprocessing) -> None:
+        importlib.import_module("imbalance_perturb.data.raster")
+        self._root = root
+        self._preprocessing = preprocessing
+        self._geometry = make_geometry(preprocessing)
+
+    def decode(self, name: str) -> Decoded:
+        """Pixels of an image, decoded and resized, or the reason why it cannot be used."""
+        start, peak = time.perf_counter(), None
+        found: np.ndarray[Any, Any] | str
+        try:
+            pixels = self._load(self._root / name)
+            peak, found = find_peak(pixels), self._geometry(pixels).numpy()
+        except ImageError as error:
+            found = str(error)
+        return Decoded(found, time.perf_counter() - start, peak)
+
+    def _load(self, path: Path) -> Pixels:
+        p = self._preprocessing
+        return decode_image(
+            path,
+            p.color,
+            max_value=p.max_value,
+            exif_orientation=p.exif_orientation,
+            draft_size=p.draft_size,
+        )
+
+    def read(self, name: str) -> None:
+        """Read a file for the system's cache to hold it; whatever is wrong with it is said when it is decoded."""
+        with suppress(OSError, ImageError), open_regular(self._root / name) as stream:
+            left = _READ_BYTES
+            while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
+                left -= len(piece)
+
+
+def iter_decoded(
+    root: Path,
+    slices: Iterator[list[str]],
+    preprocessing: Preprocessing,
+    workers: int,
+    *,
+    takes_turns: bool = False,
+    image_timeout: float = IMAGE_TIMEOUT,
+) -> Generator[DecodedBatch]:
+    """Decode images, a batch for each slice, in order.
+
+    Every name comes as often as it is in the slices, usable or with its error.
+
+    Args:
+        root: what the names are relative to.
+        slices: names, of the images that are handed on together; taken a little ahead of what is asked for.
+        preprocessing: says how to decode and resize.
+        workers: processes; 0 decodes in this one, which an image may end or hold up.
+        takes_turns: whether workers decode a slice together while it is waited for, and only read files in between;
+            else they decode ahead, each its own slice.
+        image_timeout: seconds that a worker may take for one image, while it is waited for; then it is replaced, and
+            the image has an error.
+    """
+    if workers == 0:
+        decoder = _Decoder(root, preprocessing)
+        for names in slices:
+            yield _collate(names, [decoder.decode(name) for name in names])
+        return
+    pool = DecoderPool(partial(_Decoder, root, preprocessing), workers, image_timeout)
+    try:
+        for names, decoded in (pool.decode_in_turn if takes_turns else pool.decode_ahead)(slices):
+            yield _collate(names, decoded)
+    finally:
+        pool.close()
+
+
+def _collate(names: list[str], decoded: Sequence[Decoded]) -> DecodedBatch:
+    # Each image keeps its position beside its pixels, so that no failure can shift a prediction to a neighbour.
+    assert len(names) == len(decoded)
+    errors = [one.found if isinstance(one.found, str) else None for one in decoded]
+    alike: dict[tuple[tuple[int, ...], np.dtype[Any]], list[int]] = {}
+    for position, one in enumerate(decoded):
+        if not isinstance(one.found, str):
+            alike.setdefault((one.found.shape, one.found.dtype), []).append(position)
+    groups = [
+        (positions, torch.from_numpy(np.stack([decoded[position].found for position in positions])))
+        for positions in alike.values()
+    ]
+    peaks = tuple(one.peak for one in decoded if one.peak is not None)
+    return DecodedBatch(names, errors, groups, sum(one.seconds for one in decoded), peaks)

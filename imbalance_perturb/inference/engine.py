@@ -1,0 +1,202 @@
+"""The engine: images in, rows out. The only loop in the package that runs a model on images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Iterator, Sequence
+from itertools import chain, islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.pixels import DeepImages
+from imbalance_perturb.data.preprocessing import Preprocessing
+from imbalance_perturb.errors import ModelGradientError
+from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
+from imbalance_perturb.inference.execution import Execution
+from imbalance_perturb.inference.predictor import Predicted, Predictor
+from imbalance_perturb.inference.stopwatch import Stopwatch
+from imbalance_perturb.predictions.rows import PredictionRow
+
+#: Images that a predictor is calibrated on, and the most of them in one batch.
+CALIBRATED, _CALIBRATION_BATCH = 64, 16
+
+
+class InputGroup(NamedTuple):
+    """Images of one batch that have the same size: ``positions`` in the batch and their tensor (n, C, H, W)."""
+
+    positions: list[int]
+    x: Tensor
+
+
+class InputBatch(NamedTuple):
+    """Consecutive images: ``names``, for each the reason why it cannot be used or ``None``, and the usable ones.
+
+    Every position without an error is in exactly one group.
+    """
+
+    names: list[str]
+    errors: list[str | None]
+    groups: list[InputGroup]
+
+
+def iter_inputs(
+    images: ImageList,
+    preprocessing: Preprocessing,
+    execution: Execution,
+    stopwatch: Stopwatch | None = None,
+    deep: DeepImages | None = None,
+) -> Iterator[InputBatch]:
+    """Decode in worker processes and yield model inputs in the order of ``images.names``, a group at a time.
+
+    A group is several batches (``execution.group_size`` images): what is given to a model is cut to size there.
+
+    Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device. ``deep``
+    gets the images of more than 8 bits.
+    """
+    decoded = _decode(images, in_slices(images.names, execution.group_size), preprocessing, execution)
+    return _iter_normalised(decoded, preprocessing, execution, stopwatch or Stopwatch(), deep or DeepImages())
+
+
+def _decode(
+    images: ImageList, slices: Iterator[list[str]], preprocessing: Preprocessing, execution: Execution
+) -> Iterator[DecodedBatch]:
+    return iter_decoded(
+        images.root,
+        slices,
+        preprocessing,
+        execution.workers,
+        takes_turns=execution.takes_turns,
+        image_timeout=execution.image_timeout,
+    )
+
+
+def _iter_normalised(
+    batches: Iterator[DecodedBatch],
+    preprocessing: Preprocessing,
+    execution: Execution,
+    stopwatch: Stopwatch,
+    deep: DeepImages,
+) -> Iterator[InputBatch]:
+    while True:
+        with stopwatch.timing("wait for images"):
+            decoded = next(batches, None)
+        if decoded is None:
+            return
+        stopwatch.add("decode", decoded.seconds)
+        for peak in decoded.peaks:
+            deep.add(peak)
+        with stopwatch.timing("normalise", execution.device):
+            groups = [
+                InputGroup(positions, preprocessing.normalise(_sent(pixels, execution.device)))
+                for positions, pixels in decoded.groups
+            ]
+        yield InputBatch(decoded.names, decoded.errors, groups)
+
+
+def _sent(pixels: Tensor, device: torch.device) -> Tensor:
+    # Only from pinned memory does a copy to the GPU go on beside other work.
+    return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
+
+
+def sample_names(images: ImageList, count: int = CALIBRATED, seed: int = 0) -> list[str]:
+    """A random sample of all images, sorted: a folder's first are of one class.
+
+    Of a shard it is the whole list's sample, so that all shards are calibrated alike.
+    """
+    names = images.everything
+    return sorted(random.Random(seed).sample(names, count)) if len(names) > count else list(names)
+
+
+def iter_predictions(
+    predictor: Predictor,
+    images: ImageList,
+    preprocessing: Preprocessing,
+    execution: Execution,
+    *,
+    probabilities: bool = False,
+    stopwatch: Stopwatch | None = None,
+    deep: DeepImages | None = None,
+) -> Generator[list[PredictionRow]]:
+    """Base and corrected predictions of all images, a list of rows for each batch, in order.
+
+    Exactly one row for each name; an image that cannot be decoded, or whose gradient or output is not finite,
+    has its reason in ``error``. Memory does not grow with the number of images. A predictor that needs calibration
+    is calibrated first, on the usable ones of :func:`sample_names`. ``deep`` gets the images of more than 8 bits.
+    """
+    stopwatch, deep = stopwatch or Stopwatch(), deep or DeepImages()
+    sample: list[list[str]] = []
+    if predictor.needs_calibration:
+        sample = list(in_slices(sample_names(images), execution.group_size))
+    # One stream for both: workers start once, and go on to the run's first images while the predictor is calibrated.
+    slices = chain(sample, in_slices(images.names, execution.group_size))
+    decoded = _decode(images, slices, preprocessing, execution)
+    if sample:
+        with stopwatch.timing("calibration", execution.device):
+            first = islice(decoded, len(sample))
+            sampled = _iter_normalised(first, preprocessing, execution, Stopwatch(), DeepImages())
+            most = min(execution.batch_size, _CALIBRATION_BATCH)
+            predictor.calibrate(part for batch in sampled for _, x in batch.groups for part in torch.split(x, most))
+    for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch, deep):
+        rows: list[PredictionRow | None] = [
+            None if error is None else PredictionRow(name, error=error)
+            for name, error in zip(batch.names, batch.errors, strict=True)
+        ]
+        for positions, x in batch.groups:
+            names = [batch.names[position] for position in positions]
+            predicted = _predict(predictor, names, x, probabilities, stopwatch)
+            for position, row in zip(positions, predicted, strict=True):
+                rows[position] = row
+        yield [_present(row) for row in rows]
+
+
+def _present(row: PredictionRow | None) -> PredictionRow:
+    assert row is not None, "every image of a batch is in a group or has an error"
+    return row
+
+
+def _predict(
+    predictor: Predictor, names: list[str], x: Tensor, probabilities: bool, stopwatch: Stopwatch
+) -> list[PredictionRow]:
+    try:
+        predicted = predictor.predict(x, stopwatch)
+    except ModelGradientError as error:
+        if len(names) == 1:
+            return [PredictionRow(names[0], error=str(error))]
+        # One image with a gradient that is not finite must not take its batch mates with it.
+        return [
+            row
+            for name, image in zip(names, x, strict=True)
+            for row in _predict(predictor, [name], image[None], probabilities, stopwatch)
+        ]
+    return _rows(names, predicted, predictor.counts.names, probabilities)
+
+
+def _rows(names: list[str], predicted: Predicted, classes: Sequence[str], probabilities: bool) -> list[PredictionRow]:
+    base, logits = predicted.base, predicted.logits
+    corrected = predicted.corrected.tolist()
+    finite = (torch.isfinite(base).all(1) & torch.isfinite(logits).all(1)).tolist()
+    # float64: a confidence is written with more digits than a float32 softmax keeps.
+    base_probs, probs = (torch.softmax(z.double(), dim=1).cpu() for z in (base, logits))
+    # argmax over the logits: probabilities can tie where logits differ.
+    base_preds, preds = base.argmax(1).tolist(), logits.argmax(1).tolist()
+    rows = []
+    for index, name in enumerate(names):
+        if not finite[index]:
+            rows.append(PredictionRow(name, error="the model's output is not finite (NaN or infinity)"))
+            continue
+        rows.append(
+            PredictionRow(
+                image=name,
+                base_pred=classes[base_preds[index]],
+                base_confidence=base_probs[index, base_preds[index]].item(),
+                pred=classes[preds[index]],
+                confidence=probs[index, preds[index]].item(),
+                probs=tuple(probs[index].tolist()) if probabilities else (),
+                base_probs=tuple(base_probs[index].tolist()) if probabilities else (),
+                corrected=corrected[index],
+            )
+        )
+    return rows

@@ -1,0 +1,303 @@
+"""Predict a folder: rows written as they come, gone on with where a run was cut off, and the run that made them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.pixels import DeepImages
+from imbalance_perturb.errors import InterruptedRunError, TooManyFailuresError
+from imbalance_perturb.files.writing import STDOUT, run_path, sha256, write_json
+from imbalance_perturb.inference.engine import iter_predictions
+from imbalance_perturb.inference.execution import applied
+from imbalance_perturb.inference.failure_limit import FailureLimit
+from imbalance_perturb.inference.pipeline import Assembly, make_predictor
+from imbalance_perturb.inference.predictor import Predictor
+from imbalance_perturb.inference.provenance import describe_making
+from imbalance_perturb.inference.stopwatch import Stopwatch
+from imbalance_perturb.predictions.agreement import Agreement
+from imbalance_perturb.predictions.journal import Journal, Mark, check_place, open_journal, rows_path
+from imbalance_perturb.predictions.resuming import check_unfinished, find_finished
+from imbalance_perturb.predictions.rows import PredictionRow
+from imbalance_perturb.predictions.shards import Shard
+from imbalance_perturb.predictions.writing import RowLayout, check_bom, open_rows
+
+#: Version of the layout of a run file.
+RUN_SCHEMA = 3
+
+#: Errors that a summary holds.
+_FIRST_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run came to: numbers of images, seconds of wall clock, and the files written (``None``: stdout).
+
+    ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed. Of the
+    images, ``resumed`` had been done by an earlier run that was cut off; its seconds are counted, too.
+    ``assumptions``: what the model file does not show and would change predictions. ``warnings``: what the images as a
+    whole give to think about.
+    """
+
+    total: int
+    done: int
+    failed: int
+    changed: int
+    seconds: float
+    predictions: str | None
+    run: str | None
+    first_errors: tuple[tuple[str, str], ...]
+    agreement: Agreement | None = None
+    resumed: int = 0
+    assumptions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def images_per_second(self) -> float:
+        """Images per second of wall clock, decoding and writing included."""
+        return self.total / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass
+class _Standing:
+    """Where a run stands: what is counted of its rows, and the seconds of earlier parts of it."""
+
+    done: int = 0
+    failed: int = 0
+    changed: int = 0
+    earlier_seconds: float = 0.0
+    first_errors: list[list[str]] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        return self.done + self.failed
+
+    def add(self, rows: list[PredictionRow], broken: list[PredictionRow]) -> None:
+        self.done += len(rows) - len(broken)
+        self.failed += len(broken)
+        self.changed += sum(row.changed for row in rows)
+        few = broken[: _FIRST_ERRORS - len(self.first_errors)]
+        self.first_errors += [[row.image, row.error or ""] for row in few]
+
+
+def predict_folder(
+    assembly: Assembly,
+    images: ImageList,
+    out: str,
+    *,
+    probabilities: bool = False,
+    bom: bool = False,
+    resume: bool | None = None,
+    shard: Shard | None = None,
+    failures: FailureLimit | None = None,
+    progress: Callable[[int], None] = lambda advanced: None,
+    resumed: Callable[[int], None] = lambda rows: None,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> RunSummary:
+    """Predict all images and write one row for each, then the run file.
+
+    Args:
+        assembly: the checked model and its surroundings.
+        images: what to predict.
+        out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
+        probabilities: whether rows carry the probabilities of all classes.
+        bom: whether the CSV begins with a byte-order mark, by which Excel knows it for UTF-8.
+        resume: go on with an unfinished run's rows, or start anew; ``None`` starts where there are none.
+        shard: which part of all images these are, for the run file.
+        failures: how many images may fail.
+        progress: called with the number of images done since the last call.
+        resumed: called once with the number of images that had been done before.
+        should_stop: asked after each batch; a name (of a signal, say) ends the run there, its rows kept.
+
+    Raises:
+        SettingsError: if ``bom`` is asked for where no CSV is written.
+        ResumeError: if there is an unfinished run and ``resume`` does not fit it.
+        TooManyFailuresError: if more images fail than may.
+        InterruptedRunError: if ``should_stop`` said so.
+        OutputFileError: if the rows cannot be written.
+    """
+    if bom:
+        check_bom(out)
+    check_unfinished(out, resume)
+    layout = RowLayout(assembly.counts.names if probabilities else (), assembly.settings.run.close_calls_only, bom)
+    run = _Run(assembly, images, failures or FailureLimit(), progress, should_stop, probabilities)
+    if out == STDOUT:
+        with open_rows(out, layout) as write:
+            for rows in run.iter_rows():
+                for row in rows:
+                    write(row)
+        return run.summary(None)
+    path = Path(out)
+    check_place(path)
+    made_by = describe_making(assembly, images, layout, path.suffix, shard)
+    if resume:
+        finished = find_finished(path, made_by)
+        if finished is not None:
+            return _summary_of(finished, path, assembly)
+    with open_journal(path, layout, made_by, resume=bool(resume)) as (journal, mark):
+        if mark is not None:
+            run.go_on(mark)
+            resumed(mark.rows)
+        with _naming_rows(journal, path):
+            for rows in run.iter_rows():
+                with run.stopwatch.timing("write"):
+                    journal.write(rows)
+                    journal.commit(run.state())
+        journal.finish()
+        summary = run.summary(path)
+        write_json(run_path(path), describe_run(made_by, path, summary, run.stopwatch, run.predictor, run.deep))
+        journal.forget()
+    return summary
+
+
+class _Run:
+    """One run over the images, from where it stands."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        images: ImageList,
+        failures: FailureLimit,
+        progress: Callable[[int], None],
+        should_stop: Callable[[], str | None],
+        probabilities: bool,
+    ) -> None:
+        self._assembly, self._images, self._failures = assembly, images, failures
+        self._progress, self._should_stop, self._probabilities = progress, should_stop, probabilities
+        self.stopwatch, self.predictor, self.deep = Stopwatch(), make_predictor(assembly), DeepImages()
+        self._standing, self._resumed = _Standing(), 0
+        self._start = time.perf_counter()
+
+    def iter_rows(self) -> Iterator[list[PredictionRow]]:
+        """Rows of the images that are left, a batch at a time; each is counted before it comes."""
+        left = replace(self._images, names=self._images.names[self._standing.images :])
+        assembly = self._assembly
+        batches = iter_predictions(
+            self.predictor,
+            left,
+            assembly.preprocessing,
+            assembly.execution,
+            probabilities=self._probabilities,
+            stopwatch=self.stopwatch,
+            deep=self.deep,
+        )
+        with applied(assembly.execution), closing(batches):
+            for rows in batches if len(left) else ():
+                broken = [row for row in rows if row.error is not None]
+                self._failures.check(self._standing.failed, broken)
+                self._standing.add(rows, broken)
+                yield rows
+                self._progress(len(rows))
+                if self._standing.images < len(self._images) and (name := self._should_stop()):
+                    raise InterruptedRunError(
+                        f"stopped by {name} after {self._standing.images:,} of {len(self._images):,} images"
+                    )
+
+    def state(self) -> dict[str, Any]:
+        """All that going on from here needs, as JSON has it."""
+        standing = asdict(self._standing) | {"earlier_seconds": self._seconds()}
+        return {
+            "standing": standing,
+            "seconds": self.stopwatch.seconds,
+            "predictor": self.predictor.state(),
+            "deep": asdict(self.deep),
+        }
+
+    def go_on(self, mark: Mark) -> None:
+        """Start from where a mark says that an earlier run stood."""
+        self._standing, self._resumed = _Standing(**mark.state["standing"]), mark.rows
+        self.stopwatch.seconds.update(mark.state["seconds"])
+        self.predictor.restore(mark.state["predictor"])
+        self.deep = DeepImages(**mark.state["deep"])
+
+    def summary(self, path: Path | None) -> RunSummary:
+        """What it came to."""
+        standing, assembly = self._standing, self._assembly
+        approximate = assembly.low is not None or assembly.execution.close_calls_only
+        return RunSummary(
+            total=len(self._images),
+            done=standing.done,
+            failed=standing.failed,
+            changed=standing.changed,
+            seconds=self._seconds(),
+            predictions=None if path is None else str(path),
+            run=None if path is None else str(run_path(path)),
+            first_errors=tuple((image, error) for image, error in standing.first_errors),
+            agreement=self.predictor.summary() if approximate else None,
+            resumed=self._resumed,
+            assumptions=assembly.model.info.assumptions,
+            warnings=self.deep.warnings,
+        )
+
+    def _seconds(self) -> float:
+        return self._standing.earlier_seconds + time.perf_counter() - self._start
+
+
+@contextmanager
+def _naming_rows(journal: Journal, path: Path) -> Iterator[None]:
+    """Say where the rows are and how to go on, when a run ends before its time."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        where = (
+            f"; their rows are in {rows_path(path)}: the same command with --resume goes on" if journal.count else ""
+        )
+        raise InterruptedRunError(f"{error}{where}") from None
+    except TooManyFailuresError as error:
+        raise TooManyFailuresError(
+            f"{error}; put that right and go on with --resume (rows so far: {rows_path(path)})"
+        ) from None
+
+
+def _summary_of(run: Mapping[str, Any], path: Path, assembly: Assembly) -> RunSummary:
+    """The summary of a run that had ended before, from its run file."""
+    images = run["images"]
+    return RunSummary(
+        total=images["total"],
+        done=images["done"],
+        failed=images["failed"],
+        changed=images["changed"],
+        seconds=run["seconds"]["total"],
+        predictions=str(path),
+        run=str(run_path(path)),
+        first_errors=(),
+        resumed=images["total"],
+        assumptions=assembly.model.info.assumptions,
+        warnings=tuple(run["warnings"]),
+    )
+
+
+def describe_run(
+    made_by: Mapping[str, Any],
+    path: Path,
+    summary: RunSummary,
+    stopwatch: Stopwatch,
+    predictor: Predictor,
+    deep: DeepImages,
+) -> dict[str, Any]:
+    """Everything about a predictions file, as JSON has it: what made it, and what came out."""
+    seconds = {**stopwatch.seconds, "total": summary.seconds}
+    counted = {name: getattr(summary, name) for name in ("done", "failed", "changed")}
+    batch_size, most = made_by["execution"]["batch_size"], predictor.most_at_once
+    return {
+        "schema": RUN_SCHEMA,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "predictions": path.name,
+        "predictions_sha256": sha256(path),
+        **made_by,
+        # To how many images batches had to be cut, where memory ran out.
+        "execution": {**made_by["execution"], "batch_ceiling": most if most != batch_size else None},
+        "images": {**made_by["images"], **counted, "deep": asdict(deep)},
+        "warnings": list(summary.warnings),
+        "agreement": None if summary.agreement is None else summary.agreement.to_dict(),
+        # What `verify` takes up: bounds that would else be measured anew, on other images.
+        "predictor": predictor.state(),
+        "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
+        "images_per_second": {stage: round(summary.total / value, 2) for stage, value in seconds.items() if value > 0},
+    }

@@ -1,0 +1,302 @@
+"""Whether a predictions file is what its run file says, and whether rows of it come out again."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imbalance_perturb.config.code_grants import grant_code
+from imbalance_perturb.config.settings import Settings, parse_settings
+from imbalance_perturb.data.image_files import ImageList, iter_sizes
+from imbalance_perturb.errors import PredictionsError, SettingsError
+from imbalance_perturb.files.writing import FORMATS, run_path, sha256
+from imbalance_perturb.inference.engine import iter_predictions
+from imbalance_perturb.inference.execution import applied
+from imbalance_perturb.inference.folder_prediction import RUN_SCHEMA
+from imbalance_perturb.inference.pipeline import Assembly, assemble, make_predictor
+from imbalance_perturb.inference.provenance import describe_making, differences, find_beside
+from imbalance_perturb.predictions.reading import iter_images, iter_rows
+from imbalance_perturb.predictions.rows import PredictionRow
+from imbalance_perturb.predictions.run_file import RunFile, check_unchanged, load_run_file, run_layout
+from imbalance_perturb.predictions.shards import files_sha256, parse_shard
+from imbalance_perturb.predictions.writing import RowLayout, text_rows
+
+#: A confidence reproduces if it is as close as this: another batch or machine rounds differently.
+TOLERANCE = 1e-4
+
+#: Images at the start of the file that may be looked at for the size of the model's input.
+_FIRST = 100
+
+
+class Mismatch(NamedTuple):
+    """An image whose row does not come out again, and what is different."""
+
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification came to.
+
+    Of ``total`` rows ``sampled`` were computed again (chosen by ``seed``), and ``reproduced`` of them came out again,
+    ``identical`` to the last digit. ``largest_difference`` is of their confidences and probabilities. ``notes``:
+    what is different from the run, such as versions.
+    """
+
+    run: str
+    predictions: str
+    total: int
+    sampled: int
+    seed: int
+    reproduced: int
+    identical: int
+    largest_difference: float
+    mismatches: tuple[Mismatch, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def verify_run(
+    path: str | Path,
+    *,
+    sample: int = 32,
+    seed: int | None = None,
+    model: str | Path | None = None,
+    counts: str | Path | None = None,
+    images: str | Path | None = None,
+    device: str | None = None,
+    factory: str | None = None,
+    trust_model_file: bool = False,
+) -> Verification:
+    """Check the files of a run by their hashes, and compute a random sample of its rows again.
+
+    Args:
+        path: the run file, or the predictions file beside it.
+        sample: rows to compute again, all where there are fewer.
+        seed: of the sample; ``None`` draws one.
+        model, counts, images: where these are now, if not where the run file says.
+        device: to compute on; that of the run's settings by default.
+        factory: ``package.module:function`` that builds the network. A run that had one needs it again, since its run
+            file may have come from anywhere.
+        trust_model_file: load a model file that runs code of its own, whatever the run file says.
+
+    Raises:
+        SettingsError: if ``sample`` is below 1, or the run file names a factory and ``factory`` is not given.
+        PredictionsError: if the run file cannot be used, or predictions, model or counts are not those of the run.
+        ImbperturbError: if the model cannot be run here.
+    """
+    if sample < 1:
+        raise SettingsError(f"sample is {sample}; expected a number of rows, at least 1")
+    path = Path(path)
+    given = path if path.suffix.lower() in FORMATS else None
+    run_file = _load_run(path if given is None else run_path(path))
+    path, run = run_file.path, run_file.data
+    predictions = _find_predictions(run_file, given)
+    settings = _settings(path, run)
+    grant_code(path, {"factory": settings.model.factory}, {} if factory is None else {"factory": factory})
+    files = replace(
+        settings.model,
+        model=_find_file(path, settings.model.model, model, run["model"]["sha256"], "model"),
+        counts=_find_file(path, settings.model.counts, counts, run["counts"]["sha256"], "counts"),
+        trust_model_file=run["model"]["sha256"] if trust_model_file else False,
+    )
+    if factory is not None:
+        files = replace(files, arch=None, factory=factory)
+    machine = replace(settings.run, device=device or settings.run.device, batch_size=run["execution"]["batch_size"])
+    settings = replace(settings, model=files, run=machine)
+    seed = secrets.randbits(32) if seed is None else seed
+    recorded = _sample_rows(predictions, run_layout(run, path), run["images"]["total"], sample, seed)
+    root = _find_images(path, run, images, recorded.first)
+    again = _Again(run_file, settings, root, recorded, predictions)
+    return _compare(recorded.rows, again, seed=seed, predictions=predictions)
+
+
+class _Recorded(NamedTuple):
+    """Rows of the file: the sampled ones, and the first images of all."""
+
+    rows: list[PredictionRow]
+    first: list[str]
+
+
+class _Again:
+    """The sampled rows, computed again."""
+
+    def __init__(self, run: RunFile, settings: Settings, root: Path, recorded: _Recorded, predictions: Path) -> None:
+        self.path, self.run, self._predictions = run.path, run.data, predictions
+        self._settings = settings
+        source = Path(self.run["images"]["source"])
+        names = [row.image for row in recorded.rows]
+        self._images = ImageList(source, root, names, whole=recorded.first)
+        self.layout, self.suffix = run_layout(self.run, self.path), str(self.run["output"]["format"])
+
+    def compute(self) -> tuple[dict[str, PredictionRow], list[str]]:
+        """The rows by their image, and what is different from the run."""
+        if not len(self._images):
+            return {}, []
+        assembly = assemble(self._settings, self._images, n_images=self.run["images"]["list_total"])
+        notes = self._differences(assembly)
+        return {row.image: row for row in self._iter_rows(assembly)}, notes
+
+    def _differences(self, assembly: Assembly) -> list[str]:
+        for what, digest in (("model", assembly.model.info.sha256), ("counts", assembly.counts_sha256)):
+            if digest != self.run[what]["sha256"]:  # it was, when the file was looked for
+                raise PredictionsError(f"{self.path}: the {what} file was replaced while it was read; verify it again")
+        now = describe_making(assembly, self._images, self.layout, self.suffix)
+        # Files and settings are the run's own, wherever they lie; of its images these are some.
+        now |= {"images": self.run["images"] | self._files(), "settings": self.run["settings"]}
+        found = differences(self.run, now)
+        if any(name.startswith("the class counts") for name in found):
+            raise PredictionsError(
+                f"{self.path}: was made with another target distribution than {self._settings.debias.target} has now;"
+                " put that file back"
+            )
+        return found
+
+    def _files(self) -> dict[str, str]:
+        """What the image files are now, as the run file has it; of a part the others' names are not known."""
+        if self.run["images"]["total"] != self.run["images"]["list_total"]:
+            return {}
+        names, again = (iter_images(self._predictions) for _ in range(2))
+        return {"files_sha256": files_sha256(names, iter_sizes(self._images.root, again))}
+
+    def _iter_rows(self, assembly: Assembly) -> Iterator[PredictionRow]:
+        for names, state in self._by_part():
+            predictor = make_predictor(assembly)
+            predictor.restore(state)
+            batches = iter_predictions(
+                predictor,
+                replace(self._images, names=names),
+                assembly.preprocessing,
+                assembly.execution,
+                probabilities=bool(self.layout.classes),
+            )
+            with applied(assembly.execution), closing(batches):
+                for rows in batches:
+                    yield from rows
+
+    def _by_part(self) -> Iterator[tuple[list[str], Mapping[str, Any]]]:
+        """Images with the state of the predictor that they were predicted by; a merged run had several."""
+        parts = self.run.get("parts")
+        if parts is None:
+            yield list(self._images.names), self.run["predictor"]
+            return
+        for part in parts:
+            shard = parse_shard(part["shard"])
+            names = [name for name in self._images.names if shard.holds(name)]
+            if names:
+                yield names, part["predictor"]
+
+
+def _load_run(path: Path) -> RunFile:
+    loaded = load_run_file(path)
+    run = loaded.data
+    if run.get("schema") != RUN_SCHEMA:
+        raise PredictionsError(f"{path}: is of another version of imbalance-perturb; verify it with that one")
+    wanted = ("predictions", "predictions_sha256", "model", "counts", "settings", "execution", "images", "predictor")
+    missing = [entry for entry in wanted if entry not in run]
+    if missing:
+        raise PredictionsError(f"{path}: has no {missing[0]!r}; expected the file that predict writes")
+    return loaded
+
+
+def _find_predictions(run: RunFile, given: Path | None) -> Path:
+    predictions = run.path.parent / str(run.data["predictions"]) if given is None else given
+    if not predictions.is_file():
+        raise PredictionsError(f"{predictions}: no such file; keep the predictions beside {run.path}")
+    check_unchanged(predictions, run, "predict it again")
+    return predictions
+
+
+def _settings(path: Path, run: Mapping[str, Any]) -> Settings:
+    try:
+        settings = parse_settings(run["settings"])
+    except SettingsError as error:
+        raise PredictionsError(f"{path}: has settings of another version of imbalance-perturb ({error})") from None
+    target = settings.debias.target
+    if target.endswith(".json"):
+        settings = replace(settings, debias=replace(settings.debias, target=str(find_beside(target, path))))
+    return settings
+
+
+def _find_file(path: Path, recorded: str | None, given: str | Path | None, digest: str, what: str) -> str:
+    """The file of a run, told by its hash: where the user says, where the run file says, or beside that."""
+    places = [Path(str(recorded)), path.parent / str(recorded)] if given is None else [Path(given)]
+    found = [place for place in places if place.is_file()]
+    if not found:
+        raise PredictionsError(f"{places[0]}: the {what} file of the run is not there; say where with --{what} FILE")
+    for place in found:
+        if sha256(place) == digest:
+            return str(place)
+    raise PredictionsError(
+        f"{found[0]}: is not the {what} file that {path} was made with (its SHA-256 differs); say where that is with"
+        f" --{what} FILE"
+    )
+
+
+def _find_images(path: Path, run: Mapping[str, Any], given: str | Path | None, names: Sequence[str]) -> Path:
+    """The folder that the images' names are relative to; of two that may be meant, the one with the first of them."""
+    source = Path(run["images"]["source"])
+    places = [source, path.parent / source] if given is None else [Path(given)]
+    roots = [place if place.is_dir() else place.parent for place in places if place.exists()]
+    if not roots:
+        raise PredictionsError(f"{places[0]}: the images of the run are not there; say where with --images PATH")
+    return next((root for root in roots if any((root / name).exists() for name in names[:1])), roots[0])
+
+
+def _sample_rows(predictions: Path, layout: RowLayout, total: int, sample: int, seed: int) -> _Recorded:
+    chosen = frozenset(random.Random(seed).sample(range(total), min(sample, total)))
+    rows, first = [], []
+    for index, row in enumerate(iter_rows(predictions, layout)):
+        if index in chosen:
+            rows.append(row)
+        if index < _FIRST:
+            first.append(row.image)
+    if len(rows) != len(chosen):
+        raise PredictionsError(f"{predictions}: has fewer rows than the {total:,} that its run file tells of")
+    return _Recorded(rows, first)
+
+
+def _compare(recorded: Sequence[PredictionRow], again: _Again, *, seed: int, predictions: Path) -> Verification:
+    found, notes = again.compute()
+    line = text_rows(again.suffix, again.layout).line
+    reasons = [(row.image, _difference(row, found[row.image])) for row in recorded]
+    mismatches = tuple(Mismatch(image, reason) for image, reason in reasons if reason is not None)
+    return Verification(
+        run=str(again.path),
+        predictions=str(predictions),
+        total=again.run["images"]["total"],
+        sampled=len(recorded),
+        seed=seed,
+        reproduced=len(recorded) - len(mismatches),
+        identical=sum(line(row) == line(found[row.image]) for row in recorded),
+        largest_difference=max((_distance(row, found[row.image]) for row in recorded), default=0.0),
+        mismatches=mismatches,
+        notes=tuple(notes),
+    )
+
+
+def _difference(then: PredictionRow, now: PredictionRow) -> str | None:
+    for name in ("error", "base_pred", "pred"):
+        one, other = getattr(then, name), getattr(now, name)
+        if one != other:
+            return f"{name} {_told(one)} then, {_told(other)} now"
+    distance = _distance(then, now)
+    return None if distance <= TOLERANCE else f"confidences or probabilities differ by up to {distance:.2g}"
+
+
+def _told(value: str | None) -> str:
+    return "none" if value is None else repr(value)
+
+
+def _distance(then: PredictionRow, now: PredictionRow) -> float:
+    """The largest difference of a confidence or probability; 0 where one of the two has none."""
+    values = [(row.base_confidence, row.confidence, *row.base_probs, *row.probs) for row in (then, now)]
+    if then.error is not None or now.error is not None:
+        return 0.0
+    pairs = zip(*values, strict=True)
+    return max((abs(one - other) for one, other in pairs if one is not None and other is not None), default=0.0)

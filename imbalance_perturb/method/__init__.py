@@ -1,0 +1,1 @@
+"""The paper, on tensors: counts, target, perturbation; knows neither users' files nor devices."""

@@ -1,0 +1,139 @@
+"""The method as a module: logits in the place of logits."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.logit_corrections import adjust_logits
+from imbalance_perturb.method.module_state import frozen_eval, full_precision
+from imbalance_perturb.method.perturbation import gradient_sign, logit_gradient, step
+from imbalance_perturb.method.target import target_distribution
+
+
+class PerturbedClassifier(nn.Module):
+    """A classifier whose input is perturbed towards the minority classes before it predicts.
+
+    Called with (N, ...) inputs it returns (N, C) logits, of the plain model on x̃ = x - eps * sign(∇ℓ)
+    (Chen et al. 2021, Eq. 1-3). Both passes run in eval mode whatever mode the module is in, since the
+    correction is defined after training; the wrapped module is left as it was (mode, ``requires_grad``,
+    ``.grad``, hooks, buffers). It works under ``no_grad``, ``inference_mode`` and autocast: under autocast the
+    gradient pass runs as the caller asked and the final pass in full precision, so that the step is not lost.
+    Its output is not differentiable.
+
+    Args:
+        model: returns (N, C) logits.
+        counts: training images of the C classes.
+        eps: step size, at least 0, in units of the tensor the model receives; 0 gives the plain logits.
+            A tensor that broadcasts against the input serves for a step that differs between channels.
+        temperature: T above 0.
+        loss: ``cross-entropy``, ``mse`` or ``focal``.
+        target: (C,) distribution to push towards, or the name of a function of the counts
+            (see :func:`target_distribution`).
+        clip: optional (lowest, highest) value of a perturbed input.
+        steps: number of steps of size eps, at least 1; the paper has one.
+        tau: strength of post-hoc logit adjustment added on top; 0 is none.
+
+    Raises:
+        SettingsError: if an argument is out of range.
+        CountsError, TargetError: if counts or target cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        counts: ClassCounts,
+        *,
+        eps: float | Tensor = 1e-3,
+        temperature: float = 1000.0,
+        loss: str = "cross-entropy",
+        target: str | Tensor = "log",
+        clip: tuple[float | Tensor, float | Tensor] | None = None,
+        steps: int = 1,
+        tau: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if isinstance(target, str):
+            target = target_distribution(counts, target)
+        target = torch.as_tensor(target)
+        if target.shape != (len(counts),):
+            raise SettingsError(f"the target has shape {tuple(target.shape)}; expected ({len(counts)},)")
+        eps = torch.as_tensor(eps, dtype=torch.float64)
+        if not (torch.isfinite(eps) & (eps >= 0)).all():
+            raise SettingsError(f"eps is {eps.tolist()}; it must be a finite number, at least 0")
+        if not temperature > 0:
+            raise SettingsError(f"the temperature is {temperature}; it must be above 0")
+        if not hasattr(steps, "__index__") or steps < 1:
+            raise SettingsError(
+                f"steps is {steps}; it must be a whole number, at least 1 (eps = 0 switches the perturbation off)"
+            )
+        logit_gradient(loss)
+        self.model = model
+        self.counts = counts
+        self.temperature = float(temperature)
+        self.loss = loss
+        self.clip = clip
+        self.steps = int(steps)
+        self.tau = float(tau)
+        # Plain attributes, no buffers: half() or to(bfloat16) on the module must not round p* and eps.
+        self.target = target
+        self.eps = eps
+
+    @property
+    def active(self) -> bool:
+        """Whether any input moves at all (eps is not 0)."""
+        return bool(self.eps.any())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) corrected logits of (N, ...) inputs."""
+        return self.predict_both(x)[1]
+
+    def predict_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Base and corrected logits, each (N, C), of the same images: the first come for free."""
+        base, moved = self.perturb_input(x)
+        return base, self.predict_perturbed(moved) if self.active else self.adjust(base)
+
+    def perturb_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Base logits (N, C) and perturbed input x̃ (N, ...): one gradient pass a step, a plain pass for eps = 0."""
+        self._warn_if_lost(x)
+        if not self.active:
+            return self.predict_plain(x), x
+        base, moved = None, x
+        for _ in range(self.steps):
+            found = gradient_sign(self.model, moved, self.target, temperature=self.temperature, loss=self.loss)
+            base = found.logits if base is None else base
+            moved = step(moved, found.sign, self.eps.to(x), self.clip)
+        assert base is not None  # steps >= 1
+        return base, moved
+
+    def predict_perturbed(self, moved: Tensor) -> Tensor:
+        """Corrected logits (N, C) of an input that is already perturbed: the final pass and tau."""
+        return self.adjust(self.predict_plain(moved))
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """The logits (N, C) with the module's tau applied (see :func:`adjust_logits`)."""
+        return adjust_logits(logits, self.counts, self.tau)
+
+    def predict_plain(self, x: Tensor) -> Tensor:
+        """The wrapped model's logits (N, C) of an input as it is, in full precision."""
+        # no_grad, not inference_mode: the latter would hand out tensors that a caller cannot use in autograd.
+        with torch.no_grad(), frozen_eval(self.model), full_precision(x.device):
+            logits: Tensor = self.model(x)
+        return logits
+
+    def _warn_if_lost(self, x: Tensor) -> None:
+        smallest = self.eps[self.eps > 0].min().item() if self.active else 1.0
+        if x.dtype in (torch.float16, torch.bfloat16) and smallest < torch.finfo(x.dtype).eps:
+            warnings.warn(
+                f"eps {smallest:g} is below the resolution of {x.dtype} inputs near 1 ({torch.finfo(x.dtype).eps:g}):"
+                " much of the step is rounded away; keep the input and the model in float32",
+                stacklevel=3,
+            )
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print(module)``."""
+        return f"eps={self.eps.tolist()}, temperature={self.temperature:g}, loss={self.loss!r}, tau={self.tau:g}"

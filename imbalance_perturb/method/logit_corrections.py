@@ -1,0 +1,108 @@
+"""Post-hoc corrections that act on logits alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.method.counts import ClassCounts
+
+#: Prior-shift EM stops when no class's share moves by more than this, or after so many iterations.
+EM_TOLERANCE, EM_ITERATIONS = 1e-7, 2000
+
+
+def log_prior(counts: ClassCounts) -> Tensor:
+    """(C,) float64: log of the training share of each class, log(n_c / Σ n)."""
+    values = torch.tensor(counts.counts, dtype=torch.float64)
+    return torch.log(values / values.sum())
+
+
+def adjust_logits(logits: Tensor, counts: ClassCounts, tau: float) -> Tensor:
+    """z - tau * log π, post-hoc logit adjustment (Menon et al., ICLR 2021, Eq. 9).
+
+    Args:
+        logits: (N, C).
+        counts: C training counts; π is each one's share.
+        tau: strength; 0 leaves the logits as they are, 1 is the Bayes rule for balanced error.
+
+    Returns:
+        (N, C) of the dtype and device of ``logits``.
+    """
+    if tau == 0:
+        return logits
+    return logits - tau * log_prior(counts).to(logits)
+
+
+def normalise_rows(logits: Tensor, norms: Tensor, bias: Tensor, tau: float) -> Tensor:
+    """Logits of the network with the rows of its last layer divided by ||w_c||^tau (Kang et al., ICLR 2020, Sec. 4).
+
+    Dividing a row divides z_c - b_c by the same number, so neither the weights nor the features are needed. The
+    norms are taken relative to their geometric mean: a factor common to all rows changes no prediction where there
+    is no bias (the paper leaves it out), and where there is one it would change how much the bias counts.
+
+    Args:
+        logits: (N, C), what the layer gave.
+        norms: (C,) Euclidean norms of its rows, above 0.
+        bias: (C,), zeros where it has none.
+        tau: strength; 0 leaves the logits as they are, 1 makes all rows equally long.
+
+    Returns:
+        (N, C) of the dtype and device of ``logits``.
+
+    Raises:
+        SettingsError: if a norm is not a number above 0.
+    """
+    if not (torch.isfinite(norms) & (norms > 0)).all():
+        raise SettingsError(f"the norms of the last layer's rows are {norms.tolist()}; each must be above 0")
+    if tau == 0:
+        return logits
+    lengths = norms.double().log()
+    scale = torch.exp(-tau * (lengths - lengths.mean())).to(logits)
+    offset = bias.to(logits)
+    return (logits - offset) * scale + offset
+
+
+def estimate_prior(logits: Tensor, counts: ClassCounts) -> Tensor:
+    """Share of each class among these images, by maximum likelihood from their logits alone.
+
+    The expectation-maximisation of Saerens, Latinne and Decaestecker (Neural Computation 2002): it takes
+    the softmax for calibrated posteriors under the training shares, and assumes that only the shares have shifted.
+    Transductive: the estimate, and with it each image's prediction, depends on which images are given together.
+
+    Args:
+        logits: (N, C), N at least 1.
+        counts: C training counts, where the iteration starts.
+
+    Returns:
+        (C,) float64 on the CPU, non-negative, summing to 1.
+    """
+    posteriors = torch.softmax(logits.double().cpu(), dim=1)
+    training = log_prior(counts).exp()
+    prior = training
+    for _ in range(EM_ITERATIONS):
+        # Both steps in one: p(c|x) ∝ posterior · prior / training, and the new prior is its mean over the images.
+        ratio = prior / training
+        moved = ratio * (posteriors.T @ (1 / (posteriors @ ratio))) / len(posteriors)
+        moved = moved / moved.sum()
+        converged = bool((moved - prior).abs().max() <= EM_TOLERANCE)
+        prior = moved
+        if converged:
+            break
+    return prior
+
+
+def shift_prior(logits: Tensor, counts: ClassCounts, prior: Tensor) -> Tensor:
+    """z + log(prior / π): the logits where classes have these shares instead of those of training.
+
+    Args:
+        logits: (N, C).
+        counts: C training counts; π is each one's share.
+        prior: (C,) shares, such as :func:`estimate_prior` finds; 0 rules a class out.
+
+    Returns:
+        (N, C) of the dtype and device of ``logits``, finite.
+    """
+    # A share of 0 ends in a very low logit rather than in infinity, which no softmax downstream would survive.
+    shares = prior.double().clamp_min(torch.finfo(torch.float32).tiny)
+    return logits + (torch.log(shares).cpu() - log_prior(counts)).to(logits)

@@ -1,0 +1,1 @@
+"""From tensors to a network: which architecture they are of, and how it is built."""

@@ -1,0 +1,1 @@
+"""Prediction rows on disk: formats, run files, journals, parts; knows no torch."""

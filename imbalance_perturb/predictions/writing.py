@@ -1,0 +1,157 @@
+"""Prediction rows as text or Parquet: the columns, and how each format writes them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from imbalance_perturb.cells import csv_line, encode_path, encode_text, encode_unicode
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.files.parquet import open_parquet
+from imbalance_perturb.files.writing import STDOUT, check_output, json_text, open_whole
+from imbalance_perturb.predictions.rows import PredictionRow
+
+#: Columns of every predictions file, in order; class probabilities follow where asked for.
+COLUMNS = ("image", "base_pred", "base_confidence", "pred", "confidence", "changed", "error")
+
+#: The column after them where the correction was left out for some images: whether it was run.
+CORRECTED = "corrected"
+
+_BOM = "\ufeff"
+
+RowWriter = Callable[[PredictionRow], None]
+
+
+class RowLayout(NamedTuple):
+    """Which columns rows have: class names where probabilities are written, and whether :data:`CORRECTED` is there.
+
+    ``bom`` has a CSV file begin with the byte-order mark by which Excel knows it for UTF-8.
+    """
+
+    classes: tuple[str, ...] = ()
+    corrected: bool = False
+    bom: bool = False
+
+    def columns(self) -> list[tuple[str, type]]:
+        """Name and type of each column, in order."""
+        types = dict.fromkeys(COLUMNS, str) | {"base_confidence": float, "confidence": float, "changed": bool}
+        columns: list[tuple[str, type]] = [*types.items(), *([(CORRECTED, bool)] if self.corrected else [])]
+        return columns + [(f"{kind}{name}", float) for kind in ("p_", "base_p_") for name in self.classes]
+
+    def record(self, row: PredictionRow) -> dict[str, Any]:
+        """A row as ``{column: value}``; without a prediction its probabilities are left out."""
+        failed = row.error is not None
+        record: dict[str, Any] = {
+            "image": row.image,
+            "base_pred": row.base_pred,
+            "base_confidence": row.base_confidence,
+            "pred": row.pred,
+            "confidence": row.confidence,
+            "changed": None if failed else row.changed,
+            "error": row.error,
+        }
+        if self.corrected:
+            record[CORRECTED] = None if failed else row.corrected
+        if not failed:
+            record |= {f"p_{name}": p for name, p in zip(self.classes, row.probs, strict=bool(self.classes))}
+            record |= {f"base_p_{name}": p for name, p in zip(self.classes, row.base_probs, strict=bool(self.classes))}
+        return record
+
+
+class TextRows(NamedTuple):
+    """A text format: what the file starts with, and the line of a row."""
+
+    header: str
+    line: Callable[[PredictionRow], str]
+
+
+def check_bom(target: str | Path) -> None:
+    """Refuse a byte-order mark at the start of a file (or stdout, ``-``) that is no CSV.
+
+    Raises:
+        SettingsError: saying so.
+    """
+    if str(target) != STDOUT and Path(target).suffix.lower() != ".csv":
+        raise SettingsError(f"{target}: --bom is for CSV alone, which Excel opens; leave it out, or write .csv")
+
+
+def csv_rows(layout: RowLayout) -> TextRows:
+    """CSV in which no cell is a formula to a spreadsheet: :mod:`imbalance_perturb.cells` says how names are written."""
+    columns = [encode_unicode(name) for name, _ in layout.columns()]
+
+    def line(row: PredictionRow) -> str:
+        image = encode_path(row.image)
+        if row.error is not None:
+            blank = [""] * (len(columns) - len(COLUMNS))
+            return csv_line([image, "", "", "", "", "", encode_text(row.error), *blank])
+        cells = [encode_text(row.base_pred or ""), _digits(row.base_confidence)]
+        cells += [encode_text(row.pred or ""), _digits(row.confidence), str(int(row.changed)), ""]
+        mark = [str(int(row.corrected))] if layout.corrected else []
+        probabilities = (*row.probs, *row.base_probs) if layout.classes else ()
+        return csv_line([image, *cells, *mark, *map(_digits, probabilities)])
+
+    return TextRows((_BOM if layout.bom else "") + csv_line(columns), line)
+
+
+def json_rows(layout: RowLayout) -> TextRows:
+    """JSON Lines: one object a row, ``null`` where there is no value."""
+    return TextRows("", lambda row: json_text(layout.record(row)) + "\n")
+
+
+def text_rows(suffix: str, layout: RowLayout) -> TextRows:
+    """The text format of a suffix; of ``.parquet`` the JSON Lines that hold its rows until the file is whole."""
+    return csv_rows(layout) if suffix.lower() == ".csv" else json_rows(layout)
+
+
+@contextmanager
+def open_rows(target: str, layout: RowLayout) -> Iterator[RowWriter]:
+    """A function that writes one row to ``target``: a ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV.
+
+    Raises:
+        OutputFileError: if the suffix is not one of :data:`FORMATS` or the file cannot be written.
+    """
+    if target == STDOUT:
+        with _stdout() as stream:
+            yield _write_text(stream, csv_rows(layout))
+            stream.flush()
+        return
+    path = Path(target)
+    check_output(path)
+    if path.suffix.lower() == ".parquet":
+        with open_parquet_records(path, layout) as write:
+            yield lambda row: write(layout.record(row))
+        return
+    with open_whole(path) as stream:
+        yield _write_text(stream, text_rows(path.suffix, layout))
+
+
+@contextmanager
+def open_parquet_records(path: Path, layout: RowLayout) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes one record of :meth:`RowLayout.record` to a Parquet file."""
+    nothing = {name: None for name, _ in layout.columns()}
+    with open_whole(path, binary=True) as file, open_parquet(file, layout.columns()) as write:
+        yield lambda record: write(nothing | dict(record))
+
+
+def _write_text(stream: IO[str], rows: TextRows) -> RowWriter:
+    stream.write(rows.header)
+
+    def write(row: PredictionRow) -> None:
+        stream.write(rows.line(row))
+
+    return write
+
+
+@contextmanager
+def _stdout() -> Iterator[IO[str]]:
+    # A stream of our own: the console's may translate newlines or lack characters.
+    with open(sys.stdout.fileno(), "w", encoding="utf-8", newline="", closefd=False) as s:
+        yield s
+
+
+def _digits(value: float | None) -> str:
+    # Eight significant digits tell any two float32 apart that a reader could care about.
+    return "" if value is None else format(value, ".8g")

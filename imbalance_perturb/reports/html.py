@@ -1,0 +1,62 @@
+"""Filling the templates of the report pages: each page is one HTML file that needs nothing from elsewhere.
+
+A page is light or dark as its reader has it, without script, font or anything from a network. All that templates are
+given is escaped, and control characters are written out: class and file names are text, never markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from imbalance_perturb.cells import printable
+from imbalance_perturb.evaluation.formatting import interval_text, level_text, p_text, rate_text, share_text
+
+
+def render_page(template: str, **context: object) -> str:
+    """The whole page as HTML text.
+
+    Args:
+        template: file in the folder ``templates``.
+        context: what the template names; of it, only a drawing (:class:`Markup`) is taken for HTML.
+    """
+    return _environment().get_template(template).render(context)
+
+
+def iter_facts(name: str, entry: object) -> Iterator[tuple[str, object]]:
+    """Names and values of a nested table, one for each line of a report; entries without a value are left out."""
+    if isinstance(entry, Mapping):
+        for key, value in entry.items():
+            yield from iter_facts(f"{name} {key}".strip().replace("_", " "), value)
+    elif entry not in (None, [], ()):
+        yield name, ", ".join(map(str, entry)) if isinstance(entry, list | tuple) else entry
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("imbalance_perturb", "reports/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "share": share_text,
+        "interval": interval_text,
+        "p_value": p_text,
+        "level": level_text,
+        "rate": rate_text,
+        "number": "{:,}".format,
+        "short": "{:g}".format,
+    }
+    return environment
+
+
+def _finalize(value: object) -> object:
+    """What a template writes out for a value: HTML as it is, of text the printable characters."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

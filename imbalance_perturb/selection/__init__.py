@@ -1,0 +1,1 @@
+"""Labelled images into the choice of a correction."""

@@ -1,0 +1,1 @@
+"""Which method: all of them on the same images, and an advice."""

@@ -1,0 +1,170 @@
+"""Choose each method's parameters, and predict the images that had no part in the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.errors import LabelsError
+from imbalance_perturb.inference.pipeline import Assembly
+from imbalance_perturb.labelled_images import LabelledImages
+from imbalance_perturb.method.perturbation import LossSpec
+from imbalance_perturb.models.last_layer import LastLayer
+from imbalance_perturb.selection.comparison.methods import (
+    BOTH,
+    CONTROLS,
+    NORMALISE,
+    CachedLogits,
+    Candidate,
+    ComparisonOptions,
+    list_candidates,
+)
+from imbalance_perturb.selection.cross_validation import select_by_cross_validation
+from imbalance_perturb.selection.sweep import PERTURB, Variant, run_sweep
+
+#: A context that yields a function to call with the number of images just done, given their total.
+Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A method with what was chosen for it; ``held_out`` is (N,) the candidate chosen without each image."""
+
+    candidates: Sequence[Candidate]
+    chosen: Candidate
+    agreement: tuple[int, int] | None
+    held_out: Ints
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is scored: (N,) true classes and each method's predictions, and the images that failed, with reasons.
+
+    ``warnings``: what the images as a whole give to think about.
+    """
+
+    labels: Ints
+    preds: Mapping[str, Ints]
+    failed: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComparisonRun:
+    """What all steps of one comparison share."""
+
+    assembly: Assembly
+    options: ComparisonOptions
+    progress: Progress
+    last_layer: LastLayer | str
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that can be used."""
+        return [m for m in self.options.methods if m != NORMALISE or not isinstance(self.last_layer, str)]
+
+    def cache(self, images: ImageList, variants: Sequence[Variant]) -> CachedLogits:
+        """All that the methods need of the images, from one sweep over them."""
+        with self.progress(len(images)) as advance:
+            sweep = run_sweep(self.assembly, images, list(dict.fromkeys(variants)), progress=advance)
+        if not sweep.names:
+            raise LabelsError(f"{images.root}: none of the images can be used (first: {first_error(sweep.errors)})")
+        return CachedLogits(sweep, self._loss_spec, self.assembly.counts, self.last_layer)
+
+    def grid(self) -> list[Variant]:
+        """Every step that a choice may fall on."""
+        if not any(method in (PERTURB, BOTH, *CONTROLS) for method in self.options.methods):
+            return []
+        return [self._variant(eps) for eps in self.options.eps_grid if eps > 0]
+
+    def tune(self, cached: CachedLogits, labels: Ints) -> dict[str, Tuned]:
+        """Choose parameters for all methods that have their own."""
+        own = dict.fromkeys(method for method in self.methods if method not in CONTROLS)
+        if len(own) < len(self.methods):
+            own[PERTURB] = None  # the controls need what is chosen for it, whether it is compared or not
+        return {method: self._tune_one(method, cached, labels) for method in own}
+
+    def _tune_one(self, method: str, cached: CachedLogits, labels: Ints) -> Tuned:
+        candidates = list_candidates(method, self.options.eps_grid, self.options.tau_grid)
+        if len(candidates) == 1:
+            return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
+        preds = cached.predict(method, candidates)
+        selection = select_by_cross_validation(
+            labels,
+            preds,
+            _strengths(method, candidates, preds),
+            num_classes=len(self.assembly.counts),
+            smallest_class=self.assembly.counts.smallest,
+            rule=self.options.rule,
+        )
+        chosen = candidates[selection.chosen]
+        return Tuned(candidates, chosen, selection.agreement, selection.held_out_candidates[0])
+
+    def score_held_out(self, val: LabelledImages, cached: CachedLogits, tuned: Mapping[str, Tuned]) -> Scored:
+        """Predict each validation image with what was chosen without it."""
+        names, images = cached.sweep.names, np.arange(len(cached.sweep.names))
+        preds = {
+            method: cached.predict(method, tuned[method].candidates)[images, tuned[method].held_out]
+            for method in self.methods
+            if method not in CONTROLS
+        }
+        controls = [method for method in self.methods if method in CONTROLS]
+        if not controls:
+            return Scored(val.of(names), preds, cached.sweep.errors)
+        steps = np.array([candidate.eps for candidate in tuned[PERTURB].candidates])[tuned[PERTURB].held_out]
+        used = np.unique(steps)
+        variants = [self._variant(eps, method) for method in controls for eps in used.tolist() if eps > 0]
+        moved = self.cache(val.images, variants) if variants else cached
+        # An image that fails under a control alone is in no figure, or methods would be scored on different images.
+        place = {name: row for row, name in enumerate(moved.sweep.names)}
+        kept = np.array([row for row, name in enumerate(names) if name in place], dtype=np.int64)
+        rows = np.array([place[names[row]] for row in kept], dtype=np.int64)
+        preds = {method: found[kept] for method, found in preds.items()}
+        for method in controls:
+            columns = moved.predict(method, [Candidate(eps) for eps in used.tolist()])
+            preds[method] = columns[rows, np.searchsorted(used, steps[kept])]
+        return Scored(val.of(names)[kept], preds, {**cached.sweep.errors, **moved.sweep.errors})
+
+    def score_test(self, images: LabelledImages, tuned: Mapping[str, Tuned]) -> Scored:
+        """Predict the test images with what was chosen on all validation images."""
+        chosen = {method: self.chosen_candidate(method, tuned) for method in self.methods}
+        moving = [(method, candidate.eps) for method, candidate in chosen.items() if candidate.eps > 0]
+        variants = [self._variant(eps, method if method in CONTROLS else PERTURB) for method, eps in moving]
+        cached = self.cache(images.images, variants)
+        preds = {method: cached.predict(method, [candidate])[:, 0] for method, candidate in chosen.items()}
+        return Scored(images.of(cached.sweep.names), preds, cached.sweep.errors, cached.sweep.warnings)
+
+    def chosen_candidate(self, method: str, tuned: Mapping[str, Tuned]) -> Candidate:
+        """The parameters of a method; a control has those of `perturb`."""
+        return tuned[PERTURB if method in CONTROLS else method].chosen
+
+    @property
+    def _loss_spec(self) -> LossSpec:
+        debias = self.assembly.settings.debias
+        return LossSpec(debias.loss, debias.temperature)
+
+    def _variant(self, eps: float, direction: str = PERTURB) -> Variant:
+        return Variant(self._loss_spec, eps, direction)
+
+
+def _strengths(method: str, candidates: Sequence[Candidate], preds: Ints) -> Floats:
+    """(K,) how strong each candidate is, for the choice of the mildest: its one parameter where it has one."""
+    if method != BOTH:
+        return np.array([candidate.eps + candidate.tau for candidate in candidates])
+    # Two parameters have no common scale; how many predictions they change is one. A step that buys nothing on top
+    # of tau is left out first: it costs two passes more.
+    steps = np.array([candidate.eps > 0 for candidate in candidates])
+    return np.asarray(steps + (preds != preds[:, :1]).mean(axis=0))
+
+
+def first_error(errors: Mapping[str, str]) -> str:
+    """The first image that failed, with its reason, for a message."""
+    return next((f"{name}: {error}" for name, error in errors.items()), "none")

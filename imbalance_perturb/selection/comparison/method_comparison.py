@@ -1,0 +1,263 @@
+"""Compare the method with other post-hoc corrections on the same images: would something simpler serve as well?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from imbalance_perturb.config.settings import Settings
+from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.errors import LabelsError
+from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
+from imbalance_perturb.files.csv_tables import first_few
+from imbalance_perturb.inference.engine import iter_inputs
+from imbalance_perturb.inference.pipeline import Assembly, assemble, load_counts
+from imbalance_perturb.labelled_images import LabelledImages, find_labelled_images
+from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
+from imbalance_perturb.selection.candidates import make_candidates
+from imbalance_perturb.selection.comparison.held_out_predictions import (
+    ComparisonRun,
+    Progress,
+    Scored,
+    Tuned,
+    first_error,
+)
+from imbalance_perturb.selection.comparison.methods import (
+    CONTROLS,
+    NORMALISE,
+    PARAMETERS,
+    PRIOR_SHIFT,
+    CachedLogits,
+    ComparisonOptions,
+    count_passes,
+)
+from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
+from imbalance_perturb.selection.comparison.scoring import score_lineup
+from imbalance_perturb.selection.rule import SelectionRule, check_rule
+from imbalance_perturb.selection.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class ComparisonFiles:
+    """Where the images are: ``val`` to choose on, ``test`` to score on; labels as for :func:`find_labelled_images`."""
+
+    val: str
+    labels: str | None = None
+    test: str | None = None
+    test_labels: str | None = None
+
+
+def compare_methods(
+    settings: Settings,
+    files: ComparisonFiles,
+    options: ComparisonOptions | None = None,
+    *,
+    describe: Callable[[Assembly], None] = lambda assembly: None,
+    progress: Progress = lambda total: nullcontext(lambda advanced: None),
+) -> Comparison:
+    """Choose each method's parameters on the validation images, and score all methods on the same other images.
+
+    With test images every method is scored on those, with what was chosen on all validation images. Without, the
+    validation images are split into folds, and each is predicted with what was chosen without its fold. The
+    controls move the input by the eps that was chosen for `perturb`: the same step, another direction.
+
+    Args:
+        settings: model, counts, preprocessing, and of the correction the loss, T, target, ``eps_space`` and ``clip``.
+        files: images and labels.
+        options: methods, grids and the rule of choice.
+        describe: called with what was loaded, before the first image.
+        progress: for each sweep over images.
+
+    Raises:
+        ImbperturbError: the first thing that is wrong, before a model runs where that can be told before.
+    """
+    options = options or ComparisonOptions()
+    counts_file = load_counts(settings.model)
+    counts = counts_file.counts
+    val = find_labelled_images(files.val, files.labels, counts.names)
+    _check_labels(val, files, len(counts), counts.smallest, options.rule)
+    test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
+    if test is not None:
+        _check_disjoint(val.images, test.images, files)
+    assembly = assemble(settings, val.images, counts_file=counts_file, exact=True)
+    describe(assembly)
+    run = ComparisonRun(assembly, options, progress, _last_layer(assembly, val.images, options))
+    cached = run.cache(val.images, run.grid())
+    tuned = run.tune(cached, val.of(cached.sweep.names))
+    scored = run.score_held_out(val, cached, tuned) if test is None else run.score_test(test, tuned)
+    return _summarise(run, cached, tuned, scored, val, test, files)
+
+
+def _check_labels(
+    val: LabelledImages, files: ComparisonFiles, classes: int, smallest: int, rule: SelectionRule
+) -> None:
+    """Refuse labels that cannot decide now, not after the model has run."""
+    labels = val.of(val.images.names)
+    try:
+        check_rule(make_candidates(labels, labels[:, None], [0.0], num_classes=classes, smallest_class=smallest), rule)
+    except LabelsError as error:
+        raise LabelsError(f"{files.val}: {error}") from None
+
+
+def _check_disjoint(val: ImageList, test: ImageList, files: ComparisonFiles) -> None:
+    known = {(val.root / name).resolve() for name in val.names}
+    both = [name for name in test.names if (test.root / name).resolve() in known]
+    if both:
+        raise LabelsError(
+            f"{files.test}: {len(both):,} of its images are in {files.val} too (first: {first_few(both)}); parameters"
+            " chosen on images that are scored flatter every method: take them out of one of the two"
+        )
+
+
+def _last_layer(assembly: Assembly, images: ImageList, options: ComparisonOptions) -> LastLayer | str:
+    if NORMALISE not in options.methods:
+        return "not asked for"
+    execution = replace(assembly.execution, batch_size=2, workers=min(1, assembly.execution.workers))
+    for batch in iter_inputs(images, assembly.preprocessing, execution):
+        for group in batch.groups:
+            return find_last_layer(assembly.model, group.x)
+    return "no image can be used"
+
+
+def _summarise(
+    run: ComparisonRun,
+    cached: CachedLogits,
+    tuned: Mapping[str, Tuned],
+    scored: Scored,
+    val: LabelledImages,
+    test: LabelledImages | None,
+    files: ComparisonFiles,
+) -> Comparison:
+    options, counts = run.options, run.assembly.counts
+    rates = _Rates.from_sweep(cached.sweep)
+    methods = [_describe_method(method, run, tuned, rates) for method in options.methods]
+    results, advice, class_notes = score_lineup(
+        methods,
+        scored.labels,
+        scored.preds,
+        counts,
+        objective=options.rule.objective,
+        options=IntervalOptions(level=options.level, seed=options.rule.seed),
+    )
+    return Comparison(
+        classes=counts.names,
+        counts=counts.counts,
+        smallest_class=counts.names[counts.smallest],
+        objective=options.rule.objective,
+        scored_on="validation" if test is None else "test",
+        tuned_on=len(cached.sweep.names),
+        n=len(scored.labels),
+        results=results,
+        advice=advice,
+        failed=tuple(sorted({*cached.sweep.errors, *scored.failed})),
+        confidence_level=options.level,
+        notes=(
+            *_warnings(cached.sweep, scored, files),
+            *_notes(results, {**cached.sweep.errors, **scored.failed}, val, test, files, options),
+            *class_notes,
+        ),
+        source=_source(run, files),
+    )
+
+
+def _warnings(sweep: Sweep, scored: Scored, files: ComparisonFiles) -> list[str]:
+    return [f"{files.val}: {text}" for text in sweep.warnings] + [f"{files.test}: {text}" for text in scored.warnings]
+
+
+def _describe_method(method: str, run: ComparisonRun, tuned: Mapping[str, Tuned], rates: _Rates) -> MethodResult:
+    if method not in run.methods:
+        return MethodResult(method, unavailable=str(run.last_layer))
+    candidate = run.chosen_candidate(method, tuned)
+    passes = count_passes(method, candidate)
+    return MethodResult(
+        method,
+        control=method in CONTROLS,
+        parameters={name: getattr(candidate, name) for name in PARAMETERS[method]},
+        agreement=None if method in CONTROLS else tuned[method].agreement,
+        passes=passes,
+        images_per_second=rates.one_pass if passes == 1 else rates.perturbed,
+    )
+
+
+def _notes(
+    results: Sequence[MethodResult],
+    failed: Mapping[str, str],
+    val: LabelledImages,
+    test: LabelledImages | None,
+    files: ComparisonFiles,
+    options: ComparisonOptions,
+) -> list[str]:
+    notes = []
+    if failed:
+        notes.append(f"{len(failed):,} images could not be used and are in no figure (first: {first_error(failed)})")
+    for labelled, path in ((val, files.val), (test, files.test)):
+        if labelled is None:
+            continue
+        notes += [f"{path}: {line}" for line in labelled.images.describe_left_aside()]
+        if labelled.unused_labels:
+            notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
+    notes += [f"{result.method} is not available: {result.unavailable}" for result in results if result.unavailable]
+    grids = {"eps": options.eps_grid, "tau": options.tau_grid}
+    for result in results:
+        ends = [f"{k} {v:g}" for k, v in result.parameters.items() if len(grids[k]) > 1 and v == max(grids[k])]
+        if ends and not result.control:
+            notes.append(f"{result.method}: {', '.join(ends)} is the largest value tried; a larger one may do better")
+        same, splits = result.agreement or (1, 1)
+        if 2 * same < splits:
+            notes.append(f"{result.method}: the choice is unsteady, {result.setting} in {same} of {splits} splits only")
+    if any(result.control and result.parameters.get("eps") == 0 for result in results):
+        notes.append("eps 0 was chosen for perturb, so there is no step for the controls to take: they are none")
+    if any(result.method == PRIOR_SHIFT for result in results):
+        notes.append(
+            f"{PRIOR_SHIFT} estimates the class shares of the scored images from all of them together: a single image,"
+            " or others, would be predicted differently"
+        )
+    return notes
+
+
+def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
+    import torch
+
+    import imbalance_perturb
+
+    settings, options = run.assembly.settings, run.options
+    debias = {k: v for k, v in asdict(settings.debias).items() if k not in ("eps", "tau", "steps")}
+    return {
+        "files": {name: path for name, path in asdict(files).items() if path is not None},
+        "model": {"path": settings.model.model, "sha256": run.assembly.model.info.sha256},
+        "counts_file": {"path": settings.model.counts, "sha256": run.assembly.counts_sha256},
+        "settings": {
+            "eps_grid": list(options.eps_grid),
+            "tau_grid": list(options.tau_grid),
+            "rule": asdict(options.rule),
+            "debias": debias,
+        },
+        "last_layer": None if isinstance(run.last_layer, str) else run.last_layer.name,
+        "preprocessing": run.assembly.preprocessing.to_dict(),
+        "execution": {
+            "device_name": run.assembly.execution.device_name,
+            "precision": run.assembly.execution.precision,
+            "batch_size": run.assembly.execution.batch_size,
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"imbalance_perturb": imbalance_perturb.__version__, "torch": torch.__version__},
+    }
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Images per second that the model alone takes, measured in a sweep: one pass, and a perturbed prediction."""
+
+    one_pass: float
+    perturbed: float
+
+    @classmethod
+    def from_sweep(cls, sweep: Sweep) -> _Rates:
+        images = len(sweep.names)
+        gradient = sweep.seconds["gradient pass"] / images
+        steps = sum(logits is not sweep.base for logits in sweep.logits.values())
+        # Where no step was tried, the 'gradient pass' was a plain one.
+        plain = sweep.seconds["final pass"] / images / steps if steps else gradient
+        return cls(1 / plain, 1 / (gradient + plain))

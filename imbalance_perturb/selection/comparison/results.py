@@ -1,0 +1,118 @@
+"""The results of a comparison of methods as plain values: written to JSON, shown in tables, drawn in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imbalance_perturb.evaluation.results import Difference, Scores, interval_key
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method: its parameters, its figures, and what it costs. Before it is scored it has no figures.
+
+    ``parameters`` were chosen on all validation images; ``agreement`` says in how many of how many splits the same
+    were chosen without a part of them (``None`` where there was nothing to choose). ``scores`` are of images that
+    had no part in the choice, ``differences`` are this method minus `none` on the same images. ``passes`` counts
+    forward passes an image, a backward pass to the input as one. ``unavailable`` says why a method could not be
+    used; it then has no scores.
+    """
+
+    method: str
+    control: bool = False
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    agreement: tuple[int, int] | None = None
+    passes: int = 1
+    images_per_second: float | None = None
+    scores: Scores | None = None
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+    changed: int = 0
+    unavailable: str | None = None
+
+    @property
+    def setting(self) -> str:
+        """The parameters as text, such as ``eps 0.005, tau 0.75``."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.parameters.items())
+
+    def to_dict(self, interval_key: str) -> dict[str, Any]:
+        """The result as JSON has it."""
+        data: dict[str, Any] = {
+            "control": self.control,
+            "available": self.unavailable is None,
+            "parameters": dict(self.parameters),
+            "same_choice_in_splits": None if self.agreement is None else list(self.agreement),
+            "forward_equivalents": self.passes,
+            "images_per_second": self.images_per_second,
+        }
+        if self.scores is None:
+            return {**data, "reason": self.unavailable}
+        differences = {name: difference.to_dict(interval_key) for name, difference in self.differences.items()}
+        scores = self.scores.to_dict(interval_key)
+        return {**data, "changed": self.changed, **scores, "difference": differences}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The method to use, and one plain sentence saying why; ``metric`` is what decided."""
+
+    method: str
+    metric: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on the same ``n`` images.
+
+    ``scored_on`` is ``test`` or ``validation``; in the latter case each image is predicted with parameters that were
+    chosen without it. ``tuned_on`` is the number of images that parameters were chosen on.
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    smallest_class: str
+    objective: str
+    scored_on: str
+    tuned_on: int
+    n: int
+    results: tuple[MethodResult, ...]
+    advice: Advice
+    failed: tuple[str, ...]
+    confidence_level: float
+    notes: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """What was scored and chosen on what, in one sentence."""
+        if self.scored_on == "test":
+            return f"{self.n:,} test images; parameters chosen on {self.tuned_on:,} validation images."
+        return (
+            f"{self.n:,} validation images, each predicted with parameters chosen without it (nested"
+            " cross-validation); the parameters shown are chosen on all of them."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON has it; ``ci95`` is named after the level."""
+        key = interval_key(self.confidence_level)
+        return {
+            "n": self.n,
+            "scored_on": self.scored_on,
+            "tuned_on": self.tuned_on,
+            "objective": self.objective,
+            "classes": list(self.classes),
+            "counts": list(self.counts),
+            "smallest_class": self.smallest_class,
+            "methods": {result.method: result.to_dict(key) for result in self.results},
+            "advice": {
+                "method": self.advice.method,
+                "metric": self.advice.metric,
+                "sentence": self.advice.sentence,
+            },
+            "failed": {"total": len(self.failed), "images": list(self.failed)},
+            "notes": list(self.notes),
+            "confidence_level": self.confidence_level,
+            **self.source,
+        }

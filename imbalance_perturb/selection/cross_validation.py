@@ -1,0 +1,161 @@
+"""Choose among corrections, and estimate the figures of the choice on images that had no part in it.
+
+Nested cross-validation: the whole choice is made again without each fold, and only that fold scores it. On the images
+that made it a choice looks too good, so what is said of the selected correction never comes from those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from imbalance_perturb.selection.candidates import (
+    OBJECTIVES,
+    Candidates,
+    Ints,
+    make_candidates,
+    objective_values,
+    stratified_folds,
+)
+from imbalance_perturb.selection.rule import Choice, SelectionRule, check_rule, choose_among
+
+__all__ = ["OBJECTIVES", "Choice", "Figures", "Selection", "SelectionRule", "choose", "select_by_cross_validation"]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one set of predictions, each in [0, 1]; ``scr`` is ``None`` where its class has no image."""
+
+    mcr: float
+    scr: float | None
+    worst_class_recall: float
+    gmean: float
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A choice, how steady it is, and its figures on images that had no part in it.
+
+    Args:
+        choice: made from all N images.
+        figures: of the K candidates on all N images. Those of the chosen one are of the images that chose it, and
+            so too good; ``selected`` are not.
+        base: of candidate 0; no choice is involved, so all images count.
+        selected: of the whole procedure: each image predicted with what was chosen without it, averaged over
+            the repeats.
+        fold_choices: (repeats, folds) the candidate chosen without each fold.
+        folds: (repeats, N) the fold in which each image was held out.
+        rule: how the choice was made.
+    """
+
+    choice: Choice
+    figures: tuple[Figures, ...]
+    base: Figures
+    selected: Figures
+    fold_choices: Ints
+    folds: Ints
+    rule: SelectionRule
+
+    @property
+    def chosen(self) -> int:
+        """The candidate to use on new images."""
+        return self.choice.chosen
+
+    @property
+    def held_out_candidates(self) -> Ints:
+        """(repeats, N) the candidate that was chosen without the image."""
+        return np.take_along_axis(self.fold_choices, self.folds, axis=1)
+
+    @property
+    def agreement(self) -> tuple[int, int]:
+        """In how many splits the same candidate was chosen, and the number of splits."""
+        return int((self.fold_choices == self.chosen).sum()), self.fold_choices.size
+
+
+def select_by_cross_validation(
+    labels: ArrayLike,
+    preds: ArrayLike,
+    strengths: ArrayLike,
+    *,
+    num_classes: int,
+    smallest_class: int,
+    rule: SelectionRule | None = None,
+) -> Selection:
+    """Choose one of K candidate predictions of the same N images, and estimate its figures on other images.
+
+    Args:
+        labels: (N,) true class indices.
+        preds: (N, K) predicted class indices; column 0 is the uncorrected prediction.
+        strengths: (K,) how strong each correction is, smallest for candidate 0; among equally good candidates the
+            least is taken (ties: the higher objective).
+        num_classes: C.
+        smallest_class: index of the class with the fewest training images, for ``scr``.
+        rule: how to choose.
+
+    Raises:
+        LabelsError: if the arrays do not fit each other or the classes, there are fewer images than folds, or
+            only one class has images, or none of the class that ``scr`` is about.
+    """
+    rule = rule or SelectionRule()
+    candidates = make_candidates(labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class)
+    check_rule(candidates, rule)
+    for_all, *for_repeats = np.random.SeedSequence(rule.seed).spawn(1 + rule.repeats)
+    images = len(candidates.labels)
+    folds = np.empty((rule.repeats, images), dtype=np.int64)
+    fold_choices = np.empty((rule.repeats, rule.folds), dtype=np.int64)
+    for repeat, seeds in enumerate(for_repeats):
+        random = np.random.default_rng(seeds)
+        folds[repeat] = stratified_folds(candidates.labels, rule.folds, random)
+        for fold in range(rule.folds):
+            fold_choices[repeat, fold] = choose_among(candidates.subset(folds[repeat] != fold), rule, random).chosen
+    held_out = candidates.correct[np.arange(images), np.take_along_axis(fold_choices, folds, axis=1)].T
+    figures = _figures(candidates)
+    return Selection(
+        choice=choose_among(candidates, rule, np.random.default_rng(for_all)),
+        figures=figures,
+        base=figures[0],
+        selected=_mean_figures(_figures(replace(candidates, correct=held_out, strengths=np.zeros(rule.repeats)))),
+        fold_choices=fold_choices,
+        folds=folds,
+        rule=rule,
+    )
+
+
+def choose(
+    labels: ArrayLike,
+    preds: ArrayLike,
+    strengths: ArrayLike,
+    *,
+    num_classes: int,
+    smallest_class: int,
+    rule: SelectionRule | None = None,
+) -> Choice:
+    """The choice of :func:`select_by_cross_validation` alone, without the estimate."""
+    rule = rule or SelectionRule()
+    candidates = make_candidates(labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class)
+    check_rule(candidates, rule)
+    return choose_among(candidates, rule, np.random.default_rng(np.random.SeedSequence(rule.seed).spawn(1)[0]))
+
+
+def _figures(candidates: Candidates) -> tuple[Figures, ...]:
+    hits, totals = candidates.count_all()
+    mcr, scr, worst, gmean = (objective_values(hits, totals, name, candidates.smallest).tolist() for name in OBJECTIVES)
+    accuracy = (hits.sum(axis=0) / totals.sum()).tolist()
+    known = totals[candidates.smallest] > 0
+    return tuple(
+        Figures(mcr[k], scr[k] if known else None, worst[k], gmean[k], accuracy[k]) for k in range(len(accuracy))
+    )
+
+
+def _mean_figures(figures: tuple[Figures, ...]) -> Figures:
+    scrs = [f.scr for f in figures if f.scr is not None]
+    return Figures(
+        mcr=float(np.mean([f.mcr for f in figures])),
+        scr=float(np.mean(scrs)) if scrs else None,
+        worst_class_recall=float(np.mean([f.worst_class_recall for f in figures])),
+        gmean=float(np.mean([f.gmean for f in figures])),
+        accuracy=float(np.mean([f.accuracy for f in figures])),
+    )

@@ -1,0 +1,110 @@
+"""Test whether chance explains the largest of many gains: a paired permutation test of all candidates at once.
+
+If a candidate did nothing, which of the two predictions of an image is the corrected one would be arbitrary. So the
+two are swapped within random images, for all candidates alike, which keeps how much they have in common; and each
+gain is held against the largest of all (Westfall and Young's max-T), which accounts for how many were tried.
+
+A gain counts in standard errors. Where the objective is linear in the recalls, each swapped gain has its own, from
+the spread within classes: a class that truly moves one way then does not pass for noise. (Whatever the statistic, the
+test is exact where candidates do nothing.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from imbalance_perturb.selection.candidates import Candidates, Floats, Ints, objective_values
+
+#: Permutations; the smallest p-value is one over this plus one.
+PERMUTATIONS = 1999
+
+#: Objectives that are linear in the recalls.
+_LINEAR = ("mcr", "scr")
+
+#: Statistics closer than this are ties: only rounding separates them.
+_TIE = 1e-9
+
+#: Numbers held at a time.
+_MAX_NUMBERS = 10_000_000
+
+
+def adjusted_p_values(candidates: Candidates, objective: str, random: np.random.Generator) -> Floats:
+    """(K,) one-sided p-values of the gains in the objective over candidate 0, adjusted for all K; 1 for candidate 0."""
+    pairs = _Pairs.from_candidates(candidates, objective)
+    p_values = np.ones(pairs.hits.shape[1])
+    moving = pairs.changed.any(axis=0)
+    if not moving.any():
+        return p_values
+    observed, observed_errors = (found[0, moving] for found in pairs.evaluate(np.zeros((1, *pairs.hits.shape))))
+    parts = [pairs.evaluate(moved) for moved in pairs.iter_swaps(random)]
+    gains, errors = (np.concatenate(found)[:, moving] for found in zip(*parts, strict=True))
+    if objective not in _LINEAR:
+        observed_errors = np.sqrt((gains**2).mean(axis=0))
+        errors = np.broadcast_to(observed_errors, gains.shape)
+    largest = _divide(gains, errors).max(axis=1)
+    reached = largest[:, None] >= _divide(observed, observed_errors) - _TIE
+    p_values[moving] = (1 + reached.sum(axis=0)) / (1 + PERMUTATIONS)
+    return p_values
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Each candidate beside candidate 0.
+
+    ``hits`` (C, K), ``totals`` (C,); ``changed`` (C, K) images right under one of the two only; ``cells`` (P, 1 + K):
+    class and change (-1, 0 or 1) under each candidate, of ``counts`` (P,) images each.
+    """
+
+    hits: Floats
+    totals: Floats
+    changed: Floats
+    cells: Ints
+    counts: Ints
+    objective: str
+    smallest: int
+
+    @classmethod
+    def from_candidates(cls, candidates: Candidates, objective: str) -> _Pairs:
+        hits, totals = candidates.count_all()
+        change = candidates.correct.astype(np.int8) - candidates.correct[:, :1].astype(np.int8)
+        moving = change.any(axis=1)
+        # Images of one class that fare alike under all candidates differ in nothing: count them.
+        rows = np.concatenate([candidates.labels[moving, None], change[moving]], axis=1)
+        cells, counts = np.unique(rows, axis=0, return_counts=True)
+        changed, _ = replace(candidates, correct=change != 0).count_all()
+        return cls(hits, totals, changed, cells, counts, objective, candidates.smallest)
+
+    def iter_swaps(self, random: np.random.Generator) -> Iterator[Floats]:
+        """Hits that a candidate hands to candidate 0 by random swaps, (B, C, K) at a time."""
+        chunk = int(np.clip(_MAX_NUMBERS // max(self.hits.size, 1), 1, PERMUTATIONS))
+        for start in range(0, PERMUTATIONS, chunk):
+            number = min(chunk, PERMUTATIONS - start)
+            moved = np.zeros((number, *self.hits.shape))
+            for label in np.unique(self.cells[:, 0]):
+                of_class = self.cells[:, 0] == label
+                images = random.binomial(self.counts[of_class], 0.5, (number, int(of_class.sum())))
+                moved[:, label] = images.astype(np.float64) @ self.cells[of_class, 1:].astype(np.float64)
+            yield moved
+
+    def evaluate(self, moved: Floats) -> tuple[Floats, Floats]:
+        """(B, K) gains and their standard errors (of linear objectives; else zeros) after these swaps."""
+        after = objective_values(self.hits - moved, self.totals, self.objective, self.smallest)
+        before = objective_values(self.hits[:, :1] + moved, self.totals, self.objective, self.smallest)
+        gains = np.nan_to_num(after - before)
+        if self.objective not in _LINEAR:
+            return gains, np.zeros_like(gains)
+        images = np.maximum(self.totals, 1)[:, None]
+        mean = (self.hits - self.hits[:, :1] - 2 * moved) / images
+        # A class in which all images moved alike would have no spread at all: n / (n + 1) leaves it some.
+        variance = (self.changed / images - mean**2 * images / (images + 1)) / images
+        weights = (self.totals > 0).astype(np.float64)
+        if self.objective == "scr":
+            weights = np.arange(len(weights)) == self.smallest
+        return gains, np.sqrt(((weights / weights.sum())[:, None] ** 2 * variance).sum(axis=-2))
+
+
+def _divide(gains: Floats, errors: Floats) -> Floats:
+    return np.divide(gains, errors, out=np.zeros_like(gains), where=errors > 0)

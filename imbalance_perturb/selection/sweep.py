@@ -1,0 +1,183 @@
+"""Compute logits of many corrections of the same images, each image decoded once and differentiated once.
+
+`tune-eps` and `compare` are built on it: the gradient pass does not depend on eps, so K values of eps cost one
+forward and one backward pass for each loss and temperature, and one more forward pass each.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.pixels import DeepImages
+from imbalance_perturb.errors import ModelGradientError, SettingsError
+from imbalance_perturb.inference.batching import BatchLimit
+from imbalance_perturb.inference.engine import iter_inputs
+from imbalance_perturb.inference.execution import applied
+from imbalance_perturb.inference.pipeline import Assembly
+from imbalance_perturb.inference.stopwatch import Stopwatch
+from imbalance_perturb.method.perturbation import LossSpec, gradient_signs, step
+
+#: Steps that are tried: about log-spaced around the paper's 0.001.
+EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)
+
+#: Directions an input can be moved in: the method's, and the two controls that a real effect must beat.
+PERTURB, RANDOM_SIGN, MINUS_EPS = "perturb", "random-sign", "minus-eps"
+
+
+class Variant(NamedTuple):
+    """One correction: a loss with its temperature, a step size, and a direction."""
+
+    loss_spec: LossSpec
+    eps: float
+    direction: str = PERTURB
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Logits of every usable image under every variant, on the CPU in float32.
+
+    ``names``: the N usable images in order; ``errors``: reason by name for the others; ``base``: (N, C) plain
+    logits; ``logits``: (N, C) for each variant (those with eps 0 are ``base`` itself). ``passes`` counts what the
+    batches cost, by kind: ``forward`` (recorded for the gradient), ``backward``, ``final``. ``seconds`` by stage.
+    ``warnings``: what the images as a whole give to think about.
+    """
+
+    names: list[str]
+    errors: dict[str, str]
+    base: Tensor
+    logits: dict[Variant, Tensor]
+    passes: dict[str, int]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Collected:
+    names: list[str] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    base: list[Tensor] = field(default_factory=list)
+    logits: dict[Variant, list[Tensor]] = field(default_factory=dict)
+    passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0, "final": 0})
+
+
+def run_sweep(
+    assembly: Assembly,
+    images: ImageList,
+    variants: Sequence[Variant],
+    *,
+    progress: Callable[[int], None] = lambda advanced: None,
+) -> Sweep:
+    """Run every variant on every image.
+
+    Args:
+        assembly: the checked model; its own eps, loss and temperature are not used, its target, ``eps_space`` and
+            ``clip`` are.
+        images: decoded once each.
+        variants: distinct; one-step corrections.
+        progress: called with the number of images done since the last call.
+
+    Raises:
+        SettingsError: if the assembly asks for more than one step, which cannot share a gradient.
+    """
+    if assembly.debiased.steps != 1:
+        raise SettingsError(f"steps is {assembly.debiased.steps}; a sweep shares one gradient, so it needs steps = 1")
+    stopwatch, limit, deep = Stopwatch(), BatchLimit(assembly.execution.batch_size), DeepImages()
+    collected = _Collected(logits={variant: [] for variant in variants if variant.eps > 0})
+    with applied(assembly.execution):
+        for batch in iter_inputs(images, assembly.preprocessing, assembly.execution, stopwatch, deep):
+            collected.errors |= {
+                name: error for name, error in zip(batch.names, batch.errors, strict=True) if error is not None
+            }
+            # Groups hold the positions of one image size each: put the batch back in order before it is kept.
+            kept: list[tuple[int, str, dict[Variant | None, Tensor]]] = []
+            for positions, x in batch.groups:
+                names = [batch.names[position] for position in positions]
+                compute = partial(_sweep_part, assembly, names, x, collected, stopwatch)
+                for position, name, found in zip(positions, names, limit.run(compute, len(names)), strict=True):
+                    if found is not None:
+                        kept.append((position, name, found))
+            for _, name, found in sorted(kept, key=lambda item: item[0]):
+                collected.names.append(name)
+                collected.base.append(found[None])
+                for variant, parts in collected.logits.items():
+                    parts.append(found[variant])
+            progress(len(batch.names))
+    classes = len(assembly.counts)
+    base = _stack(collected.base, classes)
+    logits = {v: _stack(collected.logits[v], classes) if v.eps > 0 else base for v in variants}
+    return Sweep(collected.names, collected.errors, base, logits, collected.passes, stopwatch.seconds, deep.warnings)
+
+
+def _sweep_part(
+    assembly: Assembly, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch, part: slice
+) -> list[dict[Variant | None, Tensor] | None]:
+    """For each image of a part its rows of logits by variant, or ``None`` where it has an error."""
+    found = dict(_sweep_group(assembly, names[part], x[part], collected, stopwatch))
+    return [found.get(index) for index in range(len(names[part]))]
+
+
+def _sweep_group(
+    assembly: Assembly, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch
+) -> list[tuple[int, dict[Variant | None, Tensor]]]:
+    """For each usable image of a group: its index and its rows of logits by variant, ``None`` for the plain model."""
+    loss_specs = list(dict.fromkeys(variant.loss_spec for variant in collected.logits))
+    debiased = assembly.debiased
+    try:
+        with stopwatch.timing("gradient pass", x.device):
+            if any(variant.direction != RANDOM_SIGN for variant in collected.logits):
+                signs, base = gradient_signs(debiased.model, x, assembly.target, loss_specs)
+                collected.passes["backward"] += len(loss_specs)
+            else:
+                signs, base = [], debiased.predict_plain(x)
+            collected.passes["forward"] += 1
+    except ModelGradientError as error:
+        if len(names) == 1:
+            collected.errors[names[0]] = str(error)
+            return []
+        # As in prediction: a gradient that is not finite is one image's fault, not its batch mates'.
+        alone = [
+            (i, _sweep_group(assembly, [name], x[i : i + 1], collected, stopwatch)) for i, name in enumerate(names)
+        ]
+        return [(i, found) for i, one in alone for _, found in one]
+    by_loss_spec = dict(zip(loss_specs, signs, strict=False))
+    found: dict[Variant | None, Tensor] = {None: base}
+    with stopwatch.timing("final pass", x.device):
+        for variant in collected.logits:
+            sign = _random_sign(names, x) if variant.direction == RANDOM_SIGN else by_loss_spec[variant.loss_spec]
+            eps = _input_eps(assembly, variant).to(x)
+            found[variant] = debiased.predict_plain(step(x, sign, eps, debiased.clip))
+            collected.passes["final"] += 1
+    rows = {variant: logits.float().cpu() for variant, logits in found.items()}
+    finite = torch.stack([torch.isfinite(logits).all(1) for logits in rows.values()]).all(0).tolist()
+    for name, ok in zip(names, finite, strict=True):
+        if not ok:
+            collected.errors[name] = "the model's output is not finite (NaN or infinity)"
+    return [(i, {variant: logits[i] for variant, logits in rows.items()}) for i, ok in enumerate(finite) if ok]
+
+
+def _input_eps(assembly: Assembly, variant: Variant) -> Tensor:
+    eps = -variant.eps if variant.direction == MINUS_EPS else variant.eps
+    if assembly.settings.debias.eps_space == "pixel":
+        return assembly.preprocessing.pixel_eps(eps)
+    return torch.tensor(eps)
+
+
+def _random_sign(names: list[str], x: Tensor) -> Tensor:
+    """Fair coin for each element, from the image's name: the same whatever the batch or the order."""
+    signs = torch.empty(x.shape, dtype=torch.int8)
+    for sign, name in zip(signs, names, strict=True):
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode("utf-8", "surrogatepass")))
+        sign.copy_(torch.randint(0, 2, sign.shape, generator=generator, dtype=torch.int8) * 2 - 1)
+    return signs.to(x.device)
+
+
+def _stack(rows: list[Tensor], classes: int) -> Tensor:
+    return torch.stack(rows) if rows else torch.empty(0, classes)

@@ -1,0 +1,1 @@
+"""Which eps: the sweep, the choice and what it is worth."""

@@ -1,0 +1,248 @@
+"""Tune eps: try many on labelled images that the model has not seen, and choose one without being fooled by noise."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imbalance_perturb.config.settings import LOSSES, DebiasSettings, Settings
+from imbalance_perturb.errors import ImageFolderError, SettingsError
+from imbalance_perturb.evaluation.intervals import difference_interval
+from imbalance_perturb.evaluation.results import Interval
+from imbalance_perturb.files.csv_tables import first_few
+from imbalance_perturb.inference.pipeline import Assembly
+from imbalance_perturb.labelled_images import LabelledImages
+from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.perturbation import LossSpec
+from imbalance_perturb.selection.candidates import make_candidates
+from imbalance_perturb.selection.cross_validation import Figures, Selection, select_by_cross_validation
+from imbalance_perturb.selection.rule import SelectionRule, check_rule
+from imbalance_perturb.selection.sweep import EPS_GRID, Sweep, Variant, run_sweep
+from imbalance_perturb.selection.tuning.results import FIGURES, HeldOutFigure, TriedCorrection, Tuning
+from imbalance_perturb.selection.tuning.summary import note, summarise
+
+#: Of the intervals.
+CONFIDENCE_LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningOptions:
+    """What is tried and how it is chosen.
+
+    Args:
+        eps_grid: steps to try; 0 is added.
+        temperatures: T to try; empty: that of the settings.
+        losses: losses to try; empty: that of the settings.
+        rule: how to choose.
+
+    Raises:
+        SettingsError: if a value is out of range.
+    """
+
+    eps_grid: tuple[float, ...] = EPS_GRID
+    temperatures: tuple[float, ...] = ()
+    losses: tuple[str, ...] = ()
+    rule: SelectionRule = field(default_factory=SelectionRule)
+
+    def __post_init__(self) -> None:
+        for eps in self.eps_grid:
+            if not (math.isfinite(eps) and eps >= 0):
+                raise SettingsError(f"eps-grid has {eps:g}; expected numbers, at least 0")
+        if not any(self.eps_grid):
+            raise SettingsError("eps-grid has no value above 0, so there is nothing to choose from; 0 is always tried")
+        for temperature in self.temperatures:
+            if not (math.isfinite(temperature) and temperature > 0):
+                raise SettingsError(f"temperatures has {temperature:g}; expected numbers above 0")
+        for loss in self.losses:
+            if loss not in LOSSES:
+                raise SettingsError(f"losses has {loss!r}; expected some of {', '.join(LOSSES)}")
+
+    def variants(self, debias: DebiasSettings) -> list[Variant]:
+        """The corrections to try, eps above 0, mildest first within each loss and temperature.
+
+        The settings' own loss and temperature come first, where they are among them: of equals the first is chosen.
+        """
+        loss_specs = [
+            LossSpec(loss, temperature)
+            for loss in dict.fromkeys(self.losses or (debias.loss,))
+            for temperature in dict.fromkeys(self.temperatures or (debias.temperature,))
+        ]
+        loss_specs.sort(key=lambda loss_spec: loss_spec != LossSpec(debias.loss, debias.temperature))
+        return [Variant(loss_spec, eps) for loss_spec in loss_specs for eps in sorted({*self.eps_grid} - {0})]
+
+
+def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCounts, rule: SelectionRule) -> None:
+    """Refuse labels and settings that cannot decide now, not after the model has run.
+
+    Raises:
+        LabelsError: if these labels cannot decide: one class only, fewer images than folds, no image of the
+            class that ``scr`` is about.
+        SettingsError: for more than one step.
+    """
+    if settings.debias.steps != 1:
+        raise SettingsError(
+            f"steps is {settings.debias.steps}; all eps are tried with one gradient, so tuning needs steps = 1"
+        )
+    labels = labelled.of(labelled.images.names)
+    candidates = make_candidates(
+        labels, labels[:, None], [0.0], num_classes=len(counts), smallest_class=counts.smallest
+    )
+    check_rule(candidates, rule)
+
+
+def tune(
+    assembly: Assembly,
+    labelled: LabelledImages,
+    options: TuningOptions | None = None,
+    *,
+    progress: Callable[[int], None] = lambda advanced: None,
+) -> Tuning:
+    """Try every eps on every image (2 + K passes for K values of eps, one loss and one temperature) and choose one.
+
+    Args:
+        assembly: the checked model; its own eps is not used; loss and temperature where ``options`` has none.
+        labelled: images that the model was not trained on.
+        options: what to try and how to choose.
+        progress: called with the number of images done since the last call.
+
+    Raises:
+        LabelsError: as for :func:`check_tuning`, of the images that could be used.
+        ImageFolderError: if no image could be used.
+    """
+    options = options or TuningOptions()
+    counts = assembly.counts
+    check_tuning(labelled, assembly.settings, counts, options.rule)
+    variants = options.variants(assembly.settings.debias)
+    sweep = run_sweep(assembly, labelled.images, variants, progress=progress)
+    if not sweep.names:
+        first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
+        raise ImageFolderError(f"{labelled.images.root}: none of the images could be used (first: {first})")
+    labels = labelled.of(sweep.names)
+    preds = _predict(assembly, sweep, variants)
+    selection = select_by_cross_validation(
+        labels,
+        preds,
+        [0.0, *(variant.eps for variant in variants)],
+        num_classes=len(counts),
+        smallest_class=counts.smallest,
+        rule=options.rule,
+    )
+    splits = np.bincount(selection.fold_choices.ravel(), minlength=1 + len(variants))
+    tuning = Tuning(
+        tried=_list_tried(variants, preds, selection),
+        chosen=selection.chosen,
+        splits=tuple(splits.tolist()),
+        held_out=_score_held_out(labels, preds, selection, counts),
+        rule=options.rule,
+        classes=counts.names,
+        counts=counts.counts,
+        support=tuple(np.bincount(labels, minlength=len(counts)).tolist()),
+        smallest_class=counts.names[counts.smallest],
+        n=len(labels),
+        failed=sweep.errors,
+        unused_labels=labelled.unused_labels,
+        passes=sweep.passes,
+        seconds=sweep.seconds,
+        confidence_level=CONFIDENCE_LEVEL,
+        source=_source(assembly, labelled),
+    )
+    return replace(tuning, summary=tuple(summarise(tuning)), notes=(*sweep.warnings, *note(tuning)))
+
+
+def _predict(assembly: Assembly, sweep: Sweep, variants: Sequence[Variant]) -> NDArray[np.int64]:
+    """(N, 1 + K) predicted classes: eps 0, then the variants; with the settings' tau, as `predict` would."""
+    logits = [sweep.base, *(sweep.logits[variant] for variant in variants)]
+    return np.stack([assembly.debiased.adjust(each).argmax(dim=1).numpy() for each in logits], axis=1)
+
+
+def _list_tried(
+    variants: Sequence[Variant], preds: NDArray[np.int64], selection: Selection
+) -> tuple[TriedCorrection, ...]:
+    choice = selection.choice
+    tried: list[tuple[float, float | None, str | None]] = [(0.0, None, None)]
+    tried += [(variant.eps, variant.loss_spec.temperature, variant.loss_spec.loss) for variant in variants]
+    return tuple(
+        TriedCorrection(
+            eps=eps,
+            temperature=temperature,
+            loss=loss,
+            figures=selection.figures[k],
+            changed=float((preds[:, k] != preds[:, 0]).mean()),
+            gain=float(choice.gains[k]),
+            gain_error=float(choice.gain_errors[k]) if np.isfinite(choice.gain_errors[k]) else None,
+            p_value=float(choice.p_values[k]),
+            allowed=bool(choice.allowed[k]),
+        )
+        for k, (eps, temperature, loss) in enumerate(tried)
+    )
+
+
+def _score_held_out(
+    labels: NDArray[np.int64], preds: NDArray[np.int64], selection: Selection, counts: ClassCounts
+) -> dict[str, HeldOutFigure]:
+    """Figures of the whole procedure, from images that had no part in the choice that is scored on them."""
+    base, tuned = selection.base, selection.selected
+    chosen = preds[np.arange(len(labels)), selection.held_out_candidates]
+    before, after = preds[:, 0] == labels, chosen == labels
+    totals = np.bincount(labels, minlength=len(counts)).astype(np.float64)
+    # Images of a class gained and lost, on average over the repeats.
+    gained, lost = (
+        np.bincount(labels, weights=moved.mean(axis=0), minlength=len(counts))
+        for moved in (after & ~before, before & ~after)
+    )
+
+    def interval(classes: NDArray[np.int64], weights: NDArray[np.float64]) -> Interval | None:
+        return difference_interval(
+            lost[classes],
+            gained[classes],
+            totals[classes],
+            weights[classes],
+            level=CONFIDENCE_LEVEL,
+            random=np.random.default_rng(selection.rule.seed),
+        )
+
+    every = np.arange(len(counts))
+    intervals = {
+        "mcr": interval(every, np.ones(len(counts))),
+        "scr": interval(every[[counts.smallest]], np.ones(len(counts))),
+        "accuracy": interval(every, totals),
+    }
+    return {name: _compare(base, tuned, name, intervals.get(name)) for name in FIGURES}
+
+
+def _compare(base: Figures, tuned: Figures, name: str, interval: Interval | None) -> HeldOutFigure:
+    before, after = getattr(base, name), getattr(tuned, name)
+    return HeldOutFigure(before, after, None if before is None or after is None else after - before, interval)
+
+
+def _source(assembly: Assembly, labelled: LabelledImages) -> dict[str, Any]:
+    """On what the figures rest: files, settings, versions."""
+    import torch
+
+    import imbalance_perturb
+
+    settings, execution = assembly.settings, assembly.execution
+    return {
+        "images": str(labelled.images.root),
+        "model": {"path": settings.model.model, "sha256": assembly.model.info.sha256},
+        "counts": {"path": settings.model.counts, "sha256": assembly.counts_sha256},
+        "settings": {"debias": {k: v for k, v in asdict(settings.debias).items() if k != "eps"}},
+        "preprocessing": assembly.preprocessing.to_dict(),
+        "execution": {
+            "device": str(execution.device),
+            "device_name": execution.device_name,
+            "precision": execution.precision,
+            "batch_size": execution.batch_size,
+        },
+        "versions": {
+            "imbalance_perturb": imbalance_perturb.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from imbalance_perturb.errors import LabelsError, SettingsError
+from imbalance_perturb.selection.candidates import Candidates, make_candidates
+from imbalance_perturb.selection.rule import Choice, SelectionRule, check_rule, choose_among
+
+#: 100 images of a common class, 40 of a rare one.
+LABELS = np.repeat([0, 1], [100, 40])
+
+
+def candidates(*columns: np.ndarray, strengths: list[float] | None = None) -> Candidates:
+    preds = np.stack(columns, axis=1)
+    order = list(range(len(columns))) if strengths is None else strengths
+    return make_candidates(LABELS, preds, order, num_classes=2, smallest_class=1)
+
+
+def predicted(common: int, rare: int) -> np.ndarray:
+    """Predictions with so many images of each class right."""
+    preds = 1 - LABELS
+    preds[:common] = 0
+    preds[100 : 100 + rare] = 1
+    return preds
+
+
+def chosen(*columns: np.ndarray, strengths: list[float] | None = None, **rule: object) -> Choice:
+    return choose_among(
+        candidates(*columns, strengths=strengths),
+        SelectionRule(**rule),  # type: ignore[arg-type]
+        np.random.default_rng(0),
+    )
+
+
+def test_a_clear_gain_is_chosen() -> None:
+    """20 of 40 rare images gained, one common one lost."""
+    choice = chosen(predicted(95, 10), predicted(94, 30))
+    assert choice.chosen == 1
+    assert choice.values.tolist() == pytest.approx([0.6, 0.845])
+    assert choice.gains.tolist() == pytest.approx([0, 0.245])
+    assert choice.p_values[0] == 1
+    assert choice.p_values[1] < 0.001
+
+
+@pytest.mark.parametrize("objective", ["mcr", "scr", "worst", "gmean"])
+def test_nothing_to_choose_is_no_correction(objective: str) -> None:
+    """Candidate 0 alone, candidates equal to it, and worse ones: 0 is the answer for every objective."""
+    base = predicted(95, 10)
+    assert chosen(base, objective=objective).chosen == 0
+    same = chosen(base, base, base, objective=objective)
+    assert same.chosen == 0
+    assert same.p_values.tolist() == [1, 1, 1]
+    assert chosen(base, predicted(95, 5), predicted(80, 9), objective=objective).chosen == 0
+
+
+def test_of_equals_the_mildest_is_chosen_whatever_its_place() -> None:
+    """Strength decides among equals, not the order of the candidates; then the higher objective."""
+    base, better = predicted(95, 10), predicted(95, 30)
+    assert chosen(base, better, better, strengths=[0, 3, 2]).chosen == 2
+    assert chosen(base, better, predicted(96, 30), strengths=[0, 2, 2]).chosen == 2
+
+
+def test_one_standard_error_decides_how_much_less_may_do() -> None:
+    """A milder candidate a little below the best is taken, one far below is not; without the rule the best is."""
+    base, best = predicted(95, 5), predicted(95, 35)
+    assert chosen(base, predicted(95, 34), best).chosen == 1
+    assert chosen(base, predicted(95, 15), best).chosen == 2
+    assert chosen(base, predicted(95, 34), best, standard_errors=0).chosen == 2
+
+
+def test_a_gain_that_chance_gives_is_not_believed() -> None:
+    """Three images gained and one lost may be chance; without a test it would have been chosen."""
+    base, noise = predicted(95, 20), predicted(95, 22)
+    noise[0] = 1
+    assert chosen(base, noise).chosen == 0
+    assert chosen(base, noise, significance=None, standard_errors=0).chosen == 1
+    assert chosen(base, noise, significance=1, standard_errors=0).chosen == 1
+
+
+def test_accuracy_may_not_fall_by_more_than_allowed() -> None:
+    """The limit is a difference in shares, the limit itself included; candidates beyond it are never chosen."""
+    base, mild, strong = predicted(100, 10), predicted(93, 20), predicted(60, 38)
+    assert chosen(base, mild, strong).chosen == 2
+    limited = chosen(base, mild, strong, max_accuracy_drop=0.01)
+    assert limited.chosen == 1
+    assert limited.allowed.tolist() == [True, True, False]
+    exact = chosen(predicted(100, 10), predicted(86, 20), max_accuracy_drop=4 / 140)
+    assert exact.allowed.tolist() == [True, True]
+    assert chosen(base, strong, max_accuracy_drop=0.0).chosen == 0
+
+
+def test_standard_errors_are_those_of_a_difference_of_shares() -> None:
+    """The grouped jackknife agrees with the formula for the paired difference of a mean of recalls."""
+    random = np.random.default_rng(1)
+    labels = np.repeat([0, 1], [3000, 1000])
+    preds = np.stack([np.where(random.random(4000) < share, labels, 1 - labels) for share in (0.7, 0.75)], axis=1)
+    task = make_candidates(labels, preds, [0, 1], num_classes=2, smallest_class=1)
+    error = choose_among(task, SelectionRule(repeats=100), np.random.default_rng(0)).gain_errors[1]
+    difference = (preds[:, 1] == labels).astype(float) - (preds[:, 0] == labels)
+    expected = np.sqrt(sum(difference[labels == c].var() / (labels == c).sum() for c in (0, 1))) / 2
+    assert error == pytest.approx(expected, rel=0.1)
+
+
+def test_a_class_of_one_image_cannot_decide_its_own_recall() -> None:
+    """SCR of a single image: its gain is no evidence, and its error is not known."""
+    labels = np.array([0] * 20 + [1])
+    preds = np.stack([np.zeros(21, int), np.append(np.zeros(20, int), 1)], axis=1)
+    task = make_candidates(labels, preds, [0, 1], num_classes=2, smallest_class=1)
+    choice = choose_among(task, SelectionRule(objective="scr"), np.random.default_rng(0))
+    assert choice.chosen == 0
+    assert choice.gains[1] == 1
+    assert np.isinf(choice.gain_errors[1])
+
+
+@pytest.mark.parametrize("objective", ["mcr", "scr", "worst", "gmean"])
+def test_noise_is_answered_with_no_correction(objective: str) -> None:
+    """Ten corrections that change answers at random, as many gained as lost: 0 in at least nine of ten sets."""
+    sizes, recalls = np.array([200, 60, 25]), np.array([0.9, 0.6, 0.5])
+    labels = np.repeat([0, 1, 2], sizes)
+    share = np.geomspace(0.01, 0.3, 10)
+    flow = np.minimum(recalls, 1 - recalls)[labels]
+    zero = 0
+    for seed in range(250):
+        random = np.random.default_rng(seed)
+        right = random.random(len(labels)) < recalls[labels]
+        threshold = random.random(len(labels)) * np.where(right, recalls[labels], 1 - recalls[labels]) / flow
+        correct = np.concatenate([right[:, None], right[:, None] ^ (threshold[:, None] < share)], axis=1)
+        preds = np.where(correct, labels[:, None], (labels[:, None] + 1) % 3)
+        task = make_candidates(labels, preds, range(11), num_classes=3, smallest_class=2)
+        zero += choose_among(task, SelectionRule(objective=objective, repeats=1), random).chosen == 0
+    assert zero >= 225
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"objective": "auc"}, "objective is 'auc'; expected one of mcr, scr, worst, gmean"),
+        ({"max_accuracy_drop": -0.1}, "max-accuracy-drop is -0.1"),
+        ({"max_accuracy_drop": float("nan")}, "max-accuracy-drop is nan"),
+        ({"standard_errors": -1}, "standard-errors is -1"),
+        ({"significance": 0}, "significance is 0; expected a number above 0"),
+        ({"folds": 1}, "folds is 1; expected a whole number, at least 2"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_rule_out_of_range_is_refused(values: dict[str, object], message: str) -> None:
+    """Every value of a rule is checked when it is made."""
+    with pytest.raises(SettingsError, match=message):
+        SelectionRule(**values)  # type: ignore[arg-type]
+
+
+def test_images_that_cannot_serve_a_rule_are_refused() -> None:
+    """Fewer images than folds, and SCR without an image of the smallest class."""
+    few = make_candidates([0, 1, 1], [[0], [1], [1]], [0], num_classes=3, smallest_class=2)
+    with pytest.raises(LabelsError, match="3 labelled images cannot be split into 5 folds"):
+        check_rule(few, SelectionRule())
+    with pytest.raises(LabelsError, match="has no labelled image, so its recall cannot be the objective"):
+        check_rule(few, SelectionRule(folds=2, objective="scr"))
