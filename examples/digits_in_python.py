@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from imbalance_perturb.cli.demo import write_demo
 from imbalance_perturb.config.recipe import merge_settings
+from imbalance_perturb.data.digits import write_demo
 from imbalance_perturb.data.image_files import find_images
+from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.evaluation.evaluation_files import evaluate_files
 from imbalance_perturb.inference.folder_prediction import predict_folder
 from imbalance_perturb.inference.pipeline import assemble
-from imbalance_perturb.labelled_images import find_labelled_images
 from imbalance_perturb.selection.comparison.method_comparison import ComparisonFiles, compare_methods
 from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune
 

@@ -4,6 +4,18 @@ A message is one line that names the thing (file, argument, option), what was ex
 what to do about it. Only the command line prints or exits; the library raises.
 """
 
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# What no file holds as it is. A file name that is not UTF-8 reaches Python with one surrogate for each such byte, which
+# UTF-8 text cannot hold; control characters command the terminal of whoever looks at the file, and those that turn
+# the direction of writing make one name look like another. Tabs and line ends stay: formats have ways for them.
+UNSAFE = "[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+
+UNSAFE_CHARACTER = re.compile(UNSAFE)
+
 
 class ImbperturbError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -96,3 +108,14 @@ def first_line(error: BaseException) -> str:
         return type(error).__name__
     # TorchScript puts a traceback first and the reason last.
     return lines[-1] if lines[0].startswith("The following operation failed") else lines[0]
+
+
+def first_few(names: Sequence[str], limit: int = 3) -> str:
+    """The first names for a message, each on one line whatever it holds, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(map(printable, names[:limit])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def printable(name: str) -> str:
+    r"""A name for a terminal: control characters and bytes that are not UTF-8 as ``\x1b`` or ``\udcff``."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -47,7 +47,8 @@ def evaluate(
     """
     from imbalance_perturb.evaluation.evaluation_files import evaluate_files
     from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
-    from imbalance_perturb.files.writing import check_output, run_path
+    from imbalance_perturb.files.writing import check_output
+    from imbalance_perturb.predictions.run_file import run_path
 
     options = IntervalOptions(level=confidence_level, seed=seed)
     for path, suffixes in ((report, (".html", ".htm")), (plot, (".png",))):

@@ -17,7 +17,7 @@ from dataclasses import asdict, is_dataclass
 from types import TracebackType
 from typing import Any
 
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 
 _LINE_ENDS = re.compile(r"[\r\n]+")
 

@@ -185,8 +185,8 @@ def _lists(eps_grid: str | None, temperatures: str | None, losses: str | None) -
 
 
 def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:
+    from imbalance_perturb.data.labels import find_labelled_images
     from imbalance_perturb.inference.pipeline import assemble, load_counts
-    from imbalance_perturb.labelled_images import find_labelled_images
     from imbalance_perturb.selection.tuning.eps_tuning import check_tuning, tune
 
     counts_file = load_counts(settings.model)

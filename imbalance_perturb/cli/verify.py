@@ -50,9 +50,8 @@ def verify(
 
     Exit code 0: all come out again, confidences within 0.0001.
     """
-    from imbalance_perturb.cells import printable
     from imbalance_perturb.cli import narration, terminal
-    from imbalance_perturb.errors import VerificationError
+    from imbalance_perturb.errors import VerificationError, printable
     from imbalance_perturb.inference.verification import verify_run
 
     found = verify_run(

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.cells import printable
-from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.errors import SettingsError, printable
 
 #: Entries of a recipe's or a run file's ``[model]`` that ask for code to be run.
 ASKING = ("factory", "trust_model_file")

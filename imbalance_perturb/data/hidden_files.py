@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 
 #: Names (lower case) besides those that begin with a dot: NAS thumbnails and bins, Windows, macOS archives, ext4.
 SYSTEM_NAMES = frozenset(

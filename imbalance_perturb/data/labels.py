@@ -1,19 +1,21 @@
-"""The true class of each image: from a CSV, or from a folder whose sub-folders are class names."""
+"""The true class of each image: from a CSV or a folder of class folders, and images that each have one."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imbalance_perturb.cells import decode_text
+import numpy as np
+from numpy.typing import NDArray
+
 from imbalance_perturb.data.hidden_files import is_hidden
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.data.picture_formats import is_unread
-from imbalance_perturb.errors import ImageFolderError, LabelsError
-from imbalance_perturb.files.csv_tables import first_few, iter_images
+from imbalance_perturb.errors import ImageFolderError, LabelsError, first_few
+from imbalance_perturb.files.csv_tables import decode_text, iter_images
 from imbalance_perturb.method.counts import ClassCounts
 
 _COLUMNS = ("image", "label")
@@ -181,3 +183,36 @@ def check_all_labelled(source: Path, truth: Mapping[str, int], names: Sequence[s
     raise LabelsError(
         f"{source}: no label for {len(missing):,} of {len(names):,} {what} (first: {first_few(missing)}); {remedy}"
     )
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """``images``, the class index of each by name, and how many labels are of images that are not there."""
+
+    images: ImageList
+    labels: dict[str, int]
+    unused_labels: int
+
+    def of(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """(N,) class indices of these images."""
+        return np.array([self.labels[name] for name in names], dtype=np.int64)
+
+
+def find_labelled_images(path: str | Path, labels: str | Path | None, classes: Sequence[str]) -> LabelledImages:
+    """The images of a folder or CSV with their labels.
+
+    Args:
+        path: as for :func:`find_images`.
+        labels: CSV with image,label, or a folder of class folders; by default ``path`` itself.
+        classes: C class names in class-index order.
+
+    Raises:
+        ImageFolderError: if there are no images.
+        LabelsError: if the labels cannot be used, or an image has none.
+    """
+    images = find_images(path)
+    source = Path(path if labels is None else labels)
+    truth = load_labels(source, classes)
+    check_all_labelled(source, truth, images.names, f"images in {path}", "label them, or leave them out")
+    found = {name: truth[name] for name in images.names}
+    return LabelledImages(images, found, len(truth) - len(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -85,48 +84,6 @@ def find_peak(pixels: Pixels) -> Peak | None:
 
 
 _PEAK = "peak"
-
-#: Images all of whose pixels are below this share of white are taken for ones of fewer bits.
-_DARK = 1 / 8
-
-#: The highest value that --max-value takes.
-_MOST_WHITE = 65535
-
-
-@dataclass
-class DeepImages:
-    """What the images of a run have in common whose white was assumed: if all are dark, it was another.
-
-    ``count`` of them, ``bright`` ones with a pixel above an eighth of white, and the ``highest`` pixel of all.
-    """
-
-    count: int = 0
-    bright: int = 0
-    highest: int = 0
-
-    def add(self, peak: Peak) -> None:
-        """One more image."""
-        self.count += 1
-        self.bright += peak.highest >= _DARK * peak.white
-        self.highest = max(self.highest, peak.highest)
-
-    def merge(self, other: DeepImages) -> None:
-        """Those of another part of the run."""
-        self.count += other.count
-        self.bright += other.bright
-        self.highest = max(self.highest, other.highest)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """One line where all are dark (one image is enough, black ones say nothing), with the white that fits."""
-        if self.bright or not self.highest:
-            return ()
-        white = 2 ** max(8, self.highest.bit_length()) - 1
-        remedy = f"give --max-value {white}?" if white <= _MOST_WHITE else "convert them to fewer bits?"
-        return (
-            f"all {self.count:,} images of more than 8 bits stay below 1/8 of white (their highest pixel is"
-            f" {self.highest}): they are seen nearly black; {remedy}",
-        )
 
 
 def scale_pixels(values: npt.NDArray[Any], low: float, high: float, color: str, peak: Peak | None = None) -> Pixels:

@@ -6,19 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from imbalance_perturb.data.labels import check_all_labelled, load_labels
-from imbalance_perturb.errors import PredictionsError
+from imbalance_perturb.errors import PredictionsError, first_few
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Evaluation
-from imbalance_perturb.files.csv_tables import first_few
-from imbalance_perturb.files.writing import run_path
 from imbalance_perturb.method.counts import ClassCounts, load_class_counts
-from imbalance_perturb.predictions.run_file import (
-    Predictions,
-    RunFile,
-    check_same_counts,
-    load_predictions,
-    load_run_of,
-)
+from imbalance_perturb.predictions.reading import Predictions, load_predictions
+from imbalance_perturb.predictions.run_file import RunFile, check_same_counts, load_run_of, run_path
 
 _PUT_RIGHT = "predict it again; if the change is meant, move {beside} away and give --counts"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imbalance_perturb.errors import LabelsError, SettingsError
+from imbalance_perturb.errors import LabelsError, SettingsError, first_few
 from imbalance_perturb.evaluation.intervals import (
     DEFAULT_RESAMPLES,
     check_level,
@@ -31,7 +31,6 @@ from imbalance_perturb.evaluation.metrics import (
 )
 from imbalance_perturb.evaluation.results import METRICS, Changes, ClassScores, Difference, Evaluation, Interval, Scores
 from imbalance_perturb.evaluation.significance import macro_f1_test, mcnemar_test, sign_flip_test
-from imbalance_perturb.files.csv_tables import first_few
 from imbalance_perturb.method.counts import ClassCounts
 
 

@@ -1,13 +1,34 @@
-"""Reading CSV tables that people or other programs wrote: every row as the header says, or a clear error."""
+"""CSV in and out: every row as its header says, and no cell that a spreadsheet would run.
+
+Every ``encode_*`` has a ``decode_*`` that gives the original back, whatever it was.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from imbalance_perturb.cells import printable, read_path
-from imbalance_perturb.errors import ImbperturbError
+from imbalance_perturb.errors import UNSAFE, UNSAFE_CHARACTER, ImbperturbError, printable
+
+# What a spreadsheet may take for a formula at the start of a cell, with the full-width forms that some locales accept.
+_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+_FORMULA_PATH = re.compile(rf"(\./)*[{re.escape(''.join(_FORMULA_STARTS))}]")
+
+# '-1' is a class name people have; as a formula it is the number -1, which is harmless.
+_NEGATIVE_NUMBER = re.compile(r"-\d+(\.\d+)?", re.ASCII)
+
+_CODES = "(d[89a-f][0-9a-f]{2}|00[0189][0-9a-f]|007f|005c|202[a-e]|206[6-9])"
+
+# A backslash that only looks like such an escape is itself written as one, so that reading back is exact.
+_UNWRITABLE = re.compile(rf"{UNSAFE}|\\(?=u{_CODES})")
+_ESCAPED = re.compile(rf"\\u{_CODES}")
+
+# Some spreadsheets split at ';' or tabs: quoting keeps what follows from becoming a cell of its own.
+_QUOTED = re.compile(r'[,;"\t\r\n]')
+_QUOTE = '"'
 
 
 def iter_table(
@@ -90,7 +111,67 @@ def _check_header(
         raise error_type(f"{path}: names the column {doubles[0]!r} twice; which of the two is meant is unclear")
 
 
-def first_few(names: Sequence[str], limit: int = 3) -> str:
-    """The first names for a message, each on one line whatever it holds, and how many more there are."""
-    more = len(names) - limit
-    return ", ".join(map(printable, names[:limit])) + (f" and {more:,} more" if more > 0 else "")
+def encode_unicode(name: str) -> str:
+    r"""A name as valid UTF-8 text without control characters: a byte that is not UTF-8, such as 0xff, is ``\udcff``."""
+    return _UNWRITABLE.sub(_escape, name)
+
+
+def encode_json(text: str) -> str:
+    r"""JSON text as valid UTF-8 without control characters, by JSON's own escapes: a byte 0xff of a name is ``\udcff``.
+
+    ``json.loads`` gives the same names.
+    """
+    return UNSAFE_CHARACTER.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
+def decode_unicode(text: str) -> str:
+    """The name that :func:`encode_unicode` was given."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+
+
+def encode_path(path: str) -> str:
+    """A relative POSIX path as a CSV cell: one that begins like a formula gets ``./`` before it, the same file."""
+    return encode_unicode(f"./{path}" if _FORMULA_PATH.match(path) else path)
+
+
+def decode_path(cell: str) -> str:
+    """The path that :func:`encode_path` was given."""
+    path = decode_unicode(cell)
+    return path.removeprefix("./") if _FORMULA_PATH.match(path) else path
+
+
+def normal_path(path: str) -> str:
+    """The one form of a relative path in which images are named: ``./``, ``/./`` and ``//`` say nothing and go.
+
+    Never another file: ``..`` stays, since what is before it may be a link; so does a ``/`` at the end, which only a
+    folder may have. A backslash is a separator where the system has it for one, else a character like others.
+    """
+    path = path.replace(os.sep, "/")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    start, end = "/" * path.startswith("/"), "/" * (bool(parts) and path.endswith(("/", "/.")))
+    return start + "/".join(parts) + end
+
+
+def read_path(cell: str) -> str:
+    """The image that a cell of a table names, as all tables and predictions call it; empty where it names none."""
+    return normal_path(decode_path(cell))
+
+
+def encode_text(text: str) -> str:
+    """Any other text as a CSV cell: one that begins like a formula (or with ``'``) gets ``'`` before it."""
+    guarded = text.startswith((*_FORMULA_STARTS, "'")) and not _NEGATIVE_NUMBER.fullmatch(text)
+    return encode_unicode(f"'{text}" if guarded else text)
+
+
+def decode_text(cell: str) -> str:
+    """The text that :func:`encode_text` was given."""
+    return decode_unicode(cell).removeprefix("'")
+
+
+def csv_line(cells: Iterable[str]) -> str:
+    """One line of CSV with its newline, quoted where needed: also around a lone carriage return."""
+    return ",".join(f'"{c.replace(_QUOTE, _QUOTE * 2)}"' if _QUOTED.search(c) else c for c in cells) + "\n"

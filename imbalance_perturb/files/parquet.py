@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from imbalance_perturb.cells import encode_unicode
+from imbalance_perturb.files.csv_tables import encode_unicode
 
 #: Values of a row group, all columns together, and its most rows: what is held in memory until it is written.
 _GROUP_VALUES, _GROUP_ROWS = 1 << 20, 8192

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from imbalance_perturb.cells import encode_json
 from imbalance_perturb.errors import OutputFileError
+from imbalance_perturb.files.csv_tables import encode_json
 from imbalance_perturb.files.parquet import has_pyarrow
 
 #: Suffixes that a predictions file may have.
@@ -26,14 +26,6 @@ _ELSEWHERE = "choose another place"
 
 # What Windows lacks is 0. A named pipe would be waited for.
 _CAREFULLY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-
-
-def run_path(path: Path) -> Path:
-    """The run file beside a predictions file: ``p.csv`` -> ``p.run.json``, ``p.parquet`` -> ``p.parquet.run.json``.
-
-    Only CSV goes without its suffix, so that no run file is of two files.
-    """
-    return path.with_suffix(".run.json") if path.suffix == ".csv" else path.with_name(path.name + ".run.json")
 
 
 @contextmanager

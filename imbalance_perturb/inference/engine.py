@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.data.pixels import DeepImages
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ModelGradientError
 from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.inference.execution import Execution
 from imbalance_perturb.inference.predictor import Predicted, Predictor
 from imbalance_perturb.inference.stopwatch import Stopwatch
+from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow
 
 #: Images that a predictor is calibrated on, and the most of them in one batch.
@@ -87,7 +87,7 @@ def _iter_normalised(
             return
         stopwatch.add("decode", decoded.seconds)
         for peak in decoded.peaks:
-            deep.add(peak)
+            deep.add(*peak)
         with stopwatch.timing("normalise", execution.device):
             groups = [
                 InputGroup(positions, preprocessing.normalise(_sent(pixels, execution.device)))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imbalance_perturb.cells import printable
-from imbalance_perturb.errors import SettingsError, TooManyFailuresError
+from imbalance_perturb.errors import SettingsError, TooManyFailuresError, printable
 from imbalance_perturb.predictions.rows import PredictionRow
 
 ON_ERROR = ("skip", "fail")

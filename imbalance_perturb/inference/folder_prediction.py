@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.data.pixels import DeepImages
 from imbalance_perturb.errors import InterruptedRunError, TooManyFailuresError
-from imbalance_perturb.files.writing import STDOUT, run_path, sha256, write_json
+from imbalance_perturb.files.writing import STDOUT, sha256, write_json
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.failure_limit import FailureLimit
@@ -22,14 +21,13 @@ from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.agreement import Agreement
+from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.journal import Journal, Mark, check_place, open_journal, rows_path
 from imbalance_perturb.predictions.resuming import check_unfinished, find_finished
-from imbalance_perturb.predictions.rows import PredictionRow
+from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
+from imbalance_perturb.predictions.run_file import RUN_SCHEMA, run_path
 from imbalance_perturb.predictions.shards import Shard
-from imbalance_perturb.predictions.writing import RowLayout, check_bom, open_rows
-
-#: Version of the layout of a run file.
-RUN_SCHEMA = 3
+from imbalance_perturb.predictions.writing import check_bom, open_rows
 
 #: Errors that a summary holds.
 _FIRST_ERRORS = 5

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from imbalance_perturb.config.settings import PRECISIONS
 from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.inference.batching import Passes
 from imbalance_perturb.inference.close_calls import SAFETY, Reach, close_bound, fit_reach, margins
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts
-from imbalance_perturb.passes import Passes
 from imbalance_perturb.predictions.agreement import Agreement
 
 #: Fewest images that bounds can be measured on.

@@ -14,17 +14,25 @@ from imbalance_perturb.config.code_grants import grant_code
 from imbalance_perturb.config.settings import Settings, parse_settings
 from imbalance_perturb.data.image_files import ImageList, iter_sizes
 from imbalance_perturb.errors import PredictionsError, SettingsError
-from imbalance_perturb.files.writing import FORMATS, run_path, sha256
+from imbalance_perturb.files.writing import FORMATS, sha256
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
-from imbalance_perturb.inference.folder_prediction import RUN_SCHEMA
 from imbalance_perturb.inference.pipeline import Assembly, assemble, make_predictor
-from imbalance_perturb.inference.provenance import describe_making, differences, find_beside
+from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
-from imbalance_perturb.predictions.rows import PredictionRow
-from imbalance_perturb.predictions.run_file import RunFile, check_unchanged, load_run_file, run_layout
+from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
+from imbalance_perturb.predictions.run_file import (
+    RUN_SCHEMA,
+    RunFile,
+    check_unchanged,
+    differences,
+    find_beside,
+    load_run_file,
+    run_layout,
+    run_path,
+)
 from imbalance_perturb.predictions.shards import files_sha256, parse_shard
-from imbalance_perturb.predictions.writing import RowLayout, text_rows
+from imbalance_perturb.predictions.writing import text_rows
 
 #: A confidence reproduces if it is as close as this: another batch or machine rounds differently.
 TOLERANCE = 1e-4

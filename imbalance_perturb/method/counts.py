@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from imbalance_perturb.errors import CountsError, ImbperturbError
+from imbalance_perturb.errors import CountsError
+from imbalance_perturb.files.strict_json import parse_json_bytes, read_bytes_of
 
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _FORMS = '{"name": count, ...}, {"classes": [...], "counts": [...]} or a bare list of counts'
@@ -234,71 +235,8 @@ def read_counts_file(path: str | Path) -> CountsFile:
     """As :func:`load_class_counts`, with the hash of what was read."""
     path = Path(path)
     try:
-        content = _read_bytes(path, _FORMS, CountsError)
-        counts = parse_class_counts(_parse_json(content, _FORMS, CountsError))
+        content = read_bytes_of(path, _FORMS, CountsError)
+        counts = parse_class_counts(parse_json_bytes(content, _FORMS, CountsError))
     except CountsError as error:
         raise type(error)(f"{path}: {error}") from None
     return CountsFile(counts, hashlib.sha256(content).hexdigest())
-
-
-def read_json(path: Path, expected: str, error_type: type[ImbperturbError]) -> Any:
-    """The content of a JSON file a user wrote, strictly: UTF-8, no duplicate keys, no NaN or Infinity.
-
-    Raises:
-        ``error_type``: with the cause and what was ``expected``; the caller adds the file's name.
-    """
-    return _parse_json(_read_bytes(path, expected, error_type), expected, error_type)
-
-
-def _read_bytes(path: Path, expected: str, error_type: type[ImbperturbError]) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise error_type(f"cannot be read ({error.strerror}); expected a JSON file with {expected}") from None
-
-
-def _parse_json(content: bytes, expected: str, error_type: type[ImbperturbError]) -> Any:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise error_type(f"is not UTF-8 text; expected a JSON file with {expected}") from None
-    return parse_json(text, expected, error_type)
-
-
-def parse_json(text: str, expected: str, error_type: type[ImbperturbError]) -> Any:
-    """What JSON text holds, strictly: no duplicate keys, no NaN or Infinity.
-
-    Raises:
-        ``error_type``: as :func:`read_json`.
-    """
-    if not text.strip():
-        raise error_type(f"is empty; expected {expected}")
-    try:
-        return json.loads(text, object_pairs_hook=_distinct_keys, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise error_type(f"is not JSON ({where}: {error.msg}); expected {expected}") from None
-    except RecursionError:
-        raise error_type(f"is nested too deeply; expected {expected}") from None
-    except _JsonRefusedError as error:
-        raise error_type(f"{error}; expected {expected}") from None
-    except ValueError:  # Python reads no integer of more than 4,300 digits
-        raise error_type(f"holds a number that is too long; expected {expected}") from None
-
-
-class _JsonRefusedError(Exception):
-    """JSON that Python would read and that loses or hides a value."""
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json keeps the last of two equal keys: a class would vanish and every index after it would shift.
-    data: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in data:
-            raise _JsonRefusedError(f"{key!r} stands more than once, so one of the two would be lost")
-        data[key] = value
-    return data
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise _JsonRefusedError(f"{text} is not a number that can be used")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from imbalance_perturb.errors import NothingToCorrectError, TargetError
-from imbalance_perturb.method.counts import ClassCounts, as_list, read_json
+from imbalance_perturb.files.strict_json import read_json
+from imbalance_perturb.method.counts import ClassCounts, as_list
 
 #: β of the effective number of samples (Cui et al., CVPR 2019, Sec. 3); their value for the largest data sets.
 EFFECTIVE_NUMBER_BETA = 0.9999

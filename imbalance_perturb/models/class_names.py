@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
-from imbalance_perturb.models.formats.checkpoint import WRAPPERS
-from imbalance_perturb.models.formats.detection import is_trusted, read_checkpoint, read_snapshot, sniff
+from imbalance_perturb.models.formats.checkpoint import WRAPPERS, read_checkpoint
+from imbalance_perturb.models.formats.detection import read_snapshot, sniff
 from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.trust import is_trusted
 
 #: What training scripts call them, the clearest first. Mappings go from name to index or from index to name.
 _KEYS = ("class_to_idx", "label2id", "idx_to_class", "id2label", "classes", "class_names", "names", "labels")

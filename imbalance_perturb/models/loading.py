@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.cells import printable
 from imbalance_perturb.config.settings import HEAD_ACTIVATIONS
-from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line
+from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line, printable
 from imbalance_perturb.models.architectures.building import Built, build_network, parameter_count
 from imbalance_perturb.models.class_names import (
     ClassNames,
@@ -20,17 +19,12 @@ from imbalance_perturb.models.class_names import (
     select_class_names,
 )
 from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo, look_at_output
-from imbalance_perturb.models.formats.checkpoint import parse_checkpoint
-from imbalance_perturb.models.formats.detection import (
-    is_trusted,
-    read_checkpoint,
-    read_export,
-    read_safetensors,
-    read_snapshot,
-    read_torchscript,
-    sniff,
-)
+from imbalance_perturb.models.formats.checkpoint import parse_checkpoint, read_checkpoint, read_safetensors
+from imbalance_perturb.models.formats.detection import read_snapshot, sniff
+from imbalance_perturb.models.formats.exported_program import read_export
 from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.torchscript import read_torchscript
+from imbalance_perturb.models.formats.trust import is_trusted
 
 #: Of one message: tensors may have names of any length.
 _MOST_TEXT = 2000

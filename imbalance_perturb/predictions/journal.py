@@ -29,11 +29,11 @@ from imbalance_perturb.files.writing import (
     move_into_place,
     open_own,
     refusing,
-    run_path,
     sync_folder,
 )
-from imbalance_perturb.predictions.rows import PredictionRow
-from imbalance_perturb.predictions.writing import RowLayout, open_parquet_records, text_rows
+from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
+from imbalance_perturb.predictions.run_file import run_path
+from imbalance_perturb.predictions.writing import open_parquet_records, text_rows
 
 #: Version of the layout of a progress file.
 PROGRESS_SCHEMA = 2

@@ -9,19 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.cells import printable
-from imbalance_perturb.data.pixels import DeepImages
-from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsError, SettingsError
-from imbalance_perturb.files.csv_tables import first_few
-from imbalance_perturb.files.writing import check_output, check_writable, run_path, sha256, write_json
-from imbalance_perturb.inference.folder_prediction import RUN_SCHEMA
-from imbalance_perturb.inference.provenance import differences
+from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsError, SettingsError, first_few, printable
+from imbalance_perturb.files.writing import check_output, check_writable, sha256, write_json
 from imbalance_perturb.predictions.agreement import Agreement
+from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.journal import progress_path, read_unfinished, rows_path
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
-from imbalance_perturb.predictions.run_file import load_run_of, run_layout
+from imbalance_perturb.predictions.rows import RowLayout
+from imbalance_perturb.predictions.run_file import RUN_SCHEMA, differences, load_run_of, run_layout, run_path
 from imbalance_perturb.predictions.shards import Shard, list_sha256, parse_shard
-from imbalance_perturb.predictions.writing import RowLayout, check_bom, open_rows
+from imbalance_perturb.predictions.writing import check_bom, open_rows
 
 _COUNTED = ("done", "failed", "changed")
 

@@ -1,8 +1,15 @@
-"""What gets written: one row for each image, as plain values."""
+"""One prediction as plain values, and the columns of a predictions file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+#: Columns of every predictions file, in order; class probabilities follow where asked for.
+COLUMNS = ("image", "base_pred", "base_confidence", "pred", "confidence", "changed", "error")
+
+#: The column after them where the correction was left out for some images: whether it was run.
+CORRECTED = "corrected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +36,39 @@ class PredictionRow:
     def changed(self) -> bool:
         """Whether the correction changed the predicted class."""
         return self.error is None and self.pred != self.base_pred
+
+
+class RowLayout(NamedTuple):
+    """Which columns rows have: class names where probabilities are written, and whether :data:`CORRECTED` is there.
+
+    ``bom`` has a CSV file begin with the byte-order mark by which Excel knows it for UTF-8.
+    """
+
+    classes: tuple[str, ...] = ()
+    corrected: bool = False
+    bom: bool = False
+
+    def columns(self) -> list[tuple[str, type]]:
+        """Name and type of each column, in order."""
+        types = dict.fromkeys(COLUMNS, str) | {"base_confidence": float, "confidence": float, "changed": bool}
+        columns: list[tuple[str, type]] = [*types.items(), *([(CORRECTED, bool)] if self.corrected else [])]
+        return columns + [(f"{kind}{name}", float) for kind in ("p_", "base_p_") for name in self.classes]
+
+    def record(self, row: PredictionRow) -> dict[str, Any]:
+        """A row as ``{column: value}``; without a prediction its probabilities are left out."""
+        failed = row.error is not None
+        record: dict[str, Any] = {
+            "image": row.image,
+            "base_pred": row.base_pred,
+            "base_confidence": row.base_confidence,
+            "pred": row.pred,
+            "confidence": row.confidence,
+            "changed": None if failed else row.changed,
+            "error": row.error,
+        }
+        if self.corrected:
+            record[CORRECTED] = None if failed else row.corrected
+        if not failed:
+            record |= {f"p_{name}": p for name, p in zip(self.classes, row.probs, strict=bool(self.classes))}
+            record |= {f"base_p_{name}": p for name, p in zip(self.classes, row.base_probs, strict=bool(self.classes))}
+        return record

@@ -1,36 +1,27 @@
-"""Reading predictions back: the rows of a predictions file, and the counts of the run that made it."""
+"""What made a predictions file, as ``predict`` writes it beside it: read, compared, found."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.cells import normal_path, printable
-from imbalance_perturb.errors import CountsError, PredictionsError
-from imbalance_perturb.files.csv_tables import first_few
-from imbalance_perturb.files.writing import run_path, sha256
-from imbalance_perturb.method.counts import ClassCounts, read_json
-from imbalance_perturb.predictions.reading import Record, iter_records
-from imbalance_perturb.predictions.writing import RowLayout
+from imbalance_perturb.config.declarations import declarations
+from imbalance_perturb.config.settings import TABLES, untupled
+from imbalance_perturb.errors import CountsError, PredictionsError, first_few
+from imbalance_perturb.files.strict_json import read_json
+from imbalance_perturb.files.writing import sha256
+from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.predictions.rows import RowLayout
 
+#: Version of the layout of a run file.
+RUN_SCHEMA = 3
 
-@dataclass(frozen=True)
-class Predictions:
-    """The rows of a predictions file that hold a prediction, and the images of those that do not.
+_LIST, _FILES = "the list of images", "the images (some file has another size)"
 
-    ``base_preds`` and ``preds`` are class indices; ``base_probs`` and ``probs`` hold C probabilities for each
-    image, or are empty where the file has none.
-    """
-
-    images: tuple[str, ...]
-    base_preds: tuple[int, ...]
-    preds: tuple[int, ...]
-    failed: tuple[str, ...]
-    base_probs: tuple[tuple[float, ...], ...] = ()
-    probs: tuple[tuple[float, ...], ...] = ()
+#: Entries that must be the same, too, for a run to go on.
+_SAME_PART = {"execution.device_name": "the device", "execution.batch_size": "the batch size", "images.shard": "shard"}
 
 
 @dataclass(frozen=True)
@@ -110,101 +101,6 @@ def run_layout(run: Mapping[str, Any], path: Path) -> RowLayout:
         ) from None
 
 
-def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:
-    """Load a predictions file (``.csv``, ``.jsonl`` or ``.parquet``).
-
-    Args:
-        path: the file.
-        names: C class names in class-index order.
-
-    Raises:
-        PredictionsError: if the file cannot be read, lacks columns, is empty, has an image twice, names a class
-            that is none, or has probabilities of some classes only.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise PredictionsError(f"{path}: no such file; imbperturb predict makes it")
-    reader = _Reader(path, names)
-    for record in iter_records(path):
-        reader.add(record)
-    return reader.finish()
-
-
-class _Reader:
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self._path, self._names = path, names
-        self._index = {name: position for position, name in enumerate(names)}
-        self._columns = {kind: [f"{kind}{name}" for name in names] for kind in ("base_p_", "p_")}
-        self._with_probs: bool | None = None
-        self._rows: list[tuple[str, int, int]] = []
-        self._probs: dict[str, list[tuple[float, ...]]] = {"base_p_": [], "p_": []}
-        self._failed: list[str] = []
-        self._unknown: dict[str, int] = {}
-
-    def add(self, record: Record) -> None:
-        if record.is_empty("image"):
-            raise PredictionsError(f"{self._path}, line {record.line}: the image is empty; every row is of one image")
-        image = normal_path(record.text("image"))
-        if record.error is not None:
-            self._failed.append(image)
-            return
-        if record.is_empty("base_pred") or record.is_empty("pred"):
-            raise PredictionsError(
-                f"{self._path}, line {record.line}: {printable(image)} has neither a prediction nor an error; predict"
-                " it again"
-            )
-        found = [record.text("base_pred"), record.text("pred")]
-        for name in found:
-            if name not in self._index:
-                self._unknown.setdefault(name, record.line)
-        if self._unknown:
-            return
-        self._rows.append((image, self._index[found[0]], self._index[found[1]]))
-        if self._with_probs is None:
-            self._with_probs = self._find_probabilities(record)
-        if not self._with_probs and any(columns[0] in record for columns in self._columns.values()):
-            raise PredictionsError(
-                f"{self._path}, line {record.line}: has probabilities, rows before it have none; predict all alike"
-            )
-        if self._with_probs:
-            for kind, columns in self._columns.items():
-                self._probs[kind].append(tuple(map(record.probability, columns)))
-
-    def finish(self) -> Predictions:
-        if self._unknown:
-            raise PredictionsError(
-                f"{self._path}, line {min(self._unknown.values())}: predicts classes that are none of the counts:"
-                f" {first_few(sorted(self._unknown), 10)}; the classes are {first_few(self._names, 20)}"
-            )
-        images = [image for image, _, _ in self._rows]
-        if not images and not self._failed:
-            raise PredictionsError(f"{self._path}: holds no prediction; imbperturb predict makes one row an image")
-        doubles = [image for image, count in Counter([*images, *self._failed]).items() if count > 1]
-        if doubles:
-            raise PredictionsError(
-                f"{self._path}: {len(doubles):,} images stand more than once (first: {first_few(doubles)});"
-                " every image has one row"
-            )
-        return Predictions(
-            images=tuple(images),
-            base_preds=tuple(base for _, base, _ in self._rows),
-            preds=tuple(pred for _, _, pred in self._rows),
-            failed=tuple(self._failed),
-            base_probs=tuple(self._probs["base_p_"]),
-            probs=tuple(self._probs["p_"]),
-        )
-
-    def _find_probabilities(self, row: Record) -> bool:
-        wanted = [column for columns in self._columns.values() for column in columns]
-        missing = [column for column in wanted if column not in row]
-        if missing and len(missing) < len(wanted):
-            raise PredictionsError(
-                f"{self._path}: has probabilities of some classes only (not there: {first_few(missing)});"
-                " expected p_<class> and base_p_<class> of all classes, or none"
-            )
-        return not missing
-
-
 def check_same_counts(run: RunFile, given: ClassCounts, given_path: str | Path) -> None:
     """Refuse counts that are not those of the run: SCR, target and class order would be of another problem.
 
@@ -236,3 +132,90 @@ def check_same_counts(run: RunFile, given: ClassCounts, given_path: str | Path) 
                 f"{start} class index {position} is {name!r} in {run.path}, {given.names[position]!r} in"
                 f" {given_path}; {end}"
             )
+
+
+def run_path(path: Path) -> Path:
+    """The run file beside a predictions file: ``p.csv`` -> ``p.run.json``, ``p.parquet`` -> ``p.parquet.run.json``.
+
+    Only CSV goes without its suffix, so that no run file is of two files.
+    """
+    return path.with_suffix(".run.json") if path.suffix == ".csv" else path.with_name(path.name + ".run.json")
+
+
+def _compared(table: str) -> dict[str, str]:
+    known = declarations(TABLES[table])
+    return {f"settings.{table}.{name}": name for name, entry in known.items() if entry.compared}
+
+
+#: Entries that must be the same for rows to be of one run, and how people call them. A table stands for its entries.
+#: Of the settings of preprocessing what they come to is compared.
+_SAME_RUN = {
+    "versions.imbalance_perturb": "imbalance-perturb",
+    "versions.torch": "torch",
+    "versions.torchvision": "torchvision",
+    "versions.pillow": "Pillow",
+    "versions.numpy": "NumPy",
+    "versions.pydicom": "pydicom",
+    "versions.pillow_heif": "pillow-heif",
+    "model.sha256": "the model file",
+    "model.arch": "arch",
+    "model.outputs": "outputs",
+    **_compared("model"),
+    "classes": "the class counts or p*",
+    **_compared("debias"),
+    **_compared("run"),
+    "preprocessing": "",
+    "execution.precision": "the precision",
+    "execution.low_dtype": "the low precision",
+    "output": "",
+    "images.list_sha256": _LIST,
+    "images.files_sha256": _FILES,
+}
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, part: bool = True) -> list[str]:
+    """What is not the same in two accounts and would show in the rows, in words; empty where nothing is.
+
+    Args:
+        then, now: what :func:`describe_making` gave, perhaps read back from JSON.
+        part: whether they are to be of the same part of a run; else of parts of one run, on whatever machine.
+    """
+    words = []
+    then_is, now_is = ("then", "now") if part else ("there", "here")
+    for name, one, other in _entries(then, now, _SAME_RUN | (_SAME_PART if part else {})):
+        # Of another list the files are others anyway.
+        if one != other and not (name == _FILES and _LIST in words):
+            told = all(value is None or isinstance(value, str | int | float) for value in (one, other))
+            told = told and not any(isinstance(value, str) and len(value) > 40 for value in (one, other))
+            words.append(f"{name} ({_told(one)} {then_is}, {_told(other)} {now_is})" if told else name)
+    return words
+
+
+def _entries(
+    then: Mapping[str, Any], now: Mapping[str, Any], wanted: Mapping[str, str]
+) -> Iterator[tuple[str, Any, Any]]:
+    for entry, name in wanted.items():
+        one, other = (look_up(account, entry) for account in (then, now))
+        if name:
+            yield name, one, other
+            continue
+        one, other = (value if isinstance(value, Mapping) else {} for value in (one, other))
+        for key in sorted({*one, *other}):
+            yield key, untupled(one.get(key)), untupled(other.get(key))
+
+
+def look_up(account: Any, entry: str) -> Any:
+    """An entry of an account, such as ``execution.device_name``; ``None`` where it is not there."""
+    for key in entry.split("."):
+        account = account.get(key) if isinstance(account, Mapping) else None
+    return account
+
+
+def _told(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def find_beside(path: str, run_file: Path) -> Path:
+    """A path that a run file names: as it stands, or, where that is not there, seen from the run file's folder."""
+    beside = run_file.parent / path
+    return Path(path) if Path(path).exists() or not beside.exists() else beside

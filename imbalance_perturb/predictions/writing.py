@@ -8,57 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from imbalance_perturb.cells import csv_line, encode_path, encode_text, encode_unicode
 from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.files.csv_tables import csv_line, encode_path, encode_text, encode_unicode
 from imbalance_perturb.files.parquet import open_parquet
 from imbalance_perturb.files.writing import STDOUT, check_output, json_text, open_whole
-from imbalance_perturb.predictions.rows import PredictionRow
-
-#: Columns of every predictions file, in order; class probabilities follow where asked for.
-COLUMNS = ("image", "base_pred", "base_confidence", "pred", "confidence", "changed", "error")
-
-#: The column after them where the correction was left out for some images: whether it was run.
-CORRECTED = "corrected"
+from imbalance_perturb.predictions.rows import COLUMNS, PredictionRow, RowLayout
 
 _BOM = "\ufeff"
 
 RowWriter = Callable[[PredictionRow], None]
-
-
-class RowLayout(NamedTuple):
-    """Which columns rows have: class names where probabilities are written, and whether :data:`CORRECTED` is there.
-
-    ``bom`` has a CSV file begin with the byte-order mark by which Excel knows it for UTF-8.
-    """
-
-    classes: tuple[str, ...] = ()
-    corrected: bool = False
-    bom: bool = False
-
-    def columns(self) -> list[tuple[str, type]]:
-        """Name and type of each column, in order."""
-        types = dict.fromkeys(COLUMNS, str) | {"base_confidence": float, "confidence": float, "changed": bool}
-        columns: list[tuple[str, type]] = [*types.items(), *([(CORRECTED, bool)] if self.corrected else [])]
-        return columns + [(f"{kind}{name}", float) for kind in ("p_", "base_p_") for name in self.classes]
-
-    def record(self, row: PredictionRow) -> dict[str, Any]:
-        """A row as ``{column: value}``; without a prediction its probabilities are left out."""
-        failed = row.error is not None
-        record: dict[str, Any] = {
-            "image": row.image,
-            "base_pred": row.base_pred,
-            "base_confidence": row.base_confidence,
-            "pred": row.pred,
-            "confidence": row.confidence,
-            "changed": None if failed else row.changed,
-            "error": row.error,
-        }
-        if self.corrected:
-            record[CORRECTED] = None if failed else row.corrected
-        if not failed:
-            record |= {f"p_{name}": p for name, p in zip(self.classes, row.probs, strict=bool(self.classes))}
-            record |= {f"base_p_{name}": p for name, p in zip(self.classes, row.base_probs, strict=bool(self.classes))}
-        return record
 
 
 class TextRows(NamedTuple):

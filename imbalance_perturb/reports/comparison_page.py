@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import by_count
 from imbalance_perturb.reports.drawing import BASE, INK, PERTURBED, SOFT, draw_svg
 from imbalance_perturb.reports.html import iter_facts, render_page

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import by_count
 from imbalance_perturb.evaluation.results import ClassScores, Evaluation, Scores
 from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, RULE, SOFT, draw_png

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import (
     by_count,
     changes_sentence,

@@ -12,7 +12,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import interval_text, level_text, p_text, rate_text, share_text
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import interval_text, share_text
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, draw_png
 from imbalance_perturb.selection.tuning.results import TriedCorrection, Tuning
 from imbalance_perturb.selection.tuning.summary import figure_of

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.data.pixels import DeepImages
 from imbalance_perturb.errors import ModelGradientError, SettingsError
 from imbalance_perturb.inference.batching import BatchLimit
 from imbalance_perturb.inference.engine import iter_inputs
@@ -24,6 +23,7 @@ from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.pipeline import Assembly
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.perturbation import LossSpec, gradient_signs, step
+from imbalance_perturb.predictions.deep_images import DeepImages
 
 #: Steps that are tried: about log-spaced around the paper's 0.001.
 EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)

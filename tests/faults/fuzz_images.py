@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imbalance_perturb.data.image_files import decode_image
+from imbalance_perturb.data.image_decoding import decode_image
 from imbalance_perturb.errors import ImageError
 from tests.faults.fuzzing import Edit, Target, damage, run
 from tests.image_samples import dicom_samples, heif_samples, samples

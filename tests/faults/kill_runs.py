@@ -175,7 +175,7 @@ def kill_and_resume(run: Callable[..., Ended], folder: Path, kills: int, seed: i
 
 
 def _compare(folder: Path, suffix: str, expected: bytes) -> None:
-    from imbalance_perturb.files.writing import run_path
+    from imbalance_perturb.predictions.run_file import run_path
 
     assert (folder / f"killed{suffix}").read_bytes() == expected
     left = sorted(path.name for path in folder.glob("killed.*"))

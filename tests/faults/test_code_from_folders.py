@@ -24,7 +24,7 @@ from imbalance_perturb.errors import ArchitectureError, SettingsError
 from imbalance_perturb.inference import verification
 from imbalance_perturb.inference.verification import verify_run
 from imbalance_perturb.models import load_classifier
-from imbalance_perturb.models.formats.detection import importable_from_here
+from imbalance_perturb.models.formats.trust import importable_from_here
 from tests.biased import PLAIN, Biased, write_biased
 from tests.faults.test_model_files import RunsCode
 from tests.functional.conftest import Workplace

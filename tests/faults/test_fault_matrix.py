@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imbalance_perturb import ClassCounts
-from imbalance_perturb.cells import decode_path
 from imbalance_perturb.cli.app import main
 from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.files.csv_tables import decode_path
 from imbalance_perturb.files.writing import write_json
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imbalance_perturb.data.image_files import decode_image, find_images
+from imbalance_perturb.data.image_decoding import decode_image
+from imbalance_perturb.data.image_files import find_images
 from imbalance_perturb.errors import ImageError, ImageFolderError
 from tests.image_samples import samples
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbalance_perturb.data.image_files import MAX_FILE_BYTES, decode_image
+from imbalance_perturb.data.image_decoding import MAX_FILE_BYTES, decode_image
 from imbalance_perturb.data.pixels import MAX_PIXELS
 from imbalance_perturb.errors import ImageError
 from tests.image_samples import picture, samples, saved, tiff

@@ -12,8 +12,7 @@ import pytest
 
 from imbalance_perturb.errors import OutputFileError
 from imbalance_perturb.predictions.journal import open_journal, progress_path, read_unfinished, rows_path
-from imbalance_perturb.predictions.rows import PredictionRow
-from imbalance_perturb.predictions.writing import RowLayout
+from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from tests.faults.kill_runs import COMMAND, Ended, command_line, kill_and_resume, make_workplace
 
 Run = Callable[..., Ended]

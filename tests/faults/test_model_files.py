@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelFileError, UntrustedModelError
 from imbalance_perturb.models import load_classifier
-from imbalance_perturb.models.formats.exported_program import _is_arithmetic, tensors_only
+from imbalance_perturb.models.formats.exported_program import _is_arithmetic
+from imbalance_perturb.models.formats.trust import tensors_only
 
 SHAPE = (3, 8, 8)
 

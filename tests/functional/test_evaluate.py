@@ -15,7 +15,8 @@ from PIL import Image
 
 from imbalance_perturb import ClassCounts, PerturbedClassifier
 from imbalance_perturb.cli.app import main
-from imbalance_perturb.files.writing import FORMATS, run_path, sha256
+from imbalance_perturb.files.writing import FORMATS, sha256
+from imbalance_perturb.predictions.run_file import run_path
 
 CLASSES = {"nv": 900, "mel": 90, "df": 9}
 ROWS = [

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbalance_perturb.data.image_files import decode_image
-from imbalance_perturb.data.pixels import DeepImages, Peak
+from imbalance_perturb.data.image_decoding import decode_image
 from imbalance_perturb.inference.decoding import workers
+from imbalance_perturb.predictions.deep_images import DeepImages
 from tests.biased import PLAIN, write_biased
 from tests.functional.conftest import SMALL, Finished, Workplace
 from tests.image_samples import saved
@@ -213,7 +213,7 @@ def test_tuning_and_comparing_warn_of_dark_images(biased: Workplace) -> None:
 def test_the_white_that_fits(highest: int, white: int, remedy: str | None) -> None:
     """The nearest 2^k - 1, where it can be given; an eighth of white is bright, and black says nothing."""
     deep = DeepImages()
-    deep.add(Peak(highest, white))
+    deep.add(highest, white)
     assert [warning.rpartition("; ")[2] for warning in deep.warnings] == ([] if remedy is None else [remedy])
 
 

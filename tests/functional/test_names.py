@@ -20,9 +20,10 @@ from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
-from imbalance_perturb.cells import encode_text, printable
 from imbalance_perturb.cli.app import main
-from imbalance_perturb.predictions.run_file import load_predictions
+from imbalance_perturb.errors import printable
+from imbalance_perturb.files.csv_tables import encode_text
+from imbalance_perturb.predictions.reading import load_predictions
 from tests.functional.conftest import Finished, Workplace
 
 #: Of a folder, and of every file in it before its suffix.

@@ -23,7 +23,7 @@ from imbalance_perturb.models.architectures.recognition import (
 )
 from imbalance_perturb.models.architectures.skeleton import classification_names, is_counter
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
-from imbalance_perturb.models.formats.detection import importable_from_here
+from imbalance_perturb.models.formats.trust import importable_from_here
 
 _OTHER_WAYS = (
     "name it with --arch (torchvision's name, or timm:NAME), or build it with --factory package.module:function"

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.errors import ModelFileError
+from imbalance_perturb.errors import ModelFileError, UntrustedModelError, first_line
+from imbalance_perturb.models.formats.pickles import (
+    OddPickleError,
+    UnknownOperationError,
+    check_storages,
+    describe,
+    odd_pickle,
+)
+from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.trust import (
+    LOAD_ERRORS,
+    TRUST_REMEDY,
+    importable_from_here,
+    named_globals,
+    some_names,
+    tensors_only,
+)
+from imbalance_perturb.models.formats.zip_archive import check_container, records
 
 #: Where training scripts put the tensors, in the order of preference.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
@@ -20,6 +40,8 @@ _AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema
 _PREFIXES = ("module", "model", "_orig_mod", "net", "network", "backbone")
 #: A loss that was part of the trained module, for instance with class weights.
 _LOSS = re.compile(r"(criterion|loss|loss_fn|loss_func|\w+_loss|\w+_criterion)\.")
+
+SAVE_REMEDY = "save it with torch.save(model.state_dict(), 'model.pth')"
 
 
 @dataclass
@@ -137,3 +159,114 @@ def _what(content: object) -> str:
     if isinstance(content, Tensor):
         return f"a single tensor of shape {tuple(content.shape)}"
     return f"an empty {type(content).__name__}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+
+
+def check_checkpoint(file: BinaryIO, name: str) -> None:
+    """Refuse what ``torch.save`` cannot have written: too large, too deep, tensors beyond their storage.
+
+    Args:
+        file: in either layout, at its beginning.
+        name: of the file, for messages.
+
+    Raises:
+        ModelFileError: naming what is wrong.
+    """
+    if file.read(2) != b"PK":
+        file.seek(0)
+        _check_legacy(file, name)
+        return
+    parts = check_container(file, name)
+    names = [part.filename.lower() for part in parts]
+    if len(set(names)) != len(names):
+        raise ModelFileError(f"{name}: this archive holds two parts of the same name; save the model again")
+    sizes = {part.filename.partition("/")[2]: part.file_size for part in parts}
+    for part, content in records(file, name, ("data.pkl",)):
+        try:
+            storages = describe(io.BytesIO(content), strict=False).storages
+        except UnknownOperationError:
+            continue  # torch's reader stops at the same place, and says why
+        except OddPickleError as error:
+            raise odd_pickle(name, part, error) from error
+        check_storages(storages, sizes, name)
+
+
+def _check_legacy(file: BinaryIO, name: str) -> None:
+    """A magic number, a version, the writer's system, the object, and then each storage's content."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    for _ in range(4):
+        try:
+            declared = sum(describe(file, strict=False).storages.values())
+        except UnknownOperationError:
+            return  # torch's reader stops at the same place, and says why
+        except OddPickleError as error:
+            raise odd_pickle(name, "", error) from error
+        if declared > size:
+            raise ModelFileError(
+                f"{name}: this file is cut off or damaged: its tensors take {declared:,} bytes, the file has {size:,};"
+                " copy or download it again"
+            )
+
+
+def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None]:
+    """What ``torch.save`` wrote, and a note where code had to be trusted to read it.
+
+    Raises:
+        UntrustedModelError: if it needs code and ``trust`` is not given.
+        ModelFileError: if it is damaged or cannot be read.
+    """
+    path = snapshot.path
+    check_checkpoint(snapshot.open(), str(path))
+    try:
+        with tensors_only(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
+            return torch.load(snapshot.open(), map_location="cpu", weights_only=True), None
+    except pickle.UnpicklingError as error:
+        needed = _needed_globals(snapshot, error)
+        if not needed:
+            raise ModelFileError(
+                f"{path}: this pickle was not written by torch.save, or it is damaged; {SAVE_REMEDY}"
+            ) from error
+        if not trust:
+            raise UntrustedModelError(
+                f"{path}: this pickle needs code to load ({some_names(needed)}), which could do anything;"
+                f" {SAVE_REMEDY}, or, {TRUST_REMEDY}"
+            ) from error
+    except LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: this file is damaged or cut off ({first_line(error)}); copy or download it again"
+        ) from error
+    try:
+        with importable_from_here(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about classes whose source has changed since they were saved
+            content = torch.load(snapshot.open(), map_location="cpu", weights_only=False)
+    except LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: the code that this pickle needs cannot be found or fails ({first_line(error)});"
+            " run from the folder that holds the model's own modules, or install the package they came from"
+        ) from error
+    return content, f"loaded with code of its own, as trusted: {some_names(needed)}"
+
+
+def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    """The tensors of a ``.safetensors`` file.
+
+    Raises:
+        ModelFileError: if it is damaged.
+    """
+    from safetensors.torch import load
+
+    try:
+        return load(snapshot.content)
+    except LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{snapshot.path}: this safetensors file is damaged or cut off ({first_line(error)});"
+            " copy or download it again"
+        ) from error
+
+
+def _needed_globals(snapshot: Snapshot, error: pickle.UnpicklingError) -> list[str]:
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())) or named_globals(error)
+    except LOAD_ERRORS:
+        return named_globals(error)  # the layout before torch 1.6, or a pickle too odd to be taken apart

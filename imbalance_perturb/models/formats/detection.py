@@ -1,27 +1,14 @@
-"""Tell a model file's format by its content, and read it without running code that it may hold."""
+"""Which format a model file has, by its content."""
 
 from __future__ import annotations
 
-import logging
 import pickle
-import re
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import torch
-
-from imbalance_perturb.errors import ModelFileError, UntrustedModelError, first_line
-from imbalance_perturb.models.contents import check_checkpoint, check_program, check_script
-from imbalance_perturb.models.formats.exported_program import check_export, check_torchscript, tensors_only
+from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.zip_archive import read_parts
-
-TRUST_REMEDY = "if you trust where it comes from, pass --trust-model-file (trust_model_file=True)"
-SAVE_REMEDY = "save it with torch.save(model.state_dict(), 'model.pth')"
 
 #: What other programs' files begin with, and what they are.
 _FOREIGN = (
@@ -33,8 +20,6 @@ _FOREIGN = (
     (b"\xff\xd8\xff", 0, "a JPEG image"),
 )
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
-#: torch's loaders raise whatever a damaged file leads them to: struct.error, OverflowError, SyntaxError, ...
-_LOAD_ERRORS = (Exception,)
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -90,158 +75,6 @@ def sniff(file: BinaryIO, path: Path) -> str:
     raise _not_a_model(path, "no PyTorch model file")
 
 
-def is_trusted(snapshot: Snapshot, trust: bool | str) -> bool:
-    """Whether code of a model file may run; a SHA-256 trusts the file of that hash alone.
-
-    Raises:
-        UntrustedModelError: if it is another file.
-    """
-    if isinstance(trust, str) and trust.lower() != snapshot.sha256:
-        raise UntrustedModelError(
-            f"{snapshot.path}: this is not the file that was trusted: its SHA-256 is {snapshot.sha256}, that of the"
-            f" trusted one {trust}; put that back, or, if you trust this one too, run imbperturb init again"
-        )
-    return bool(trust)
-
-
-def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None]:
-    """What ``torch.save`` wrote, and a note where code had to be trusted to read it.
-
-    Raises:
-        UntrustedModelError: if it needs code and ``trust`` is not given.
-        ModelFileError: if it is damaged or cannot be read.
-    """
-    path = snapshot.path
-    check_checkpoint(snapshot.open(), str(path))
-    try:
-        with tensors_only(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
-            return torch.load(snapshot.open(), map_location="cpu", weights_only=True), None
-    except pickle.UnpicklingError as error:
-        needed = _needed_globals(snapshot, error)
-        if not needed:
-            raise ModelFileError(
-                f"{path}: this pickle was not written by torch.save, or it is damaged; {SAVE_REMEDY}"
-            ) from error
-        if not trust:
-            raise UntrustedModelError(
-                f"{path}: this pickle needs code to load ({_some(needed)}), which could do anything;"
-                f" {SAVE_REMEDY}, or, {TRUST_REMEDY}"
-            ) from error
-    except _LOAD_ERRORS as error:
-        raise ModelFileError(
-            f"{path}: this file is damaged or cut off ({first_line(error)}); copy or download it again"
-        ) from error
-    try:
-        with importable_from_here(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about classes whose source has changed since they were saved
-            content = torch.load(snapshot.open(), map_location="cpu", weights_only=False)
-    except _LOAD_ERRORS as error:
-        raise ModelFileError(
-            f"{path}: the code that this pickle needs cannot be found or fails ({first_line(error)});"
-            " run from the folder that holds the model's own modules, or install the package they came from"
-        ) from error
-    return content, f"loaded with code of its own, as trusted: {_some(needed)}"
-
-
-def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` file.
-
-    Raises:
-        ModelFileError: if it is damaged.
-    """
-    from safetensors.torch import load
-
-    try:
-        return load(snapshot.content)
-    except _LOAD_ERRORS as error:
-        raise ModelFileError(
-            f"{snapshot.path}: this safetensors file is damaged or cut off ({first_line(error)});"
-            " copy or download it again"
-        ) from error
-
-
-def read_torchscript(snapshot: Snapshot, *, trust: bool) -> torch.jit.ScriptModule:
-    """The TorchScript module, on the CPU.
-
-    Raises:
-        UntrustedModelError: if it uses more than tensor operators and ``trust`` is not given.
-        ModelFileError: if it cannot be read.
-    """
-    path = snapshot.path
-    check_script(snapshot)
-    if not trust:
-        check_torchscript(snapshot)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, but people's files are in it
-            module: torch.jit.ScriptModule = torch.jit.load(snapshot.open(), map_location="cpu")  # type: ignore[no-untyped-call]
-            return module
-    except _LOAD_ERRORS as error:
-        raise ModelFileError(
-            f"{path}: this TorchScript file cannot be read by torch {torch.__version__} ({first_line(error)});"
-            " trace or script the model again, or give its state_dict"
-        ) from error
-
-
-def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProgram:
-    """The exported program of a ``torch.export`` archive.
-
-    Raises:
-        UntrustedModelError: if it holds more than tensors and a graph, and ``trust`` is not given.
-        ModelFileError: if it cannot be read.
-    """
-    path = snapshot.path
-    check_program(snapshot)
-    try:
-        if trust:
-            with importable_from_here():
-                return _load_export(snapshot)
-        check_export(snapshot)
-        with tensors_only():
-            return _load_export(snapshot)
-    except pickle.UnpicklingError as error:
-        raise UntrustedModelError(
-            f"{path}: a part of this torch.export file is a pickle that needs code to load"
-            f" ({_some(_named_globals(error))}); {TRUST_REMEDY}"
-        ) from error
-    except ModelFileError:
-        raise
-    except _LOAD_ERRORS as error:
-        raise ModelFileError(
-            f"{path}: this torch.export file cannot be read by torch {torch.__version__} ({first_line(error)});"
-            " export it again with this version, or give the model's state_dict"
-        ) from error
-
-
-@contextmanager
-def importable_from_here() -> Iterator[None]:
-    """Inside: modules in the current folder can be imported, where no installed package has their name.
-
-    For code that the command line of this run, or the argument of this call, has granted; nothing else comes here.
-    """
-    here = str(Path.cwd())
-    sys.path.append(here)  # last: a torch.py or numpy.py in it is not taken for the package
-    try:
-        yield
-    finally:
-        # From the end: the caller may have had the folder before, and what ran here may have taken ours out.
-        for index in range(len(sys.path) - 1, -1, -1):
-            if sys.path[index] == here:
-                del sys.path[index]
-                break
-
-
-def _load_export(snapshot: Snapshot) -> torch.export.ExportedProgram:
-    # torch logs the whole traceback of what it then also raises, or of a fallback that is fine.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        return torch.export.load(snapshot.open())
-    finally:
-        logging.disable(before)
-
-
 def _sniff_zip(file: BinaryIO, path: Path) -> str:
     names = [part.filename for part in read_parts(file, str(path))]
     parts = {name.split("/", 1)[-1] for name in names}
@@ -261,21 +94,3 @@ def _not_a_model(path: Path, what: str) -> ModelFileError:
         f"{path}: this is {what}; expected a PyTorch state_dict (.pth, .pt, .safetensors), TorchScript or"
         " torch.export (.pt2) file"
     )
-
-
-def _needed_globals(snapshot: Snapshot, error: pickle.UnpicklingError) -> list[str]:
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())) or _named_globals(error)
-    except _LOAD_ERRORS:
-        return _named_globals(error)  # the layout before torch 1.6, or a pickle too odd to be taken apart
-
-
-def _named_globals(error: BaseException) -> list[str]:
-    # torch wraps its unpickler's message and shortens it; the original is in the chain.
-    text = f"{error} {error.__cause__} {error.__context__}"
-    return sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*\.\w+)", text)))
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "not named"

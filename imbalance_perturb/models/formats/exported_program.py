@@ -1,26 +1,31 @@
-"""Look through a TorchScript or ``torch.export`` archive for anything that would run code of the file's own.
-
-Both formats describe a network as data, yet their loaders unpickle, evaluate strings and resolve dotted names
-that stand in the file. What is checked here, before torch sees the file, is a list of what may stand there.
-"""
+"""``torch.export`` programs: checked for operators, expressions and payloads, then read."""
 
 from __future__ import annotations
 
 import ast
 import io
 import json
-import os
+import logging
+import pickle
 import re
-import tokenize
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.errors import ModelFileError, UntrustedModelError
-from imbalance_perturb.models.contents import records
+import torch
+
+from imbalance_perturb.errors import ModelFileError, UntrustedModelError, first_line
+from imbalance_perturb.models.formats.checkpoint import check_checkpoint
 from imbalance_perturb.models.formats.snapshot import Snapshot
-from imbalance_perturb.models.formats.zip_archive import read_parts
+from imbalance_perturb.models.formats.trust import (
+    FILE_OPERATORS,
+    LOAD_ERRORS,
+    TRUST_REMEDY,
+    importable_from_here,
+    named_globals,
+    some_names,
+    tensors_only,
+    untrusted,
+)
+from imbalance_perturb.models.formats.zip_archive import check_container, read_parts, records, text_records
 
 #: What an identifier or a dotted tensor name may look like: anything else could end up in generated source code.
 _NAME = re.compile(r"[\w.:<>+\-]*", re.ASCII)
@@ -39,8 +44,7 @@ _OPERATOR = re.compile(
     r"|math\.(ceil|floor|trunc|sqrt|log|log2|exp|pow)",
     re.ASCII,
 )
-#: Operators of torch itself that read or write files.
-_FILE_OPERATORS = frozenset({"save", "from_file", "load_tensor"})
+
 _TREE_TYPES = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 #: What symbolic shapes are written with: sympy's own classes and those of ``torch.utils._sympy.functions``.
 _SYMPY_CALLS = re.compile(
@@ -54,27 +58,14 @@ _SYMPY_NODES = (
     ast.operator, ast.unaryop, ast.cmpop,
 )  # fmt: skip
 _SYMPY_NAMES = re.compile(r"[suz]f?\d+|zuf\d+|True|False|true|false", re.ASCII)
-#: TorchScript classes built into torch that hold packed parameters and nothing that acts.
-_SCRIPT_CLASSES = frozenset({"quantized", "sparse", "xnnpack", "mkldnn", "onednn"})
+
 #: Descriptions of where a node came from: read back, never run.
 _INERT_KEYS = frozenset({"metadata", "guards_code", "as_string", "as_strings", "torch_version", "serialization_id"})
 
-
-def check_torchscript(snapshot: Snapshot) -> None:
-    """Refuse TorchScript that calls file operators or classes outside torch's own quantisation.
-
-    Raises:
-        UntrustedModelError: naming what was found.
-        ModelFileError: if the archive cannot be read.
-    """
-    path = snapshot.path
-    for name, record in _records(snapshot):
-        text = record.decode("utf-8", "replace") if "/code/" in f"/{name}" or name.endswith(".pkl") else ""
-        for space in set(re.findall(r"__torch__\.torch\.classes\.(\w+)", text)) - _SCRIPT_CLASSES:
-            raise _untrusted(path, f"uses the native class torch.classes.{space}")
-        if name.endswith(".py") and any(word in text for word in _FILE_OPERATORS):
-            for called in _names_in_code(path, text) & _FILE_OPERATORS:
-                raise _untrusted(path, f"calls the operator {called!r}, which reads or writes files")
+#: Parts of an exported program that torch reads as files of ``torch.save``, and those it may by their description.
+_SAVED = re.compile(r"(.*/)?(data/(weights|constants|sample_inputs)/[^/]*|serialized_\w+)\.pt")
+_PAYLOAD_PART = re.compile(r"(.*/)?data/(weights|constants)/(weight|tensor)_\d+")
+_SOME_BYTES, _MOST_SHARED = 64 * 2**20, 8
 
 
 def check_export(snapshot: Snapshot) -> None:
@@ -86,8 +77,8 @@ def check_export(snapshot: Snapshot) -> None:
     """
     path = snapshot.path
     if any("data/aotinductor/" in f"/{part.filename}" for part in read_parts(snapshot.open(), str(path))):
-        raise _untrusted(path, "holds compiled native code (AOTInductor)")
-    for name, record in _records(snapshot):
+        raise untrusted(path, "holds compiled native code (AOTInductor)")
+    for name, record in text_records(snapshot):
         if not name.endswith(".json") or _EXTRA.fullmatch(name):
             continue
         try:
@@ -102,45 +93,7 @@ def check_export(snapshot: Snapshot) -> None:
                 f"{path}: the part {name} of this torch.export file is nested too deeply; export it again"
             ) from error
         if reason:
-            raise _untrusted(path, reason)
-
-
-@contextmanager
-def tensors_only() -> Iterator[None]:
-    """Inside: every ``torch.load``, also those of torch's own loaders, refuses pickles that need code."""
-    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ[names[0]] = "1"
-    os.environ.pop(names[1], None)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def _untrusted(path: Path, reason: str) -> UntrustedModelError:
-    return UntrustedModelError(
-        f"{path}: this file {reason}, so loading it could run code that it brings along;"
-        " if you trust where it comes from, pass --trust-model-file (trust_model_file=True)"
-    )
-
-
-def _records(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
-    path = snapshot.path
-    names = [part.filename for part in read_parts(snapshot.open(), str(path))]
-    if len(set(names)) != len(names):
-        raise _untrusted(path, "holds two parts of the same name")
-    yield from records(snapshot.open(), str(path), (".json", ".py", ".pkl"))
-
-
-def _names_in_code(path: Path, text: str) -> set[str]:
-    try:
-        return {t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.NAME}
-    except (tokenize.TokenError, SyntaxError) as error:
-        raise _untrusted(path, f"holds code that cannot be checked ({error})") from error
+            raise untrusted(path, reason)
 
 
 def _unsafe_in_payload(content: Any) -> str | None:
@@ -173,7 +126,7 @@ def _unsafe_in_graph(content: Any, key: str = "") -> str | None:
         return None
     match key:
         case "target" | "as_operator":
-            known = _OPERATOR.fullmatch(content) and not _FILE_OPERATORS.intersection(content.split("."))
+            known = _OPERATOR.fullmatch(content) and not FILE_OPERATORS.intersection(content.split("."))
             return None if known else f"calls {content!r}, which is not one of torch's own tensor operators"
         case "expr_str":
             return None if _is_arithmetic(content) else f"holds the expression {content!r}"
@@ -236,3 +189,83 @@ def _unsafe_in_tree(text: str) -> str | None:
             )
         waiting.extend(node.get("children_spec", ()))
     return None
+
+
+def check_program(snapshot: Snapshot) -> None:
+    """Refuse an exported program that declares tensors far larger than the file, in itself or in its pickles.
+
+    Raises:
+        ModelFileError: naming what is wrong.
+    """
+    path, file = snapshot.path, snapshot.open()
+    parts = check_container(file, str(path))
+    most = _SOME_BYTES + _MOST_SHARED * sum(part.file_size for part in parts)
+    for part, content in records(file, str(path), ("_config.json",)):
+        if (shown := _declared(content)) > most:
+            raise ModelFileError(
+                f"{path}: {part[:80]!r} declares tensors of {shown:,} bytes, far more than the file has;"
+                " export the model again"
+            )
+    for part, content in records(file, str(path), ("",)):
+        pickled = _PAYLOAD_PART.fullmatch(part) and content[:2] in (b"PK", b"\x80\x02")
+        if content and (pickled or _SAVED.fullmatch(part)):
+            check_checkpoint(io.BytesIO(content), f"{path} ({part[:80]!r})")
+
+
+def _declared(content: bytes) -> int:
+    """Bytes that the tensors in a description take at most, if none shared its content."""
+    try:
+        entries = json.loads(content)["config"].values()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return 0  # the check for code says what is wrong with it
+    return sum(16 * _elements(entry) for entry in entries)
+
+
+def _elements(entry: Any) -> int:
+    product = 1
+    try:
+        for size in entry["tensor_meta"]["sizes"]:
+            product *= abs(int(size["as_int"]))
+    except (TypeError, KeyError, ValueError):
+        return 0
+    return product
+
+
+def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProgram:
+    """The exported program of a ``torch.export`` archive.
+
+    Raises:
+        UntrustedModelError: if it holds more than tensors and a graph, and ``trust`` is not given.
+        ModelFileError: if it cannot be read.
+    """
+    path = snapshot.path
+    check_program(snapshot)
+    try:
+        if trust:
+            with importable_from_here():
+                return _load_export(snapshot)
+        check_export(snapshot)
+        with tensors_only():
+            return _load_export(snapshot)
+    except pickle.UnpicklingError as error:
+        raise UntrustedModelError(
+            f"{path}: a part of this torch.export file is a pickle that needs code to load"
+            f" ({some_names(named_globals(error))}); {TRUST_REMEDY}"
+        ) from error
+    except ModelFileError:
+        raise
+    except LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: this torch.export file cannot be read by torch {torch.__version__} ({first_line(error)});"
+            " export it again with this version, or give the model's state_dict"
+        ) from error
+
+
+def _load_export(snapshot: Snapshot) -> torch.export.ExportedProgram:
+    # torch logs the whole traceback of what it then also raises, or of a fallback that is fine.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        return torch.export.load(snapshot.open())
+    finally:
+        logging.disable(before)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+
+from imbalance_perturb.errors import ModelFileError
 
 #: More than any model's: a tensor takes some 40 operations, an optimiser's state as many again.
 _MOST_OPERATIONS = 2_000_000
@@ -293,3 +295,32 @@ def _extent(made: list[_Made]) -> tuple[int, int]:
                 waiting.append((value, True))
                 waiting.extend((part, False) for part in inside if id(part) not in depths)
     return max(depths.values(), default=0), max(sizes.values(), default=0)
+
+
+def check_storages(storages: Mapping[str, int], sizes: Mapping[str, int], name: str, folder: str = "data") -> None:
+    """Refuse tensors that the archive lacks or holds less of than is declared.
+
+    Args:
+        storages: bytes of each tensor's storage, as the pickle declares them.
+        sizes: bytes of the archive's parts.
+        name: of the file, for messages.
+        folder: of the parts in the archive.
+
+    Raises:
+        ModelFileError: naming the tensor.
+    """
+    for key, length in storages.items():
+        there = sizes.get(f"{folder}/{key}")
+        if there is None:
+            raise ModelFileError(f"{name}: the archive lacks the content of tensor {key[:40]!r}; save the model again")
+        if there < length:
+            raise ModelFileError(
+                f"{name}: the content of tensor {key[:40]!r} is damaged: {length:,} bytes are declared, {there:,} are"
+                " there; copy or save it again"
+            )
+
+
+def odd_pickle(name: str, part: str, error: ValueError) -> ModelFileError:
+    """The error of a pickle that torch cannot have written; ``part`` is its place in an archive, if it lies in one."""
+    where = f"the pickle {part[:80]!r} in it" if part else "its pickle"
+    return ModelFileError(f"{name}: {where} is damaged or made to do harm ({error}); save the model again")

@@ -1,9 +1,27 @@
-"""How deeply TorchScript's source code is nested: its reader, in C++, follows any depth until its stack overflows."""
+"""TorchScript: checked for nesting, pickles and operators, then read."""
 
 from __future__ import annotations
 
+import io
 import re
+import tokenize
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from imbalance_perturb.errors import ModelFileError, first_line
+from imbalance_perturb.models.formats.pickles import (
+    OddPickleError,
+    UnknownOperationError,
+    check_storages,
+    describe,
+    odd_pickle,
+)
+from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.trust import FILE_OPERATORS, LOAD_ERRORS, untrusted
+from imbalance_perturb.models.formats.zip_archive import check_container, records, text_records
 
 #: A statement of a thousand nested brackets or operators is read on a stack of 8 MB, one of ten thousand is not.
 MOST_DEPTH = 500
@@ -15,6 +33,9 @@ _TOKENS = re.compile(
 )
 _DEFINITION = re.compile(r"^(?:class|def) (\w+)(.*?)(?=^(?:class|def) |\Z)", re.ASCII | re.MULTILINE | re.DOTALL)
 _MENTION = re.compile(r"__torch__(?:\.\w+)+", re.ASCII)
+
+#: TorchScript classes built into torch that hold packed parameters and nothing that acts.
+_SCRIPT_CLASSES = frozenset({"quantized", "sparse", "xnnpack", "mkldnn", "onednn"})
 
 
 def code_depth(text: str) -> int:
@@ -67,3 +88,87 @@ def has_long_chain(files: Mapping[str, str]) -> bool:
         for name in ready:
             del left[name]
     return bool(left)
+
+
+def check_script(snapshot: Snapshot) -> None:
+    """Refuse TorchScript whose pickles or code its reader could not hold, or that reads beyond its tensors.
+
+    Raises:
+        ModelFileError: naming what is wrong.
+    """
+    path, file = snapshot.path, snapshot.open()
+    sizes = {part.filename.partition("/")[2]: part.file_size for part in check_container(file, str(path))}
+    if "model.json" in sizes:
+        raise ModelFileError(f"{path}: this TorchScript file has the layout of before torch 1.2; script it again")
+    code: dict[str, str] = {}
+    for part, content in records(file, str(path), (".py", "pkl")):
+        if part.endswith("traced_inputs.pkl"):
+            continue  # of use to a debugger, not read here
+        try:
+            if part.endswith("pkl"):
+                _check_script_pickle(part, content, sizes, str(path))
+                continue
+        except (OddPickleError, UnknownOperationError) as error:
+            raise odd_pickle(str(path), part, error) from error
+        text = code[re.sub(r"^.*?/?code/|\.py$", "", part).replace("/", ".")] = content.decode("utf-8", "replace")
+        if code_depth(text) > MOST_DEPTH:
+            raise ModelFileError(f"{path}: the code in {part[:80]!r} is nested too deeply; script the model again")
+    if has_long_chain(code):
+        raise ModelFileError(f"{path}: its classes are made of one another without end; script the model again")
+
+
+def _check_script_pickle(part: str, content: bytes, sizes: Mapping[str, int], name: str) -> None:
+    found = describe(io.BytesIO(content), strict=True)
+    if any(text_depth(text) > 50 for text in found.texts):
+        raise OddPickleError("it names a type that is nested too deeply")
+    if found.beyond is not None and found.beyond >= 0:
+        raise OddPickleError("it refers to a text that it does not have")
+    # The tensors of data.pkl are in data/, those of constants.pkl in constants/.
+    check_storages(found.storages, sizes, name, part.rpartition("/")[2].removesuffix(".pkl"))
+
+
+def read_torchscript(snapshot: Snapshot, *, trust: bool) -> torch.jit.ScriptModule:
+    """The TorchScript module, on the CPU.
+
+    Raises:
+        UntrustedModelError: if it uses more than tensor operators and ``trust`` is not given.
+        ModelFileError: if it cannot be read.
+    """
+    path = snapshot.path
+    check_script(snapshot)
+    if not trust:
+        check_torchscript(snapshot)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")  # deprecated, but people's files are in it
+            module: torch.jit.ScriptModule = torch.jit.load(snapshot.open(), map_location="cpu")  # type: ignore[no-untyped-call]
+            return module
+    except LOAD_ERRORS as error:
+        raise ModelFileError(
+            f"{path}: this TorchScript file cannot be read by torch {torch.__version__} ({first_line(error)});"
+            " trace or script the model again, or give its state_dict"
+        ) from error
+
+
+def check_torchscript(snapshot: Snapshot) -> None:
+    """Refuse TorchScript that calls file operators or classes outside torch's own quantisation.
+
+    Raises:
+        UntrustedModelError: naming what was found.
+        ModelFileError: if the archive cannot be read.
+    """
+    path = snapshot.path
+    for name, record in text_records(snapshot):
+        text = record.decode("utf-8", "replace") if "/code/" in f"/{name}" or name.endswith(".pkl") else ""
+        for space in set(re.findall(r"__torch__\.torch\.classes\.(\w+)", text)) - _SCRIPT_CLASSES:
+            raise untrusted(path, f"uses the native class torch.classes.{space}")
+        if name.endswith(".py") and any(word in text for word in FILE_OPERATORS):
+            for called in _names_in_code(path, text) & FILE_OPERATORS:
+                raise untrusted(path, f"calls the operator {called!r}, which reads or writes files")
+
+
+def _names_in_code(path: Path, text: str) -> set[str]:
+    try:
+        return {t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.NAME}
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise untrusted(path, f"holds code that cannot be checked ({error})") from error

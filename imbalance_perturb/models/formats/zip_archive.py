@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from imbalance_perturb.errors import ModelFileError
+import torch
+
+from imbalance_perturb.errors import ModelFileError, first_line
+from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.trust import untrusted
 
 #: ``torch.save`` writes no part compressed; TorchScript compresses its code, some megabytes at most.
 MOST_UNPACKED = 64 * 2**20
@@ -117,3 +122,45 @@ def _overlap_reason(file: BinaryIO, parts: list[zipfile.ZipInfo], size: int) -> 
         if end > size:
             return f"the part {part.filename[:80]!r} reaches past the end"
     return None
+
+
+def records(file: BinaryIO, name: str, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """The parts of an archive with such names, as each of the two parsers sees it that torch reads archives with.
+
+    Raises:
+        ModelFileError: if the archive cannot be read.
+    """
+    # A file made to look different to the two must pass as each of them sees it.
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for part in archive.namelist():
+                if part.endswith(endings):
+                    yield part, archive.read(part)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, zlib.error) as error:
+        raise ModelFileError(f"{name}: the archive is damaged ({error}); copy or save it again") from error
+    file.seek(0)
+    try:
+        reader = torch._C.PyTorchFileReader(file)
+    except RuntimeError:
+        return  # torch's parser cannot read it (the layout before 2.8), so it will not load anything by it
+    except Exception as error:  # a number or a name in it that is none
+        raise ModelFileError(f"{name}: the archive is damaged ({error}); copy or save it again") from error
+    try:
+        found = [(part, reader.get_record(part)) for part in reader.get_all_records() if part.endswith(endings)]
+    except Exception as error:
+        raise ModelFileError(f"{name}: the archive is damaged ({first_line(error)}); copy or save it again") from error
+    yield from found
+
+
+def text_records(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
+    """The parts of an archive that hold code, JSON or pickles.
+
+    Raises:
+        UntrustedModelError: if two parts have one name.
+        ModelFileError: if the archive cannot be read.
+    """
+    path = snapshot.path
+    names = [part.filename for part in read_parts(snapshot.open(), str(path))]
+    if len(set(names)) != len(names):
+        raise untrusted(path, "holds two parts of the same name")
+    yield from records(snapshot.open(), str(path), (".json", ".py", ".pkl"))

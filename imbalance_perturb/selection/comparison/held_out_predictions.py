@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.labels import LabelledImages
 from imbalance_perturb.errors import LabelsError
 from imbalance_perturb.inference.pipeline import Assembly
-from imbalance_perturb.labelled_images import LabelledImages
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.selection.comparison.methods import (

@@ -9,12 +9,11 @@ from typing import Any
 
 from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.errors import LabelsError
+from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
+from imbalance_perturb.errors import LabelsError, first_few
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
-from imbalance_perturb.files.csv_tables import first_few
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.pipeline import Assembly, assemble, load_counts
-from imbalance_perturb.labelled_images import LabelledImages, find_labelled_images
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.comparison.held_out_predictions import (

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imbalance_perturb.config.settings import LOSSES, DebiasSettings, Settings
-from imbalance_perturb.errors import ImageFolderError, SettingsError
+from imbalance_perturb.data.labels import LabelledImages
+from imbalance_perturb.errors import ImageFolderError, SettingsError, first_few
 from imbalance_perturb.evaluation.intervals import difference_interval
 from imbalance_perturb.evaluation.results import Interval
-from imbalance_perturb.files.csv_tables import first_few
 from imbalance_perturb.inference.pipeline import Assembly
-from imbalance_perturb.labelled_images import LabelledImages
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.selection.candidates import make_candidates

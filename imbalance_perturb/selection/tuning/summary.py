@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from imbalance_perturb.errors import first_few
 from imbalance_perturb.evaluation.formatting import p_text, share_text
-from imbalance_perturb.files.csv_tables import first_few
 from imbalance_perturb.selection.tuning.results import FIGURES, TriedCorrection, Tuning
 
 #: A class with fewer validation images can hardly decide: half the 95% interval of its recall is then up to 0.2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbalance_perturb.data.image_files import decode_image
+from imbalance_perturb.data.image_decoding import decode_image
 from imbalance_perturb.errors import ImageError
 from tests.image_samples import deep, dicom, picture, saved
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from imbalance_perturb.data.hidden_files import HiddenFiles
-from imbalance_perturb.data.image_files import decode_image, find_images
+from imbalance_perturb.data.image_decoding import decode_image
+from imbalance_perturb.data.image_files import find_images
 from imbalance_perturb.errors import ImageFolderError
 from tests.image_samples import picture, samples
 

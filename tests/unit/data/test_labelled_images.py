@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, LabelsError
-from imbalance_perturb.labelled_images import find_labelled_images
 
 CLASSES = ("a", "b")
 

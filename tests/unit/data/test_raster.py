@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from imbalance_perturb.data.image_files import decode_image
+from imbalance_perturb.data.image_decoding import decode_image
 from imbalance_perturb.data.pixels import Peak, find_peak
 from imbalance_perturb.errors import ImageError
 from tests.image_samples import deep, picture, png16, saved, tiff

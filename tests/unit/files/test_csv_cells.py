@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from imbalance_perturb.cells import (
+from imbalance_perturb.errors import printable
+from imbalance_perturb.files.csv_tables import (
     csv_line,
     decode_path,
     decode_text,
@@ -20,7 +21,6 @@ from imbalance_perturb.cells import (
     encode_text,
     encode_unicode,
     normal_path,
-    printable,
     read_path,
 )
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import pandas
 import pytest
 
-from imbalance_perturb.cells import decode_path, decode_text
 from imbalance_perturb.errors import OutputFileError
-from imbalance_perturb.files.writing import check_output, open_whole, run_path, sha256, write_json, write_whole
+from imbalance_perturb.files.csv_tables import decode_path, decode_text
+from imbalance_perturb.files.writing import check_output, open_whole, sha256, write_json, write_whole
 from imbalance_perturb.predictions.journal import check_place, open_journal, progress_path, read_unfinished, rows_path
-from imbalance_perturb.predictions.rows import PredictionRow
-from imbalance_perturb.predictions.writing import RowLayout, open_rows
+from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
+from imbalance_perturb.predictions.run_file import run_path
+from imbalance_perturb.predictions.writing import open_rows
 
 CLASSES = ("nv", "mel,anoma")
 ROWS = [

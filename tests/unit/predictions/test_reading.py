@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from imbalance_perturb.errors import PredictionsError
-from imbalance_perturb.predictions.reading import iter_images, iter_rows
-from imbalance_perturb.predictions.rows import PredictionRow
-from imbalance_perturb.predictions.run_file import load_predictions, run_layout
-from imbalance_perturb.predictions.writing import RowLayout, open_rows
+from imbalance_perturb.predictions.reading import iter_images, iter_rows, load_predictions
+from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
+from imbalance_perturb.predictions.run_file import run_layout
+from imbalance_perturb.predictions.writing import open_rows
 
 CLASSES = ("a [b]", "=c")
 LAYOUT = RowLayout(CLASSES, corrected=True)

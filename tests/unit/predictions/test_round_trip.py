@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from imbalance_perturb.errors import PredictionsError
-from imbalance_perturb.predictions.reading import iter_images, iter_rows
-from imbalance_perturb.predictions.rows import PredictionRow
-from imbalance_perturb.predictions.run_file import load_predictions
-from imbalance_perturb.predictions.writing import RowLayout, open_rows
+from imbalance_perturb.predictions.reading import iter_images, iter_rows, load_predictions
+from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
+from imbalance_perturb.predictions.writing import open_rows
 
 CLASSES = ("=1+1", "plain", "'quoted", "-1")
 IMAGES = ("=cmd.png", "a,b.png", 'say "x".png', "two\nlines.png", "\udcff.png", "ü/猫.png", "@sum(1).png")

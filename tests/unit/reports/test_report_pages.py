@@ -16,7 +16,7 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from imbalance_perturb import ClassCounts
-from imbalance_perturb.cells import printable
+from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.paired_evaluation import evaluate
 from imbalance_perturb.evaluation.results import Evaluation, Interval
 from imbalance_perturb.reports.comparison_page import comparison_page

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from imbalance_perturb.config.settings import PreprocessSettings
-from imbalance_perturb.data.image_files import ImageList, decode_image, find_images, open_regular
+from imbalance_perturb.data.image_decoding import decode_image, open_regular
+from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.data.preprocessing import select_preprocessing
 from imbalance_perturb.inference.decoding import workers
 from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded

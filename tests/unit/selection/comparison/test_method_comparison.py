@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from imbalance_perturb import ClassCounts
-from imbalance_perturb.cli.demo import write_demo
 from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.data.digits import write_demo
+from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.errors import LabelsError, SettingsError
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.pipeline import assemble
-from imbalance_perturb.labelled_images import find_labelled_images
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.comparison import held_out_predictions, method_comparison

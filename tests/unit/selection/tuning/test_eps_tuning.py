@@ -10,10 +10,10 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, LabelsError, SettingsError
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.pipeline import Assembly, assemble, make_predictor
-from imbalance_perturb.labelled_images import LabelledImages, find_labelled_images
 from imbalance_perturb.selection.rule import SelectionRule
 from imbalance_perturb.selection.tuning.eps_tuning import EPS_GRID, TuningOptions, tune
 from tests.biased import RIGHT_EPS, write_biased

@@ -1,0 +1,90 @@
+"""What may run when a model file is read, and from where it may be imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imbalance_perturb.errors import UntrustedModelError
+from imbalance_perturb.models.formats.snapshot import Snapshot
+
+TRUST_REMEDY = "if you trust where it comes from, pass --trust-model-file (trust_model_file=True)"
+
+#: torch's loaders raise whatever a damaged file leads them to: struct.error, OverflowError, SyntaxError, ...
+LOAD_ERRORS = (Exception,)
+
+#: Operators of torch itself that read or write files.
+FILE_OPERATORS = frozenset({"save", "from_file", "load_tensor"})
+
+
+def is_trusted(snapshot: Snapshot, trust: bool | str) -> bool:
+    """Whether code of a model file may run; a SHA-256 trusts the file of that hash alone.
+
+    Raises:
+        UntrustedModelError: if it is another file.
+    """
+    if isinstance(trust, str) and trust.lower() != snapshot.sha256:
+        raise UntrustedModelError(
+            f"{snapshot.path}: this is not the file that was trusted: its SHA-256 is {snapshot.sha256}, that of the"
+            f" trusted one {trust}; put that back, or, if you trust this one too, run imbperturb init again"
+        )
+    return bool(trust)
+
+
+@contextmanager
+def importable_from_here() -> Iterator[None]:
+    """Inside: modules in the current folder can be imported, where no installed package has their name.
+
+    For code that the command line of this run, or the argument of this call, has granted; nothing else comes here.
+    """
+    here = str(Path.cwd())
+    sys.path.append(here)  # last: a torch.py or numpy.py in it is not taken for the package
+    try:
+        yield
+    finally:
+        # From the end: the caller may have had the folder before, and what ran here may have taken ours out.
+        for index in range(len(sys.path) - 1, -1, -1):
+            if sys.path[index] == here:
+                del sys.path[index]
+                break
+
+
+def named_globals(error: BaseException) -> list[str]:
+    """The names of the code that torch's unpickler refused, as its error tells them."""
+    # torch wraps its unpickler's message and shortens it; the original is in the chain.
+    text = f"{error} {error.__cause__} {error.__context__}"
+    return sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*\.\w+)", text)))
+
+
+def some_names(names: list[str], most: int = 4) -> str:
+    """Names of code for a message, the first few of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "not named"
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Inside: every ``torch.load``, also those of torch's own loaders, refuses pickles that need code."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ[names[0]] = "1"
+    os.environ.pop(names[1], None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def untrusted(path: Path, reason: str) -> UntrustedModelError:
+    """The error of a file that could run code of its own, for this ``reason``."""
+    return UntrustedModelError(
+        f"{path}: this file {reason}, so loading it could run code that it brings along;"
+        " if you trust where it comes from, pass --trust-model-file (trust_model_file=True)"
+    )
