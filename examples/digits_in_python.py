@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from imbalance_perturb.config.recipe import merge_settings
-from imbalance_perturb.data.digits import write_demo
+from imbalance_perturb.data.demo_files import write_demo
 from imbalance_perturb.data.image_files import find_images
 from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.evaluation.evaluation_files import evaluate_files

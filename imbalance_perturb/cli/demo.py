@@ -13,7 +13,7 @@ from typing import Annotated
 from typer import Argument
 
 from imbalance_perturb.cli import terminal
-from imbalance_perturb.data.digits import COUNTS, MODEL, TEST, VAL, write_demo
+from imbalance_perturb.data.demo_files import COUNTS, MODEL, TEST, VAL, write_demo
 from imbalance_perturb.errors import ImbperturbError
 
 #: How the demonstration's model was trained to see an image (``examples/train_demo_model.py``).

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbalance_perturb.data.digits import write_demo
+from imbalance_perturb.data.demo_files import write_demo
 from tests.functional.conftest import SMALL, Finished, Workplace
 
 #: The columns of the demonstration that its model was trained with.

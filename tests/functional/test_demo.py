@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imbalance_perturb.cli.demo import COMMANDS
-from imbalance_perturb.data.digits import write_demo
+from imbalance_perturb.data.demo_files import write_demo
 from imbalance_perturb.errors import OutputFileError
 
 

@@ -10,7 +10,7 @@ import torch
 
 from imbalance_perturb import ClassCounts
 from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
-from imbalance_perturb.data.digits import write_demo
+from imbalance_perturb.data.demo_files import write_demo
 from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.errors import LabelsError, SettingsError
 from imbalance_perturb.inference.engine import iter_inputs
