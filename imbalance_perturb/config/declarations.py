@@ -98,6 +98,7 @@ class Number(Allowed):
     """A finite number, a ``whole`` one perhaps, within its bounds; true and false are none."""
 
     whole: bool = False
+    of: str = ""  # what is counted
     above: int | None = None
     at_least: int | None = None
     at_most: int | None = None
@@ -114,7 +115,7 @@ class Number(Allowed):
         if self.at_least is not None:
             least, most = self.at_least, self.at_most
             bounds = f", at least {least}" if most is None else f" from {least} to {most}"
-        return f"{'whole ' if self.whole else ''}number{bounds}"
+        return f"{'whole ' if self.whole else ''}number{f' of {self.of}' if self.of else ''}{bounds}"
 
     @property
     def expected(self) -> str:  # type: ignore[override]

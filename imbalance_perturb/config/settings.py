@@ -180,7 +180,7 @@ class RunSettings(Table):
     )
     image_timeout: float = setting(
         IMAGE_TIMEOUT,
-        Number(above=0),
+        Number(of="seconds", above=0),
         "Longest that one image may take to be read and decoded, in seconds; then its row says so.",
         compared=False,
     )

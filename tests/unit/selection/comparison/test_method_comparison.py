@@ -108,7 +108,7 @@ def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None
     }
     sweep = Sweep([str(i) for i in range(60)], {}, torch.from_numpy(base), logits, {}, {})
     layer = LastLayer("fc.weight", torch.from_numpy(norms), torch.from_numpy(bias))
-    cached = CachedLogits(sweep, loss_spec, ClassCounts("abcd", n.tolist()), layer)
+    cached = CachedLogits(sweep, loss_spec, ClassCounts(tuple("abcd"), n.tolist()), layer)
     prior = np.log(n / n.sum())
     softmax = np.exp(base) / np.exp(base).sum(1, keepdims=True)
     shares = n / n.sum()
