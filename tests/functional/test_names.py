@@ -24,6 +24,7 @@ from imbalance_perturb.cli.app import main
 from imbalance_perturb.errors import printable
 from imbalance_perturb.files.csv_tables import encode_text
 from imbalance_perturb.predictions.reading import load_predictions
+from imbalance_perturb.predictions.run_file import run_path
 from tests.functional.conftest import Finished, Workplace
 
 #: Of a folder, and of every file in it before its suffix.
@@ -133,10 +134,11 @@ def test_predict_and_what_reads_it(place: Place, suffix: str) -> None:
     found = load_predictions(out, CLASSES)
     assert list(found.images) == place.names
     assert len(found.probs[0]) == len(CLASSES)
-    run = json.loads(Path(f"{ODD}.run.json").read_bytes())
+    beside = run_path(Path(out))
+    run = json.loads(beside.read_bytes())
     assert [entry["name"] for entry in run["classes"]] == list(CLASSES)
     assert run["settings"]["model"]["model"] == place.model
-    shown = json.loads(place.odd("verify", f"{ODD}.run.json", "--json").out)
+    shown = json.loads(place.odd("verify", str(beside), "--json").out)
     assert (shown["predictions"], shown["reproduced"]) == (out, len(place.names))
     shown = json.loads(place.odd("evaluate", out, "--labels", place.labels, "--json").out)
     assert shown["classes"] == list(CLASSES)
@@ -197,7 +199,7 @@ def test_inspect_init_and_the_recipe(place: Place) -> None:
     shown = json.loads(place.odd("inspect", place.model, place.counts, *PLAIN, "--json").out)
     assert [row["name"] for row in shown["classes"]] == list(CLASSES)
     (refused,) = place.odd("init", place.model, place.counts, *PLAIN, code=1).err.splitlines()
-    assert "recipe is UTF-8 text and cannot name a file whose name is not" in refused
+    assert "a name that is not UTF-8, as a recipe is; rename the file" in refused
     assert not Path("imbperturb.toml").exists()
     for name in (place.model, place.counts):
         Path(name).rename(name.replace("\udcff", ""))
