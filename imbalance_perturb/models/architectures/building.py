@@ -309,10 +309,15 @@ def _last_rows(checkpoint: Checkpoint, path: Path, preferred: tuple[str, ...] = 
 
 def _without_followers(tensors: dict[str, Tensor], layers: list[str]) -> list[str]:
     """Of layers in no order those that may be the head: no other takes as many features, or gives as many."""
-    rows = Counter(tensors[name].shape[0] for name in layers)
-    taken = {tensors[name].shape[1] for name in layers}
-    ends = [name for name in layers if rows[tensors[name].shape[0]] == 1 and tensors[name].shape[0] not in taken]
-    return [name for name in ends if tensors[name].ndim == 2] or ends or layers
+    flat = [name for name in layers if tensors[name].ndim == 2]
+    # Linears first and among themselves: three classes are no input of a convolution that takes three colours.
+    for kind in (flat, layers):
+        rows = Counter(tensors[name].shape[0] for name in kind)
+        taken = {tensors[name].shape[1] for name in kind}
+        ends = [name for name in kind if rows[tensors[name].shape[0]] == 1 and tensors[name].shape[0] not in taken]
+        if ends:
+            return ends
+    return sorted(flat or layers)
 
 
 def _load_strictly(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) -> None:

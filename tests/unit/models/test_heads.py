@@ -279,10 +279,14 @@ def test_both_formats_give_the_networks_own_labels_or_a_refusal(drawn: tuple[nn.
             assert torch.equal(loaded(x), expected), suffix
 
 
+@pytest.mark.parametrize("classes", [3, 5])
 def test_a_factory_is_given_the_classes_of_the_head_in_either_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sorted names do not end in the head: the number of classes is that of the layer which feeds no other."""
+    """Sorted names do not end in the head: the number of classes is that of the layer which feeds no other.
+
+    As many classes as colours are no input of the first convolution.
+    """
     (tmp_path / "a_network_of_mine.py").write_text(
         "from torch import nn\n"
         "def build(num_classes):\n"
@@ -293,10 +297,10 @@ def test_a_factory_is_given_the_classes_of_the_head_in_either_format(
     monkeypatch.syspath_prepend(str(tmp_path))
     from importlib import import_module
 
-    network: nn.Module = import_module("a_network_of_mine").build(num_classes=5).eval()
+    network: nn.Module = import_module("a_network_of_mine").build(num_classes=classes).eval()
     for suffix in (".pth", ".safetensors"):
         loaded = load_classifier(save(network, tmp_path, suffix), factory="a_network_of_mine:build")
-        assert loaded.info.num_classes == 5
+        assert loaded.info.num_classes == classes
         assert same(loaded, network)
 
 
