@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from imbalance_perturb.inference.batching import usual_batch_size
 from imbalance_perturb.inference.execution import fast_dtype
-from imbalance_perturb.inference.predictor import START, Predictor
+from imbalance_perturb.inference.predictor import Predictor
+from imbalance_perturb.inference.sampling import START
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.target import target_distribution

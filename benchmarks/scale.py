@@ -27,7 +27,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 from imbalance_perturb.data.image_files import find_images
-from imbalance_perturb.predictions.journal import read_unfinished
+from imbalance_perturb.predictions.progress_file import read_unfinished
 
 DISTINCT, IN_A_FOLDER = 500, 1000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,8 +26,6 @@ from imbalance_perturb.config.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
-    from imbalance_perturb.cli.narration import Narrator
-    from imbalance_perturb.inference.pipeline import Assembly
     from imbalance_perturb.selection.comparison.results import Comparison
 
 #: Options of the shared group that a comparison chooses by itself, and what to give instead.
@@ -140,22 +139,13 @@ def compare(
         level=confidence_level,
     )
     files = ComparisonFiles(val, labels, test, test_labels)
+    chosen = settings.debias
+    perturbation = f"perturbation: T {chosen.temperature:g}, {chosen.loss}, target {chosen.target}"
     comparison = compare_methods(
-        settings, files, options, describe=lambda assembly: _describe(say, assembly), progress=say.progress
+        settings, files, options, describe=partial(say.assembly, correction=perturbation), progress=say.progress
     )
     _show(comparison, out, report, common)
     raise typer.Exit(SOME_FAILED if comparison.failed else 0)
-
-
-def _describe(say: Narrator, assembly: Assembly) -> None:
-    debias, execution = assembly.settings.debias, assembly.execution
-    say.model(assembly.model.info, assembly.probe)
-    say.line(f"each image: {assembly.preprocessing.describe()}")
-    say.line(f"perturbation: T {debias.temperature:g}, {debias.loss}, target {debias.target}")
-    say.line(
-        f"running on {execution.device_name} ({execution.device}), {execution.precision},"
-        f" batches of {execution.batch_size}, {execution.workers} workers"
-    )
 
 
 def _show(comparison: Comparison, out: Path, report: Path | None, common: CommonOptions) -> None:

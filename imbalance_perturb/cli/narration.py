@@ -14,6 +14,7 @@ from imbalance_perturb.data.picture_formats import is_unread
 from imbalance_perturb.errors import printable
 
 if TYPE_CHECKING:
+    from imbalance_perturb.config.settings import DebiasSettings
     from imbalance_perturb.data.image_files import ImageList
     from imbalance_perturb.inference.folder_prediction import RunSummary
     from imbalance_perturb.inference.inspection import Inspection
@@ -59,24 +60,20 @@ class Narrator:
         if unread := sum(map(is_unread, images.names)):
             self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
-    def assembly(self, assembly: Assembly) -> None:
-        """What will be done to an image before it starts."""
-        d, e = assembly.settings.debias, assembly.execution
+    def assembly(self, assembly: Assembly, correction: str | None = None) -> None:
+        """What will be done to an image, and where, before it starts.
+
+        Args:
+            assembly: what is going to run.
+            correction: the line on the correction where the settings alone do not say it: many are to be tried.
+        """
+        execution = assembly.execution
         self.model(assembly.model.info, assembly.probe)
         self.line(f"each image: {assembly.preprocessing.describe()}")
-        if assembly.debiased.active:
-            space = "model input" if d.eps_space == "input" else "[0, 1] pixels"
-            steps = f", {d.steps} steps" if d.steps > 1 else ""
-            clip = ", clipped to [0, 1] pixels" if d.clip else ""
-            self.line(
-                f"correction: eps {d.eps:g} in units of the {space}{steps}{clip}, T {d.temperature:g}, {d.loss},"
-                f" target {d.target}" + (f", tau {d.tau:g}" if d.tau else "")
-            )
-        else:
-            self.line("correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else ""))
+        self.line(_describe_correction(assembly) if correction is None else correction)
         self.line(
-            f"running on {e.device_name} ({e.device}), {e.describe_precision()}, batches of {e.batch_size},"
-            f" {e.workers} workers; network: {assembly.optimisation.path}"
+            f"running on {execution.device_name} ({execution.device}), {execution.describe_precision()}, batches of"
+            f" {execution.batch_size}, {execution.workers} workers; network: {assembly.optimisation.path}"
         )
 
     def model(self, info: ModelInfo, probe: ProbeResult) -> None:
@@ -133,6 +130,24 @@ class Narrator:
                 yield bar
         else:
             yield _Lines(self, total)
+
+
+def describe_eps_space(debias: DebiasSettings) -> str:
+    """Name the units of eps."""
+    return "model input" if debias.eps_space == "input" else "[0, 1] pixels"
+
+
+def _describe_correction(assembly: Assembly) -> str:
+    d = assembly.settings.debias
+    if not assembly.debiased.active:
+        return "correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else "")
+    steps = f", {d.steps} steps" if d.steps > 1 else ""
+    clip = ", clipped to [0, 1] pixels" if d.clip else ""
+    tau = f", tau {d.tau:g}" if d.tau else ""
+    return (
+        f"correction: eps {d.eps:g} in units of the {describe_eps_space(d)}{steps}{clip}, T {d.temperature:g},"
+        f" {d.loss}, target {d.target}{tau}"
+    )
 
 
 class Progress:

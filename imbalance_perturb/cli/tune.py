@@ -28,8 +28,7 @@ from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
     from imbalance_perturb.cli.narration import Narrator
-    from imbalance_perturb.config.settings import Settings
-    from imbalance_perturb.inference.pipeline import Assembly
+    from imbalance_perturb.config.settings import DebiasSettings, Settings
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
     from imbalance_perturb.selection.tuning.results import Tuning
 
@@ -194,26 +193,20 @@ def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOpti
     say.images(labelled.images)
     check_tuning(labelled, settings, counts_file.counts, options.rule)
     assembly = assemble(settings, labelled.images, counts_file=counts_file, exact=True)
-    _say_assembly(say, assembly, options)
+    say.assembly(assembly, _describe_grid(settings.debias, options))
     with say.progress(len(labelled.images)) as progress:
         return tune(assembly, labelled, options, progress=progress)
 
 
-def _say_assembly(say: Narrator, assembly: Assembly, options: TuningOptions) -> None:
-    debias, execution = assembly.settings.debias, assembly.execution
-    say.model(assembly.model.info, assembly.probe)
-    say.line(f"each image: {assembly.preprocessing.describe()}")
+def _describe_grid(debias: DebiasSettings, options: TuningOptions) -> str:
+    from imbalance_perturb.cli.narration import describe_eps_space
+
     variants = options.variants(debias)
     loss_specs = len({variant.loss_spec for variant in variants})
-    space = "model input" if debias.eps_space == "input" else "[0, 1] pixels"
     tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
-    say.line(
-        f"trying: {len(variants)} corrections with eps in units of the {space}, target {debias.target}{tau};"
-        f" 1 + {loss_specs} + {len(variants)} passes an image"
-    )
-    say.line(
-        f"running on {execution.device_name} ({execution.device}), {execution.precision}, batches of"
-        f" {execution.batch_size}, {execution.workers} workers"
+    return (
+        f"trying: {len(variants)} corrections with eps in units of the {describe_eps_space(debias)}, target"
+        f" {debias.target}{tau}; 1 + {loss_specs} + {len(variants)} passes an image"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from imbalance_perturb.errors import printable
+from imbalance_perturb.errors import first_few
 
 #: Names (lower case) besides those that begin with a dot: NAS thumbnails and bins, Windows, macOS archives, ext4.
 SYSTEM_NAMES = frozenset(
@@ -55,11 +55,9 @@ class HiddenFiles:
         """One line, or nothing where nothing was left aside."""
         parts = []
         if self.folders:
-            names = sorted(set(self.folders))
-            more = ", ..." if len(names) > _NAMED else ""
             parts.append(
                 f"{self.inside:,} files in {len(self.folders):,} hidden or system folders"
-                f" ({', '.join(map(printable, names[:_NAMED]))}{more})"
+                f" ({first_few(sorted(set(self.folders)), _NAMED)})"
             )
         if self.loose:
             parts.append(f"{self.loose:,} hidden or system files")

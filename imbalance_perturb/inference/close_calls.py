@@ -8,6 +8,7 @@ nothing to fear.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -63,8 +64,34 @@ class Reach(NamedTuple):
         return ((lead <= self.slope * favour + SAFETY * self.spread) & rival).any(dim=1)
 
 
+@dataclass
+class Bounds:
+    """What calibration found.
+
+    Attributes:
+        calibrated_on: images that the bounds were measured on.
+        base, corrected: margins of base and corrected logits up to which low precision is not trusted; ``None``
+            trusts it throughout.
+        reach: how far the correction moves logits.
+        notes: why precision or close calls only were given up, where they were.
+    """
+
+    calibrated_on: int = 0
+    base: float | None = None
+    corrected: float | None = None
+    reach: Reach | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def are_doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
+        """(N,) whether low precision cannot be trusted with the labels of (N, C) base and corrected logits."""
+        doubtful = ~(torch.isfinite(base).all(1) & torch.isfinite(logits).all(1))
+        if self.base is not None and self.corrected is not None:
+            doubtful |= (margins(base) <= self.base) | (margins(logits) <= self.corrected)
+        return doubtful
+
+
 def fit_reach(logits: Tensor, corrected: Tensor, target: Tensor) -> Reach:
-    """What images with known corrected logits say of how far the correction reaches.
+    """Fit how far the correction reaches to images whose corrected logits are known.
 
     Args:
         logits: (N, C), finite, without the correction.

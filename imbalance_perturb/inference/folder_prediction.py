@@ -22,7 +22,8 @@ from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.deep_images import DeepImages
-from imbalance_perturb.predictions.journal import Journal, Mark, check_place, open_journal, rows_path
+from imbalance_perturb.predictions.journal import Journal, check_place, open_journal
+from imbalance_perturb.predictions.progress_file import Mark, rows_path
 from imbalance_perturb.predictions.resuming import check_unfinished, find_finished
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.run_file import RUN_SCHEMA, run_path

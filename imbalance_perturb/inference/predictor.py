@@ -8,9 +8,8 @@ sample through the run says how often the labels agreed after all.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor
 from imbalance_perturb.config.settings import PRECISIONS
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.batching import Passes
-from imbalance_perturb.inference.close_calls import SAFETY, Reach, close_bound, fit_reach, margins
+from imbalance_perturb.inference.close_calls import SAFETY, Bounds, Reach, close_bound, fit_reach
+from imbalance_perturb.inference.sampling import sample
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts
@@ -32,12 +32,9 @@ FEWEST_CALIBRATED = 16
 #: large beside the margins are not described well by what a few images show.
 WORTHWHILE = 0.4
 
-#: One image in so many is sampled; more often at the start, so that a short run has a sample too.
-SAMPLED, SAMPLED_AT_START, START = 64, 16, 256
-
 
 class Predicted(NamedTuple):
-    """What a batch came to.
+    """The logits of a batch, and how they were computed.
 
     ``base`` and ``logits``: (N, C), plain and corrected; ``refined``: (N,) bool, whether both were recomputed by
     the full computation; ``corrected``: (N,) bool, whether the correction was run (else ``logits`` are those of
@@ -58,17 +55,6 @@ class _Tally:
     sampled: int = 0
     base_agreed: int = 0
     agreed: int = 0
-
-
-@dataclass
-class _Bounds:
-    """What calibration found; the margins are of base and corrected logits."""
-
-    calibrated_on: int = 0
-    base: float | None = None
-    corrected: float | None = None
-    reach: Reach | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 class Predictor:
@@ -119,7 +105,7 @@ class Predictor:
         self._passes = Passes(batch_size, alike=alike)
         self._seed = seed
         self.needs_calibration = precision == "auto" or self._close_calls_only
-        self._bounds = _Bounds()
+        self._bounds = Bounds()
         self._tally = _Tally()
 
     @property
@@ -131,7 +117,7 @@ class Predictor:
         """Measure the bounds on batches (N, ...) of images like those to come.
 
         Images that either computation cannot handle are left out. Where too few are left, or too large a share of
-        them are close calls, the shortcut is given up for good and the summary says so.
+        them are close calls, the shortcut is given up for the rest of the run and the summary says so.
         """
         self.needs_calibration = False
         full_base, full, base, logits = self._run_both(xs)
@@ -170,7 +156,7 @@ class Predictor:
         stopwatch = stopwatch or Stopwatch()
         base, logits, corrected = self._compute(x, stopwatch)
         refined = self._doubtful(base, logits)
-        sampled = self._sample(len(x)).to(x.device) & ~refined & ~self._is_full(corrected)
+        sampled = sample(self._seed, self._tally.images, len(x)).to(x.device) & ~refined & ~self._is_full(corrected)
         again = refined | sampled
         tally = _Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():
@@ -187,7 +173,7 @@ class Predictor:
         return Predicted(base, logits, refined, corrected)
 
     def summary(self) -> Agreement:
-        """What came of it so far."""
+        """Counts and bounds of the run so far."""
         bounds, tally = self._bounds, self._tally
         return Agreement(
             precision="fp32" if self._low is None else self._precision,
@@ -214,7 +200,7 @@ class Predictor:
         return self._passes.limit.most
 
     def state(self) -> dict[str, Any]:
-        """What a run that goes on later needs, as JSON has it (see :meth:`restore`)."""
+        """What a resumed run needs, as JSON has it (see :meth:`restore`)."""
         return {
             "low": self._low is not None,
             "close_calls_only": self._close_calls_only,
@@ -224,11 +210,11 @@ class Predictor:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up where a predictor of the same arguments stood, calibrated, when :meth:`state` was asked."""
+        """Resume from the :meth:`state` of a calibrated predictor that had the same arguments."""
         self._low = self._low if state["low"] else None
         self._close_calls_only = state["close_calls_only"]
         reach = state["bounds"]["reach"]
-        self._bounds = _Bounds(**{**state["bounds"], "reach": None if reach is None else Reach(*reach)})
+        self._bounds = Bounds(**{**state["bounds"], "reach": None if reach is None else Reach(*reach)})
         self._tally = _Tally(**state["tally"])
         self._passes.limit.most = state["most_at_once"]
         self.needs_calibration = False
@@ -257,16 +243,13 @@ class Predictor:
         return self._passes.attempt_both(self._low, x, stopwatch)
 
     def _doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
-        """(N,) whether only the reference can tell the labels."""
+        """(N,) whether only the reference can decide the labels."""
         if self._low is None:
             return torch.zeros(len(base), dtype=torch.bool, device=base.device)
-        doubtful = ~(torch.isfinite(base).all(1) & torch.isfinite(logits).all(1))
-        if self._bounds.base is not None and self._bounds.corrected is not None:
-            doubtful |= (margins(base) <= self._bounds.base) | (margins(logits) <= self._bounds.corrected)
-        return doubtful
+        return self._bounds.are_doubtful(base, logits)
 
     def _may_change(self, logits: Tensor) -> Tensor:
-        assert self._bounds.reach is not None, "close calls are only told after calibration"
+        assert self._bounds.reach is not None, "close calls are known only after calibration"
         return self._bounds.reach.may_change(logits, self._reference.target)
 
     def _is_full(self, corrected: Tensor) -> Tensor:
@@ -302,17 +285,6 @@ class Predictor:
             self._close_calls_only = False
             self._bounds.notes.append(why)
 
-    def _sample(self, n: int) -> Tensor:
-        """(n,) which of the next images are sampled: by their position in the run, so batches make no difference."""
-        start = self._tally.images
-        chosen = [_is_sampled(self._seed, position) for position in range(start, start + n)]
-        return torch.tensor(chosen, dtype=torch.bool)
-
     def _count(self, tally: _Tally) -> None:
         for name, value in vars(tally).items():
             setattr(self._tally, name, getattr(self._tally, name) + value)
-
-
-def _is_sampled(seed: int, position: int) -> bool:
-    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) % (SAMPLED_AT_START if position < START else SAMPLED) == 0

@@ -76,6 +76,32 @@ def describe_making(
     }
 
 
+def describe_source(assembly: Assembly) -> dict[str, Any]:
+    """Describe what the figures of a choice between corrections rest on: model, counts, preprocessing, machine."""
+    import torch
+
+    import imbalance_perturb
+
+    settings, execution = assembly.settings, assembly.execution
+    return {
+        "model": {"path": settings.model.model, "sha256": assembly.model.info.sha256},
+        "counts": {"path": settings.model.counts, "sha256": assembly.counts_sha256},
+        "preprocessing": assembly.preprocessing.to_dict(),
+        "execution": {
+            "device": str(execution.device),
+            "device_name": execution.device_name,
+            "precision": execution.precision,
+            "batch_size": execution.batch_size,
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "imbalance_perturb": imbalance_perturb.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }
+
+
 def _installed(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imbalance_perturb.errors import CountsError
+from imbalance_perturb.errors import CountsError, first_few
 from imbalance_perturb.files.strict_json import parse_json_bytes, read_bytes_of
 
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
@@ -133,11 +133,7 @@ def _folded(names: Sequence[str]) -> tuple[str, ...]:
 def _both(here: Sequence[str], there: Sequence[str]) -> str:
     differ = [i for i, (one, other) in enumerate(zip(_folded(here), _folded(there), strict=True)) if one != other]
     first = ", ".join(f"class {i} is {here[i]!r} here and {there[i]!r} there" for i in differ[:3])
-    return f"{first} (here: {_few(here)}; there: {_few(there)})"
-
-
-def _few(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return f"{first} (here: {first_few(here, 12)}; there: {first_few(there, 12)})"
 
 
 def _listed(what: str, values: Iterable[Any]) -> tuple[Any, ...]:
@@ -170,7 +166,8 @@ def _order_fault(names: Sequence[Any], *, listed: bool) -> str | None:
     indices = by_value == [str(index) for index in range(len(names))]
     if list(names) == by_value or (list(names) == as_text and (listed or not indices)):
         return None
-    return f"the classes are numbers in the order {_few(names)}, but the position is the class index, not the name"
+    order = first_few(names, 12)
+    return f"the classes are numbers in the order {order}, but the position is the class index, not the name"
 
 
 def _refuse_numbers(names: Sequence[Any], counts: Sequence[Any], *, listed: bool) -> None:
@@ -181,7 +178,8 @@ def _refuse_numbers(names: Sequence[Any], counts: Sequence[Any], *, listed: bool
     shown = json.dumps(dict(pairs[:12]), default=str)[1:-1] + (", ..." if len(pairs) > 12 else "")
     text = ""
     if sorted(names) != [name for name, _ in pairs]:
-        lists = f'{{"classes": [{_few([json.dumps(name) for name in sorted(names)], 4)}], "counts": [...]}}'
+        few = json.dumps(sorted(names)[:4])[1:-1] + (", ..." if len(names) > 4 else "")
+        lists = f'{{"classes": [{few}], "counts": [...]}}'
         text = f", or {lists} if its outputs have them sorted as text, as ImageFolder's have"
     raise CountsError(f"{fault}: write {{{shown}}} if the model's outputs have them by value{text}")
 

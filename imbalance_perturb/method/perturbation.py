@@ -148,15 +148,15 @@ def perturb(
 
 
 def logit_gradient(loss: str) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """The function (logits (N, C), p* (C,), T) -> ∂ℓ/∂z (N, C) up to a positive factor, for a loss by name.
+    """Look up the function (logits (N, C), p* (C,), T) -> ∂ℓ/∂z (N, C) up to a positive factor, by a loss's name.
 
     Raises:
         SettingsError: if the loss is not known.
     """
     try:
-        return LOSSES[loss]
+        return LOGIT_GRADIENTS[loss]
     except KeyError:
-        raise SettingsError(f"loss {loss!r} is not known; use {', '.join(LOSSES)}") from None
+        raise SettingsError(f"loss {loss!r} is not known; use {', '.join(LOGIT_GRADIENTS)}") from None
 
 
 def _cross_entropy(z: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -179,7 +179,8 @@ def _focal(z: Tensor, target: Tensor, temperature: float) -> Tensor:
     return u - p * u.sum(dim=1, keepdim=True)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+#: The losses by name, as settings declare them: functions (logits (N, C), p* (C,), T) -> ∂ℓ/∂z up to a factor.
+LOGIT_GRADIENTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "cross-entropy": _cross_entropy,
     "mse": _mse,
     "focal": _focal,

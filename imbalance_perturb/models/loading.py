@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.config.settings import HEAD_ACTIVATIONS
+from imbalance_perturb.config.settings import HEAD_ACTIVATIONS, OUTPUTS
 from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line, printable
 from imbalance_perturb.models.architectures.building import Built, build_network, parameter_count
 from imbalance_perturb.models.class_names import (
@@ -80,8 +80,8 @@ def load_classifier(
         ModelOutputError: if the network fails on ``input_shape`` or returns no logits.
         SettingsError: for an argument out of range.
     """
-    if outputs not in ("auto", "logits", "probabilities"):
-        raise SettingsError(f"outputs is {outputs!r}; expected one of auto, logits, probabilities")
+    if outputs not in OUTPUTS:
+        raise SettingsError(f"outputs is {outputs!r}; expected one of {', '.join(OUTPUTS)}")
     if head_activation is not None and head_activation not in HEAD_ACTIVATIONS:
         raise SettingsError(f"head_activation is {head_activation!r}; expected one of {', '.join(HEAD_ACTIVATIONS)}")
     if arch and factory:

@@ -1,13 +1,7 @@
-"""Rows on disk while a run goes on, so that a run cut off by anything can go on from what it had done.
+"""Writes the rows of a run as they come, with marks that prove them whole, so that any cut-off run can be resumed.
 
-Beside the file to be, ``predictions.csv``, lie two others until it is whole. ``predictions.csv.partial`` has its rows
-so far (those of Parquet, which cannot be read before it is whole: JSON Lines, ``predictions.parquet.partial.jsonl``).
-``predictions.csv.progress`` begins with a line that says what the rows are made by; every further line is a mark: up
-to this byte, with this checksum, the rows are whole, and the run stood so. After a power cut the marks may be ahead of
-the rows or damaged themselves, so a mark counts only where the bytes before it have its checksum.
-
-A run that goes on has to find these names, so others can foresee them, too: they are opened by :func:`open_own` only.
-Every file is closed before it is renamed or removed, since Windows refuses that for one that is open.
+The files beside the predictions file, and what they hold, are those of ``progress_file.py``. Every file is closed
+before it is renamed or removed, since Windows refuses that for one that is open.
 """
 
 from __future__ import annotations
@@ -19,9 +13,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-from imbalance_perturb.errors import OutputFileError, ResumeError
+from imbalance_perturb.errors import OutputFileError
 from imbalance_perturb.files.writing import (
     check_output,
     check_writable,
@@ -31,47 +25,24 @@ from imbalance_perturb.files.writing import (
     refusing,
     sync_folder,
 )
+from imbalance_perturb.predictions.progress_file import (
+    PROGRESS_SCHEMA,
+    Mark,
+    is_parquet,
+    progress_path,
+    read_marks,
+    rows_path,
+)
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.run_file import run_path
 from imbalance_perturb.predictions.writing import open_parquet_records, text_rows
 
-#: Version of the layout of a progress file.
-PROGRESS_SCHEMA = 2
-
 #: A power cut costs at most the rows of so many seconds; waiting for the disk at every batch would cost more.
 _SECONDS_BETWEEN_SYNCS = 5.0
 
-_CHUNK = 1 << 20
-
-
-class Mark(NamedTuple):
-    """Up to here rows are whole: their number, bytes and CRC-32, and the state that the run was in."""
-
-    rows: int
-    size: int
-    crc: int
-    state: Mapping[str, Any]
-
-
-class Unfinished(NamedTuple):
-    """What a run that did not end has left: what it was made by, and its last mark that holds."""
-
-    made_by: Mapping[str, Any]
-    mark: Mark
-
-
-def rows_path(path: Path) -> Path:
-    """Where rows are written until the file is whole."""
-    return path.with_name(path.name + (".partial.jsonl" if _is_parquet(path) else ".partial"))
-
-
-def progress_path(path: Path) -> Path:
-    """Where it stands up to which the rows are whole."""
-    return path.with_name(path.name + ".progress")
-
 
 def check_place(path: Path) -> None:
-    """Refuse a predictions file that a run could not write, with all that stands beside it, before any work is done.
+    """Refuse a predictions file that a run could not write, with the files beside it, before any work is done.
 
     Raises:
         OutputFileError: naming the file and the reason.
@@ -81,24 +52,6 @@ def check_place(path: Path) -> None:
     for beside in (rows_path(path), progress_path(path)):
         with refusing(beside), suppress(FileNotFoundError):
             open_own(beside).close()
-
-
-def read_unfinished(path: Path) -> Unfinished | None:
-    """What an earlier run has left of a predictions file, ``None`` where there is nothing of use.
-
-    Raises:
-        ResumeError: if it is of another version of this package's files, or cannot be read.
-        OutputFileError: if its files are links, or another user's.
-    """
-    try:
-        with open_own(progress_path(path), write=False) as stream:
-            return _read(path, stream)[0]
-    except FileNotFoundError:
-        return None
-    except OutputFileError:
-        raise
-    except OSError as error:
-        raise ResumeError(f"{progress_path(path)}: cannot be read ({error.strerror})") from None
 
 
 class Journal:
@@ -129,7 +82,7 @@ class Journal:
         self.count += len(rows)
 
     def commit(self, state: Mapping[str, Any]) -> None:
-        """Put a mark: the rows so far are whole, and a run that goes on from here starts in this state."""
+        """Put a mark: the rows so far are whole, and a run resumed from here starts in this state."""
         with _writing(self._path):
             self._rows.flush()
             sync = time.monotonic() - self._synced >= _SECONDS_BETWEEN_SYNCS
@@ -147,7 +100,7 @@ class Journal:
             keep_permissions(self._rows, self._path)
             os.fsync(self._rows.fileno())
             self._rows.close()
-            if not _is_parquet(self._path):
+            if not is_parquet(self._path):
                 move_into_place(rows_path(self._path), self._path)
                 return
             with (
@@ -184,13 +137,13 @@ class Journal:
 def open_journal(
     path: Path, layout: RowLayout, made_by: Mapping[str, Any], *, resume: bool
 ) -> Iterator[tuple[Journal, Mark | None]]:
-    """A journal for the rows of a file, and where an earlier run had come to if it is to go on.
+    """Open a journal for the rows of a file; yields it and, of a run that is resumed, the last mark.
 
     Args:
         path: the predictions file to be.
         layout: its columns.
-        made_by: what the rows are made by, as JSON has it; whoever goes on compares it (:func:`read_unfinished`).
-        resume: whether to go on from what is there; else it is dropped.
+        made_by: what the rows are made by, as JSON has it; resuming compares it (see ``read_unfinished``).
+        resume: whether to keep the rows that are there; else they are dropped.
 
     Raises:
         OutputFileError: if nothing can be written there, or another run is writing there.
@@ -201,7 +154,7 @@ def open_journal(
     try:
         with _writing(path):
             _lock(path, progress)
-            found, end = _read(path, progress) if resume else (None, 0)
+            found, end = read_marks(path, progress) if resume else (None, 0)
             progress.truncate(end)
             progress.seek(end)
             mark = found.mark if found else None
@@ -225,63 +178,6 @@ def _writing(path: Path) -> Iterator[None]:
             f"{path}: writing stopped ({error.strerror or error}); the rows so far are in {rows_path(path).name}: put"
             " that right and go on with --resume, or choose another place with -o"
         ) from None
-
-
-def _read(path: Path, stream: IO[bytes]) -> tuple[Unfinished | None, int]:
-    """What the progress file tells that the rows bear out, and up to which of its bytes."""
-    first = stream.readline()
-    head = _parse(first)
-    if head is None or "made_by" not in head:
-        return None, 0
-    if head.get("schema") != PROGRESS_SCHEMA:
-        raise ResumeError(
-            f"{progress_path(path)}: is of another version of imbalance-perturb; finish that run with it, or start anew"
-            " with --no-resume"
-        )
-    found: tuple[Unfinished | None, int] = (None, 0)
-    end, size, crc = len(first), 0, 0
-    try:
-        # Once a run has put its file under its name, the rows are there and no longer in the partial file.
-        data = open_own(path if _is_in_place(path) else rows_path(path), write=False)
-    except FileNotFoundError:
-        return found
-    with data:
-        for line in stream:
-            mark = _parse_mark(line)
-            if mark is None or mark.size < size:
-                break
-            while size < mark.size and (chunk := data.read(min(_CHUNK, mark.size - size))):
-                size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-            if (size, crc) != (mark.size, mark.crc):
-                break
-            end += len(line)
-            found = Unfinished(head["made_by"], mark), end
-    return found
-
-
-def _is_in_place(path: Path) -> bool:
-    """Whether a file stands under its name, and no rows beside it; a link was put there by no run."""
-    return path.is_file() and not path.is_symlink() and not os.path.lexists(rows_path(path))
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None  # cut off, or never written: a power cut
-    return record if isinstance(record, dict) else None
-
-
-def _parse_mark(line: bytes) -> Mark | None:
-    record = _parse(line)
-    try:
-        return None if record is None else Mark(record["rows"], record["bytes"], record["crc"], record["state"])
-    except KeyError:
-        return None
 
 
 def _lock(path: Path, stream: IO[bytes]) -> None:

@@ -13,7 +13,7 @@ from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsErr
 from imbalance_perturb.files.writing import check_output, check_writable, sha256, write_json
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.deep_images import DeepImages
-from imbalance_perturb.predictions.journal import progress_path, read_unfinished, rows_path
+from imbalance_perturb.predictions.progress_file import progress_path, read_unfinished, rows_path
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import RowLayout
 from imbalance_perturb.predictions.run_file import RUN_SCHEMA, differences, load_run_of, run_layout, run_path

@@ -8,7 +8,7 @@ from typing import Any
 
 from imbalance_perturb.errors import PredictionsError, ResumeError
 from imbalance_perturb.files.writing import STDOUT
-from imbalance_perturb.predictions.journal import progress_path, read_unfinished, rows_path
+from imbalance_perturb.predictions.progress_file import progress_path, read_unfinished, rows_path
 from imbalance_perturb.predictions.run_file import differences, load_run_of, look_up
 
 _ANEW = "--no-resume writes the predictions anew, -o writes elsewhere"

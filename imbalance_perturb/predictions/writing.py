@@ -37,7 +37,7 @@ def check_bom(target: str | Path) -> None:
 
 
 def csv_rows(layout: RowLayout) -> TextRows:
-    """CSV in which no cell is a formula to a spreadsheet: :mod:`imbalance_perturb.cells` says how names are written."""
+    """CSV in which no cell is a formula to a spreadsheet: ``files/csv_tables.py`` says how names are written."""
     columns = [encode_unicode(name) for name, _ in layout.columns()]
 
     def line(row: PredictionRow) -> str:

@@ -186,7 +186,7 @@ def _compare(folder: Path, suffix: str, expected: bytes) -> None:
 
 
 def _rows_done(path: Path) -> int:
-    from imbalance_perturb.predictions.journal import read_unfinished
+    from imbalance_perturb.predictions.progress_file import read_unfinished
 
     unfinished = read_unfinished(path)
     return 0 if unfinished is None else unfinished.mark.rows

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from imbalance_perturb.errors import OutputFileError
-from imbalance_perturb.predictions.journal import open_journal, progress_path, read_unfinished, rows_path
+from imbalance_perturb.predictions.journal import open_journal
+from imbalance_perturb.predictions.progress_file import progress_path, read_unfinished, rows_path
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from tests.faults.kill_runs import COMMAND, Ended, command_line, kill_and_resume, make_workplace
 

@@ -47,6 +47,9 @@ def test_all_methods_side_by_side_on_test_images(workplace: Workplace, digits: P
     assert "test images; parameters chosen on" in lines[0]
     data = json.loads(Path("compare.json").read_text())
     assert list(data["methods"]) == METHODS
+    assert {"files", "model", "counts_file", "settings", "preprocessing", "execution", "versions"} <= data.keys()
+    assert data["counts"] != data["counts_file"]
+    assert "perturbation: T 1000, cross-entropy, target log\nrunning on " in finished.err
     advised = data["advice"]
     assert " ".join(advised["sentence"].split()) in " ".join(finished.out.split())
     assert advised["sentence"].startswith(

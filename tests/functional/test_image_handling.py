@@ -60,7 +60,7 @@ def test_hidden_and_system_folders_cost_a_line(workplace: Workplace) -> None:
     assert finished.code == 0
     assert len(read_rows()) == 9
     assert [line for line in finished.err.splitlines() if "aside" in line] == [
-        "  left aside: 7 files in 7 hidden or system folders ($RECYCLE.BIN, .Trash-1000, .git, ...),"
+        "  left aside: 7 files in 7 hidden or system folders ($RECYCLE.BIN, .Trash-1000, .git and 3 more),"
         " 1 hidden or system files"
     ]
     images = read_run()["images"]

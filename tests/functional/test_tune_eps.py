@@ -50,6 +50,9 @@ def test_the_choice_its_table_and_its_files(place: Workplace) -> None:
     assert "predict ... --eps 0.05 --temperature 1000 --loss cross-entropy" in finished.err
     data = json.loads((place.folder / "t.json").read_text())
     assert data["choice"]["eps"] == 0.05
+    assert {"images", "model", "counts", "settings", "preprocessing", "execution", "versions"} <= data.keys()
+    assert "batches of" in finished.err
+    assert "; network: " in finished.err
     assert (place.folder / "p.png").read_bytes().startswith(b"\x89PNG")
     page = (place.folder / "r.html").read_text()
     assert "Chosen: eps 0.05" in page

@@ -1,8 +1,8 @@
 """A TorchScript or exported classifier as a torch.fx graph of layers, so that it can be rewritten like any other.
 
 Both formats hold a flat list of ATen operations once parameters are constants. Convolutions, batch norms, linear
-layers and activations become the modules they were written as; every other operation is called as it is. Control
-flow, or an operation that writes into a tensor which is read again, ends the attempt: then the file runs as it is.
+layers and activations become the modules they were written as; every other operation is called unchanged. Control
+flow, or an operation that writes into a tensor which is read again, ends the attempt: then the file runs unchanged.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import copy
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-_Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+from imbalance_perturb.inference.acceleration.aten_layers import build_layer
 
 
 class NotConvertible(Exception):
-    """The program holds something that has no place in a flat graph of layers."""
+    """The program holds something that a flat graph of layers cannot."""
 
 
 def convert(network: nn.Module) -> fx.GraphModule | None:
-    """The network as a graph of layers, or ``None`` where it is not one.
+    """Convert a network to a graph of layers; ``None`` where it cannot be one.
 
     Args:
-        network: frozen, in eval mode; left as it is.
+        network: frozen, in eval mode; not changed.
     """
     try:
         if isinstance(network, torch.jit.ScriptModule):
@@ -51,7 +51,7 @@ class _Builder:
         return self.graph.placeholder(name)
 
     def call(self, operation: str, overload: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The result of one ATen operation, ``operation`` its name without overload."""
+        """Add one ATen operation and return its result; ``operation`` is its name without overload."""
         if operation.endswith("_") and not operation.endswith("__"):
             target = args[0]
             if not isinstance(target, fx.Node) or target.op == "placeholder" or operation not in _FUNCTIONAL:
@@ -62,9 +62,9 @@ class _Builder:
         if any(isinstance(a, fx.Node) and a.meta.get("gone") for a in args):
             raise NotConvertible(f"{operation} reads a tensor that was written to")
         if operation in ("view", "_unsafe_view"):
-            # The same where a view is possible, which depends on how the tensor lies; channels-last it may not be.
+            # The same where a view is possible, which depends on the layout in memory: channels-last may not be.
             overload = torch.reshape
-        layer = _layer(operation, args, kwargs)
+        layer = build_layer(operation, args, kwargs)
         if layer is None:
             args = [self._constant(a) for a in args]
             made = self.graph.call_function(overload, tuple(args), kwargs)
@@ -79,13 +79,13 @@ class _Builder:
         return made
 
     def unpack(self, parts: Any, n: int) -> list[Any]:
-        """The n members of a list, which is one when the graph runs or now."""
+        """Return the n members of a list, which exists now or only when the graph runs."""
         if not isinstance(parts, fx.Node):
             return list(parts)
         return [self.graph.call_function(operator.getitem, (parts, index)) for index in range(n)]
 
     def size(self, args: Sequence[Any]) -> Any:
-        """A side of a tensor: a number when the graph runs."""
+        """Add the side of a tensor: a number when the graph runs."""
         return self.number(self.graph.call_method("size", tuple(args)))
 
     def number(self, node: Any) -> Any:
@@ -94,7 +94,7 @@ class _Builder:
         return node
 
     def arithmetic(self, operation: str, args: Sequence[Any]) -> Any:
-        """Arithmetic on sides, which TorchScript does on tensors of no dimension; ``None`` if it is none."""
+        """Add arithmetic on sides, which TorchScript does on tensors of no dimension; ``None`` if it is none."""
         function = _ARITHMETIC.get(operation)
         if function is None or not any(isinstance(a, fx.Node) and a.meta.get("number") for a in args[:2]):
             return None
@@ -122,7 +122,7 @@ class _Builder:
         return fx.GraphModule(self.root, self.graph)
 
 
-#: Arithmetic on the sides of tensors. Where it is on tensors, it is called as it is.
+#: Arithmetic on the sides of tensors. Arithmetic on tensors is called unchanged.
 _ARITHMETIC = {
     "add": operator.add,
     "sub": operator.sub,
@@ -147,76 +147,6 @@ _FUNCTIONAL = {
     "sigmoid_",
     "dropout_",
 }
-
-
-def _layer(operation: str, args: Sequence[Any], kwargs: dict[str, Any]) -> nn.Module | Callable[..., Any] | None:
-    """The module or function that says the same, or ``None`` where the operation is to be called as it is."""
-    if operation in ("conv2d", "_convolution", "convolution"):
-        return _convolution(operation, args)
-    if operation == "batch_norm":
-        return _batch_norm(args)
-    if operation == "linear" and isinstance(args[1], Tensor):
-        weight, bias = args[1], args[2] if len(args) > 2 else kwargs.get("bias")
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-        return _filled(linear, weight, bias)
-    if operation == "relu":
-        return torch.relu
-    if operation == "relu6" or (operation == "hardtanh" and tuple(map(float, args[1:3])) == (0.0, 6.0)):
-        return nn.functional.relu6
-    if operation == "add" and len(args) == 2 + (len(args) > 2) and all(isinstance(a, fx.Node) for a in args[:2]):
-        alpha = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
-        return torch.add if alpha == 1 else None
-    if operation == "dropout" and args[2] is False:
-        return nn.Identity()
-    return None
-
-
-def _convolution(operation: str, args: Sequence[Any]) -> nn.Conv2d | None:
-    weight, bias = args[1], args[2] if len(args) > 2 else None
-    if not isinstance(weight, Tensor) or weight.ndim != 4 or not isinstance(bias, Tensor | None):
-        return None
-    if operation == "conv2d":
-        defaults: tuple[Any, ...] = ([1], [0], [1], 1)
-        stride, padding, dilation, groups = (*args[3:], *defaults[len(args[3:]) :])
-        transposed, output_padding = False, [0]
-    else:
-        stride, padding, dilation, transposed, output_padding, groups = args[3:9]
-    if transposed or any(output_padding) or isinstance(padding, str):
-        return None
-    conv = nn.Conv2d(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        _pair(weight.shape[2:]),
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
-        groups,
-        bias is not None,
-        device="meta",
-    )
-    return _filled(conv, weight, bias)
-
-
-def _batch_norm(args: Sequence[Any]) -> nn.BatchNorm2d | None:
-    weight, bias, mean, variance, training, _, eps = args[1:8]
-    if training or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
-        return None
-    norm = nn.BatchNorm2d(mean.shape[0], eps, affine=weight is not None, device="meta")
-    norm.running_mean, norm.running_var = mean.detach(), variance.detach()
-    norm.num_batches_tracked = torch.zeros((), dtype=torch.long)
-    return norm if weight is None else _filled(norm, weight, bias)
-
-
-def _filled(layer: _Layer, weight: Tensor, bias: Tensor | None) -> _Layer:
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer
-
-
-def _pair(value: Sequence[int]) -> tuple[int, int]:
-    first, second = value if len(value) == 2 else (value[0], value[0])
-    return int(first), int(second)
 
 
 def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
@@ -258,7 +188,9 @@ def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
         elif kind.startswith("aten::") and not list(node.blocks()):
             name = kind.removeprefix("aten::")
             number = builder.arithmetic(name, arguments)
-            values[results[0]] = builder.call(name, *_called(node.schema(), arguments)) if number is None else number
+            values[results[0]] = (
+                builder.call(name, *_resolve_call(node.schema(), arguments)) if number is None else number
+            )
         else:
             raise NotConvertible(kind)
     outputs = [values[value.debugName()] for value in graph.outputs()]
@@ -267,8 +199,8 @@ def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
     return builder.finish(outputs[0])
 
 
-def _called(schema: str, arguments: list[Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
-    """The operation of a TorchScript node, and its arguments as Python calls it: TorchScript has them all in a row."""
+def _resolve_call(schema: str, arguments: list[Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    """Find the operation of a TorchScript node, and split its row of arguments into positional and keyword ones."""
     parsed = torch._C.parse_schema(schema)
     packet = getattr(torch.ops.aten, parsed.name.removeprefix("aten::"), None)
     overload = getattr(packet, parsed.overload_name or "default", None)

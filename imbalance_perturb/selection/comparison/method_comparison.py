@@ -14,6 +14,7 @@ from imbalance_perturb.errors import LabelsError, first_few
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.pipeline import Assembly, assemble, load_counts
+from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.comparison.held_out_predictions import (
@@ -217,16 +218,11 @@ def _notes(
 
 
 def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
-    import torch
-
-    import imbalance_perturb
-
-    settings, options = run.assembly.settings, run.options
-    debias = {k: v for k, v in asdict(settings.debias).items() if k not in ("eps", "tau", "steps")}
+    options, source = run.options, describe_source(run.assembly)
+    debias = {k: v for k, v in asdict(run.assembly.settings.debias).items() if k not in ("eps", "tau", "steps")}
     return {
         "files": {name: path for name, path in asdict(files).items() if path is not None},
-        "model": {"path": settings.model.model, "sha256": run.assembly.model.info.sha256},
-        "counts_file": {"path": settings.model.counts, "sha256": run.assembly.counts_sha256},
+        "counts_file": source.pop("counts"),  # 'counts' are the classes' own numbers there
         "settings": {
             "eps_grid": list(options.eps_grid),
             "tau_grid": list(options.tau_grid),
@@ -234,14 +230,7 @@ def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
             "debias": debias,
         },
         "last_layer": None if isinstance(run.last_layer, str) else run.last_layer.name,
-        "preprocessing": run.assembly.preprocessing.to_dict(),
-        "execution": {
-            "device_name": run.assembly.execution.device_name,
-            "precision": run.assembly.execution.precision,
-            "batch_size": run.assembly.execution.batch_size,
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"imbalance_perturb": imbalance_perturb.__version__, "torch": torch.__version__},
+        **source,
     }
 
 

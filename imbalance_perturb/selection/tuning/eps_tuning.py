@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,6 +16,7 @@ from imbalance_perturb.errors import ImageFolderError, SettingsError, first_few
 from imbalance_perturb.evaluation.intervals import difference_interval
 from imbalance_perturb.evaluation.results import Interval
 from imbalance_perturb.inference.pipeline import Assembly
+from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.selection.candidates import make_candidates
@@ -222,26 +222,8 @@ def _compare(base: Figures, tuned: Figures, name: str, interval: Interval | None
 
 def _source(assembly: Assembly, labelled: LabelledImages) -> dict[str, Any]:
     """On what the figures rest: files, settings, versions."""
-    import torch
-
-    import imbalance_perturb
-
-    settings, execution = assembly.settings, assembly.execution
     return {
         "images": str(labelled.images.root),
-        "model": {"path": settings.model.model, "sha256": assembly.model.info.sha256},
-        "counts": {"path": settings.model.counts, "sha256": assembly.counts_sha256},
-        "settings": {"debias": {k: v for k, v in asdict(settings.debias).items() if k != "eps"}},
-        "preprocessing": assembly.preprocessing.to_dict(),
-        "execution": {
-            "device": str(execution.device),
-            "device_name": execution.device_name,
-            "precision": execution.precision,
-            "batch_size": execution.batch_size,
-        },
-        "versions": {
-            "imbalance_perturb": imbalance_perturb.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "settings": {"debias": {k: v for k, v in asdict(assembly.settings.debias).items() if k != "eps"}},
+        **describe_source(assembly),
     }

@@ -161,7 +161,7 @@ def test_hidden_and_system_files_are_left_aside_wherever_they_are(tmp_path: Path
     assert (found.hidden.loose, found.hidden.inside, len(found.hidden.folders)) == (8, 20, 20)
     assert found.hidden.to_dict() == {"files": 28, "folders": 20}
     assert found.describe_left_aside() == [
-        "left aside: 20 files in 20 hidden or system folders (#recycle, #snapshot, $RECYCLE.BIN, ...),"
+        "left aside: 20 files in 20 hidden or system folders (#recycle, #snapshot, $RECYCLE.BIN and 7 more),"
         " 8 hidden or system files"
     ]
 

@@ -18,7 +18,8 @@ import pytest
 from imbalance_perturb.errors import OutputFileError
 from imbalance_perturb.files.csv_tables import decode_path, decode_text
 from imbalance_perturb.files.writing import check_output, open_whole, sha256, write_json, write_whole
-from imbalance_perturb.predictions.journal import check_place, open_journal, progress_path, read_unfinished, rows_path
+from imbalance_perturb.predictions.journal import check_place, open_journal
+from imbalance_perturb.predictions.progress_file import progress_path, read_unfinished, rows_path
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.run_file import run_path
 from imbalance_perturb.predictions.writing import open_rows

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from imbalance_perturb import ClassCounts, PerturbedClassifier
 from imbalance_perturb.errors import ModelGradientError, SettingsError
-from imbalance_perturb.inference.predictor import FEWEST_CALIBRATED, START, Predicted, Predictor
+from imbalance_perturb.inference.predictor import FEWEST_CALIBRATED, Predicted, Predictor
+from imbalance_perturb.inference.sampling import START
 from imbalance_perturb.inference.stopwatch import Stopwatch
 
 COUNTS = ClassCounts(("a", "b", "c", "d"), (900, 300, 90, 10))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError, SettingsError
 from imbalance_perturb.method.counts import parse_class_counts
 from imbalance_perturb.method.perturbation import (
-    LOSSES,
+    LOGIT_GRADIENTS,
     LossSpec,
     gradient_sign,
     gradient_signs,
@@ -33,7 +33,7 @@ from tests.strategies import imbalanced_counts
     seed=st.integers(0, 2**32 - 1),
     eps=st.floats(1e-5, 0.5),
     temperature=st.sampled_from([0.5, 1.0, 10.0, 1000.0, 1e6]),
-    loss=st.sampled_from(sorted(LOSSES)),
+    loss=st.sampled_from(sorted(LOGIT_GRADIENTS)),
 )
 def test_perturbed_predictions_equal_the_reference(
     counts: list[int], seed: int, eps: float, temperature: float, loss: str
@@ -52,7 +52,7 @@ def test_perturbed_predictions_equal_the_reference(
     np.testing.assert_array_equal(labels, model.logits(expected).argmax(axis=1))
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("loss", sorted(LOGIT_GRADIENTS))
 @pytest.mark.parametrize("temperature", [1.0, 1000.0])
 def test_logit_gradients_are_those_of_the_losses(loss: str, temperature: float) -> None:
     """Each ∂ℓ/∂z is, up to a positive factor, what autograd gives for the loss as the paper writes it."""
@@ -112,7 +112,7 @@ def test_several_measures_share_one_forward_pass() -> None:
     net.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(20, 12, dtype=torch.float64)
     target = target_distribution(parse_class_counts([90, 40, 20, 5]))
-    loss_specs = [LossSpec(loss, temperature) for loss in sorted(LOSSES) for temperature in (1.0, 1000.0)]
+    loss_specs = [LossSpec(loss, temperature) for loss in sorted(LOGIT_GRADIENTS) for temperature in (1.0, 1000.0)]
     signs, logits = gradient_signs(net, x, target, loss_specs)
     assert len(calls) == 1
     for loss_spec, sign in zip(loss_specs, signs, strict=True):
@@ -129,7 +129,7 @@ def test_target_and_temperature_pull_towards_the_minority() -> None:
     counts = [900, 40, 20, 5]
     target = target_distribution(parse_class_counts(counts))
     moved = perturb(as_module(model), torch.from_numpy(x), target, eps=1e-4).numpy()
-    for kind in LOSSES:
+    for kind in LOGIT_GRADIENTS:
         before, after = (
             reference.loss(reference.softmax(model.logits(v), 1000), target.numpy(), kind) for v in (x, moved)
         )
