@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,9 @@ from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.models.formats.checkpoint import WRAPPERS, read_checkpoint
-from imbalance_perturb.models.formats.detection import read_snapshot, sniff
-from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.snapshot import Snapshot, read_snapshot
 from imbalance_perturb.models.formats.trust import is_trusted
+from imbalance_perturb.models.formats.zip_archive import Archive
 
 #: What training scripts call them, the clearest first. Mappings go from name to index or from index to name.
 _KEYS = ("class_to_idx", "label2id", "idx_to_class", "id2label", "classes", "class_names", "names", "labels")
@@ -42,11 +41,10 @@ def read_class_names(path: str | Path, num_classes: int, *, trust_model_file: bo
     """
     path = Path(path)
     snapshot = read_snapshot(path)
-    kind = sniff(snapshot.open(), path)
-    if kind == "checkpoint":
+    if snapshot.format == "checkpoint":
         found = find_class_names(read_checkpoint(snapshot, trust=is_trusted(snapshot, trust_model_file))[0])
     else:
-        found = attached_class_names(snapshot, kind)
+        found = attached_class_names(snapshot)
     return select_class_names(found, num_classes, path)[0]
 
 
@@ -56,14 +54,13 @@ def find_class_names(content: object) -> list[ClassNames]:
     return sorted(found, key=lambda names: _KEYS.index(names.key.rpartition(".")[2].lower()))
 
 
-def attached_class_names(snapshot: Snapshot, kind: str) -> list[ClassNames]:
+def attached_class_names(snapshot: Snapshot) -> list[ClassNames]:
     """The same in what a file of another kind has beside the network: its metadata, or the extra parts of an archive.
 
-    Args:
-        snapshot: a file whose content has been checked.
-        kind: of the file, as :func:`sniff` tells it.
+    Raises:
+        ModelFileError: if an extra part is damaged.
     """
-    texts = _safetensors_metadata(snapshot) if kind == "safetensors" else _extra_parts(snapshot)
+    texts = _safetensors_metadata(snapshot) if snapshot.format == "safetensors" else _extra_texts(snapshot.archive)
     content: dict[str, Any] = {}
     for name, text in texts.items():
         value = _parse(text)
@@ -167,16 +164,11 @@ def _safetensors_metadata(snapshot: Snapshot) -> dict[str, str]:
     return {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _extra_parts(snapshot: Snapshot) -> dict[str, str]:
+def _extra_texts(archive: Archive) -> dict[str, str]:
     """What ``torch.jit.save`` and ``torch.export.save`` were given as extra files, by name without suffix."""
     texts: dict[str, str] = {}
-    try:
-        with zipfile.ZipFile(snapshot.open()) as archive:
-            for part in archive.infolist():
-                folder, _, name = part.filename.rpartition("/")
-                if f"/{folder}".endswith("/extra") and part.file_size <= _MOST_BYTES:
-                    text = archive.read(part).decode("utf-8", "replace")
-                    texts[name.rpartition(".")[0] or name] = text.strip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise ModelFileError(f"{snapshot.path}: the archive is damaged ({error}); copy or save it again") from error
+    for part in archive.parts:
+        folder, _, name = part.filename.rpartition("/")
+        if f"/{folder}".endswith("/extra") and part.file_size <= _MOST_BYTES:
+            texts[name.rpartition(".")[0] or name] = archive.read(part).decode("utf-8", "replace").strip()
     return texts

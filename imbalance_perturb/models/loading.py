@@ -20,9 +20,8 @@ from imbalance_perturb.models.class_names import (
 )
 from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo, look_at_output
 from imbalance_perturb.models.formats.checkpoint import parse_checkpoint, read_checkpoint, read_safetensors
-from imbalance_perturb.models.formats.detection import read_snapshot, sniff
 from imbalance_perturb.models.formats.exported_program import read_export
-from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.snapshot import Snapshot, read_snapshot
 from imbalance_perturb.models.formats.torchscript import read_torchscript
 from imbalance_perturb.models.formats.trust import is_trusted
 
@@ -106,16 +105,16 @@ def _load(
     path: Path, asked: _Asked, outputs: str, trust_model_file: bool | str, input_shape: tuple[int, ...]
 ) -> LoadedClassifier:
     snapshot = read_snapshot(path)
+    kind = snapshot.format
     trust = is_trusted(snapshot, trust_model_file)
-    kind = sniff(snapshot.open(), path)
     if kind == "torchscript":
         found: _Opaque | Built = _torchscript(snapshot, trust=trust)
-        names = attached_class_names(snapshot, kind)
+        names = attached_class_names(snapshot)
     elif kind == "export":
         found = _export(snapshot, trust=trust)
-        names = attached_class_names(snapshot, kind)
+        names = attached_class_names(snapshot)
     else:
-        found, names = _tensors(snapshot, kind, asked, trust=trust)
+        found, names = _tensors(snapshot, asked, trust=trust)
     if isinstance(found, Built):
         return _name_classes(_wrap_built(found, snapshot, outputs, input_shape), names, path)
     for option, given in asked._asdict().items():
@@ -132,11 +131,11 @@ def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path)
     return loaded
 
 
-def _tensors(snapshot: Snapshot, kind: str, asked: _Asked, *, trust: bool) -> tuple[_Opaque | Built, list[ClassNames]]:
-    note, path = None, snapshot.path
+def _tensors(snapshot: Snapshot, asked: _Asked, *, trust: bool) -> tuple[_Opaque | Built, list[ClassNames]]:
+    note, path, kind = None, snapshot.path, snapshot.format
     if kind == "safetensors":
         parsed = parse_checkpoint(read_safetensors(snapshot), path)
-        names = attached_class_names(snapshot, kind)
+        names = attached_class_names(snapshot)
     else:
         content, note = read_checkpoint(snapshot, trust=trust)
         parsed = parse_checkpoint(content, path)

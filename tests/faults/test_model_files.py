@@ -407,6 +407,18 @@ def test_two_parts_of_one_name_are_refused(exported: bytes, tmp_path: Path, mark
     assert "two parts of the same name" in refused(path, mark)
 
 
+def test_two_parts_whose_names_differ_in_case_are_refused(exported: bytes, tmp_path: Path, mark: Path) -> None:
+    """To torch they have one name, and it reads the same one for both."""
+    script = io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), script)
+    for content, part, added in (
+        (exported, "MODELS/model.json", b"{}"),
+        (script.getvalue(), "VERSION", b"3\n"),
+    ):
+        path = rewrite(content, tmp_path / "m.pt", lambda n, c: c, {part: added})
+        assert "two parts of the same name" in refused(path, mark)
+
+
 def test_the_older_layout_of_an_export_loads_quietly(
     exported: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.inference import pipeline
-from imbalance_perturb.models import load_classifier, loading
-from imbalance_perturb.models.formats import detection
+from imbalance_perturb.models import load_classifier
+from imbalance_perturb.models.formats import checkpoint, exported_program, snapshot, torchscript
 from tests.biased import PLAIN, Biased, write_biased
 from tests.functional.conftest import Workplace
 
@@ -77,11 +78,11 @@ def remove(path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "module", "last_check"),
     [
-        ("checkpoint", detection, "check_checkpoint"),
-        ("legacy", detection, "check_checkpoint"),
-        ("safetensors", loading, "sniff"),
-        ("torchscript", detection, "check_torchscript"),
-        ("export", detection, "check_export"),
+        ("checkpoint", checkpoint, "check_checkpoint"),
+        ("legacy", checkpoint, "check_checkpoint"),
+        ("safetensors", snapshot, "detect_format"),
+        ("torchscript", torchscript, "check_torchscript"),
+        ("export", exported_program, "check_export"),
     ],
 )
 def test_a_file_replaced_after_its_check_is_not_loaded(
@@ -127,7 +128,7 @@ def test_an_archive_of_something_else_is_not_read_whole(tmp_path: Path, monkeypa
         file.write(b"\x1f\x8b")
         file.truncate(1 << 40)  # a hole: takes no space, yet a terabyte to read
     assert path.stat().st_size == 1 << 40
-    with pytest.raises(detection.ModelFileError, match="gzip"):
+    with pytest.raises(ModelFileError, match="gzip"):
         load_classifier(path)
 
 

@@ -15,13 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelFileError, UntrustedModelError, first_line
-from imbalance_perturb.models.formats.pickles import (
-    OddPickleError,
-    UnknownOperationError,
-    check_storages,
-    describe,
-    odd_pickle,
-)
+from imbalance_perturb.models.formats.pickles import OddPickleError, UnknownOperationError, describe, odd_pickle
 from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.trust import (
     LOAD_ERRORS,
@@ -31,7 +25,7 @@ from imbalance_perturb.models.formats.trust import (
     some_names,
     tensors_only,
 )
-from imbalance_perturb.models.formats.zip_archive import check_container, records
+from imbalance_perturb.models.formats.zip_archive import Archive
 
 #: Where training scripts put the tensors, in the order of preference.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
@@ -161,33 +155,34 @@ def _what(content: object) -> str:
     return f"an empty {type(content).__name__}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
 
 
-def check_checkpoint(file: BinaryIO, name: str) -> None:
+def check_checkpoint(snapshot: Snapshot) -> None:
     """Refuse what ``torch.save`` cannot have written: too large, too deep, tensors beyond their storage.
 
     Args:
-        file: in either layout, at its beginning.
-        name: of the file, for messages.
+        snapshot: of a file, or of a part of an archive, in either layout.
 
     Raises:
         ModelFileError: naming what is wrong.
     """
-    if file.read(2) != b"PK":
-        file.seek(0)
-        _check_legacy(file, name)
-        return
-    parts = check_container(file, name)
-    names = [part.filename.lower() for part in parts]
-    if len(set(names)) != len(names):
+    if snapshot.is_archive:
+        _check_archive(snapshot.archive)
+    else:
+        _check_legacy(snapshot.open(), snapshot.name)
+
+
+def _check_archive(archive: Archive) -> None:
+    archive.check()
+    name = archive.name
+    if archive.has_twins:
         raise ModelFileError(f"{name}: this archive holds two parts of the same name; save the model again")
-    sizes = {part.filename.partition("/")[2]: part.file_size for part in parts}
-    for part, content in records(file, name, ("data.pkl",)):
+    for part, content in archive.records(lambda part: part.endswith("data.pkl")):
         try:
             storages = describe(io.BytesIO(content), strict=False).storages
         except UnknownOperationError:
             continue  # torch's reader stops at the same place, and says why
         except OddPickleError as error:
             raise odd_pickle(name, part, error) from error
-        check_storages(storages, sizes, name)
+        archive.check_storages(storages)
 
 
 def _check_legacy(file: BinaryIO, name: str) -> None:
@@ -209,14 +204,14 @@ def _check_legacy(file: BinaryIO, name: str) -> None:
 
 
 def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None]:
-    """What ``torch.save`` wrote, and a note where code had to be trusted to read it.
+    """Check and read what ``torch.save`` wrote; with a note where code had to be trusted.
 
     Raises:
         UntrustedModelError: if it needs code and ``trust`` is not given.
         ModelFileError: if it is damaged or cannot be read.
     """
     path = snapshot.path
-    check_checkpoint(snapshot.open(), str(path))
+    check_checkpoint(snapshot)
     try:
         with tensors_only(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
@@ -249,7 +244,7 @@ def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None
 
 
 def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` file.
+    """Read the tensors of a ``.safetensors`` file.
 
     Raises:
         ModelFileError: if it is damaged.

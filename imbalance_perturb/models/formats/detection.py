@@ -1,14 +1,14 @@
-"""Which format a model file has, by its content."""
+"""Detect which format a model file has, by its content."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from imbalance_perturb.errors import ModelFileError
-from imbalance_perturb.models.formats.snapshot import Snapshot
-from imbalance_perturb.models.formats.zip_archive import read_parts
+from imbalance_perturb.models.formats.zip_archive import Archive
 
 #: What other programs' files begin with, and what they are.
 _FOREIGN = (
@@ -22,35 +22,13 @@ _FOREIGN = (
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 
 
-def read_snapshot(path: Path) -> Snapshot:
-    """The bytes of a model file, which everything after this looks at in place of the file.
-
-    Raises:
-        ModelFileError: if it cannot be read or is of no format that :func:`sniff` knows.
-    """
-    try:
-        if path.is_dir():
-            raise ModelFileError(f"{path}: this is a folder; give the model file in it")
-        if not path.stat().st_size:
-            raise ModelFileError(f"{path}: the model file is empty; copy or download it again")
-        with path.open("rb") as file:
-            sniff(file, path)  # first: an archive of images, given by mistake, may be larger than memory
-            file.seek(0)
-            return Snapshot(path, file.read())
-    except FileNotFoundError:
-        raise ModelFileError(f"{path}: there is no such model file; check the path") from None
-    except OSError as error:
-        raise ModelFileError(f"{path}: the model file cannot be read ({error.strerror or error})") from error
-    except MemoryError:
-        raise ModelFileError(f"{path}: the model file is larger than the memory that is free") from None
-
-
-def sniff(file: BinaryIO, path: Path) -> str:
-    """The format of a model file: ``checkpoint``, ``safetensors``, ``torchscript`` or ``export``.
+def detect_format(file: BinaryIO, path: Path, archive: Callable[[], Archive]) -> str:
+    """Detect the format of a model file: ``checkpoint``, ``safetensors``, ``torchscript`` or ``export``.
 
     Args:
         file: at its beginning.
         path: of the file, for messages.
+        archive: opens the file as a zip archive; called if it begins like one.
 
     Raises:
         ModelFileError: for anything else, saying what it is.
@@ -58,7 +36,7 @@ def sniff(file: BinaryIO, path: Path) -> str:
     head = file.read(512)
     size = file.seek(0, 2)
     if head.startswith(b"PK"):
-        return _sniff_zip(file, path)
+        return _detect_in_archive(archive(), path)
     if len(head) >= 9 and head[8:9] == b"{":
         length = int.from_bytes(head[:8], "little")
         if length <= _MAX_HEADER:
@@ -75,8 +53,8 @@ def sniff(file: BinaryIO, path: Path) -> str:
     raise _not_a_model(path, "no PyTorch model file")
 
 
-def _sniff_zip(file: BinaryIO, path: Path) -> str:
-    names = [part.filename for part in read_parts(file, str(path))]
+def _detect_in_archive(archive: Archive, path: Path) -> str:
+    names = [part.filename for part in archive.parts]
     parts = {name.split("/", 1)[-1] for name in names}
     if parts & {"archive_format", "models/model.json", "serialized_exported_program.json"}:
         return "export"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import logging
 import pickle
@@ -25,7 +24,6 @@ from imbalance_perturb.models.formats.trust import (
     tensors_only,
     untrusted,
 )
-from imbalance_perturb.models.formats.zip_archive import check_container, read_parts, records, text_records
 
 #: What an identifier or a dotted tensor name may look like: anything else could end up in generated source code.
 _NAME = re.compile(r"[\w.:<>+\-]*", re.ASCII)
@@ -76,11 +74,12 @@ def check_export(snapshot: Snapshot) -> None:
         ModelFileError: if the archive cannot be read.
     """
     path = snapshot.path
-    if any("data/aotinductor/" in f"/{part.filename}" for part in read_parts(snapshot.open(), str(path))):
+    archive = snapshot.archive
+    if any("data/aotinductor/" in f"/{part.filename}" for part in archive.parts):
         raise untrusted(path, "holds compiled native code (AOTInductor)")
-    for name, record in text_records(snapshot):
-        if not name.endswith(".json") or _EXTRA.fullmatch(name):
-            continue
+    if archive.has_twins:
+        raise untrusted(path, "holds two parts of the same name")
+    for name, record in archive.records(lambda part: part.endswith(".json") and not _EXTRA.fullmatch(part)):
         try:
             content = json.loads(record)
             reason = _unsafe_in_payload(content) if name.endswith("_config.json") else _unsafe_in_graph(content)
@@ -191,25 +190,27 @@ def _unsafe_in_tree(text: str) -> str | None:
     return None
 
 
-def check_program(snapshot: Snapshot) -> None:
+def _check_contents(snapshot: Snapshot) -> None:
     """Refuse an exported program that declares tensors far larger than the file, in itself or in its pickles.
 
     Raises:
         ModelFileError: naming what is wrong.
     """
-    path, file = snapshot.path, snapshot.open()
-    parts = check_container(file, str(path))
-    most = _SOME_BYTES + _MOST_SHARED * sum(part.file_size for part in parts)
-    for part, content in records(file, str(path), ("_config.json",)):
+    path, archive = snapshot.path, snapshot.archive
+    archive.check()
+    most = _SOME_BYTES + _MOST_SHARED * sum(part.file_size for part in archive.parts)
+    for part, content in archive.records(lambda part: part.endswith("_config.json")):
         if (shown := _declared(content)) > most:
             raise ModelFileError(
                 f"{path}: {part[:80]!r} declares tensors of {shown:,} bytes, far more than the file has;"
                 " export the model again"
             )
-    for part, content in records(file, str(path), ("",)):
-        pickled = _PAYLOAD_PART.fullmatch(part) and content[:2] in (b"PK", b"\x80\x02")
-        if content and (pickled or _SAVED.fullmatch(part)):
-            check_checkpoint(io.BytesIO(content), f"{path} ({part[:80]!r})")
+    seen: set[str] = set()  # as the other parser sees it, too
+    for part, content in archive.records(lambda part: _PAYLOAD_PART.fullmatch(part) or _SAVED.fullmatch(part)):
+        saved = Snapshot(path, content, part)
+        if content and (_SAVED.fullmatch(part) or content[:2] in (b"PK", b"\x80\x02")) and saved.sha256 not in seen:
+            check_checkpoint(saved)
+            seen.add(saved.sha256)
 
 
 def _declared(content: bytes) -> int:
@@ -232,14 +233,14 @@ def _elements(entry: Any) -> int:
 
 
 def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProgram:
-    """The exported program of a ``torch.export`` archive.
+    """Check a ``torch.export`` archive and read its program.
 
     Raises:
         UntrustedModelError: if it holds more than tensors and a graph, and ``trust`` is not given.
         ModelFileError: if it cannot be read.
     """
     path = snapshot.path
-    check_program(snapshot)
+    _check_contents(snapshot)
     try:
         if trust:
             with importable_from_here():

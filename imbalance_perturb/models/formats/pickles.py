@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -74,7 +74,7 @@ class Description:
 
 
 def describe(file: BinaryIO, *, strict: bool) -> Description:
-    """What the pickle at the file's position declares; the file is left behind its end.
+    """Say what the pickle at the file's position declares; the file is left behind its end.
 
     Args:
         file: that holds it.
@@ -181,13 +181,12 @@ class _Reader:
 
     def _persistent(self) -> None:
         identity = self._pop()
-        if not isinstance(identity, _Made) or identity.kind != "tuple" or len(identity.parts) < 5:
+        parts = identity.parts if isinstance(identity, _Made) and identity.kind == "tuple" else []
+        if len(parts) < 5 or parts[0] not in ("storage", b"storage"):
             raise ValueError("it refers to something other than a tensor's storage")
-        word, kind, key, _, elements = identity.parts[:5]
+        _, kind, key, _, elements = parts[:5]
         number = elements if isinstance(elements, int) else -1
         width = _BYTES.get(kind.kind.rpartition(".")[2].removesuffix("Storage")) if isinstance(kind, _Made) else None
-        if word not in ("storage", b"storage"):
-            raise ValueError("it refers to something other than a tensor's storage")
         if not isinstance(key, str) or number < 0 or width is None:
             raise OddPickleError("it describes a tensor's storage in an unknown way")
         # A key may stand for storages of two lengths: the longest must be there.
@@ -263,12 +262,8 @@ class _Reader:
 
 def _numbers(values: list[Any]) -> list[int]:
     """The whole numbers in values, also within one tuple or ``torch.Size`` of them."""
-    found = []
-    for value in values:
-        for level in _inside(value) if isinstance(value, _Made) else [value]:
-            if isinstance(level, int) and not isinstance(level, bool):
-                found.append(level)
-    return found
+    levels = (level for value in values for level in (_inside(value) if isinstance(value, _Made) else [value]))
+    return [level for level in levels if isinstance(level, int) and not isinstance(level, bool)]
 
 
 def _inside(value: _Made) -> list[Any]:
@@ -295,29 +290,6 @@ def _extent(made: list[_Made]) -> tuple[int, int]:
                 waiting.append((value, True))
                 waiting.extend((part, False) for part in inside if id(part) not in depths)
     return max(depths.values(), default=0), max(sizes.values(), default=0)
-
-
-def check_storages(storages: Mapping[str, int], sizes: Mapping[str, int], name: str, folder: str = "data") -> None:
-    """Refuse tensors that the archive lacks or holds less of than is declared.
-
-    Args:
-        storages: bytes of each tensor's storage, as the pickle declares them.
-        sizes: bytes of the archive's parts.
-        name: of the file, for messages.
-        folder: of the parts in the archive.
-
-    Raises:
-        ModelFileError: naming the tensor.
-    """
-    for key, length in storages.items():
-        there = sizes.get(f"{folder}/{key}")
-        if there is None:
-            raise ModelFileError(f"{name}: the archive lacks the content of tensor {key[:40]!r}; save the model again")
-        if there < length:
-            raise ModelFileError(
-                f"{name}: the content of tensor {key[:40]!r} is damaged: {length:,} bytes are declared, {there:,} are"
-                " there; copy or save it again"
-            )
 
 
 def odd_pickle(name: str, part: str, error: ValueError) -> ModelFileError:

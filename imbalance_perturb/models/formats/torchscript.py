@@ -12,16 +12,10 @@ from pathlib import Path
 import torch
 
 from imbalance_perturb.errors import ModelFileError, first_line
-from imbalance_perturb.models.formats.pickles import (
-    OddPickleError,
-    UnknownOperationError,
-    check_storages,
-    describe,
-    odd_pickle,
-)
+from imbalance_perturb.models.formats.pickles import OddPickleError, UnknownOperationError, describe, odd_pickle
 from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.trust import FILE_OPERATORS, LOAD_ERRORS, untrusted
-from imbalance_perturb.models.formats.zip_archive import check_container, records, text_records
+from imbalance_perturb.models.formats.zip_archive import Archive
 
 #: A statement of a thousand nested brackets or operators is read on a stack of 8 MB, one of ten thousand is not.
 MOST_DEPTH = 500
@@ -90,52 +84,52 @@ def has_long_chain(files: Mapping[str, str]) -> bool:
     return bool(left)
 
 
-def check_script(snapshot: Snapshot) -> None:
+def _check_contents(archive: Archive) -> None:
     """Refuse TorchScript whose pickles or code its reader could not hold, or that reads beyond its tensors.
 
     Raises:
         ModelFileError: naming what is wrong.
     """
-    path, file = snapshot.path, snapshot.open()
-    sizes = {part.filename.partition("/")[2]: part.file_size for part in check_container(file, str(path))}
-    if "model.json" in sizes:
-        raise ModelFileError(f"{path}: this TorchScript file has the layout of before torch 1.2; script it again")
+    archive.check()
+    name = archive.name
+    if "model.json" in archive.sizes:
+        raise ModelFileError(f"{name}: this TorchScript file has the layout of before torch 1.2; script it again")
     code: dict[str, str] = {}
-    for part, content in records(file, str(path), (".py", "pkl")):
+    for part, content in archive.records(lambda part: part.endswith((".py", "pkl"))):
         if part.endswith("traced_inputs.pkl"):
             continue  # of use to a debugger, not read here
         try:
             if part.endswith("pkl"):
-                _check_script_pickle(part, content, sizes, str(path))
+                _check_script_pickle(archive, part, content)
                 continue
         except (OddPickleError, UnknownOperationError) as error:
-            raise odd_pickle(str(path), part, error) from error
+            raise odd_pickle(name, part, error) from error
         text = code[re.sub(r"^.*?/?code/|\.py$", "", part).replace("/", ".")] = content.decode("utf-8", "replace")
         if code_depth(text) > MOST_DEPTH:
-            raise ModelFileError(f"{path}: the code in {part[:80]!r} is nested too deeply; script the model again")
+            raise ModelFileError(f"{name}: the code in {part[:80]!r} is nested too deeply; script the model again")
     if has_long_chain(code):
-        raise ModelFileError(f"{path}: its classes are made of one another without end; script the model again")
+        raise ModelFileError(f"{name}: its classes are made of one another without end; script the model again")
 
 
-def _check_script_pickle(part: str, content: bytes, sizes: Mapping[str, int], name: str) -> None:
+def _check_script_pickle(archive: Archive, part: str, content: bytes) -> None:
     found = describe(io.BytesIO(content), strict=True)
     if any(text_depth(text) > 50 for text in found.texts):
         raise OddPickleError("it names a type that is nested too deeply")
     if found.beyond is not None and found.beyond >= 0:
         raise OddPickleError("it refers to a text that it does not have")
     # The tensors of data.pkl are in data/, those of constants.pkl in constants/.
-    check_storages(found.storages, sizes, name, part.rpartition("/")[2].removesuffix(".pkl"))
+    archive.check_storages(found.storages, part.rpartition("/")[2].removesuffix(".pkl"))
 
 
 def read_torchscript(snapshot: Snapshot, *, trust: bool) -> torch.jit.ScriptModule:
-    """The TorchScript module, on the CPU.
+    """Check a TorchScript file and read its module, on the CPU.
 
     Raises:
         UntrustedModelError: if it uses more than tensor operators and ``trust`` is not given.
         ModelFileError: if it cannot be read.
     """
     path = snapshot.path
-    check_script(snapshot)
+    _check_contents(snapshot.archive)
     if not trust:
         check_torchscript(snapshot)
     try:
@@ -158,7 +152,9 @@ def check_torchscript(snapshot: Snapshot) -> None:
         ModelFileError: if the archive cannot be read.
     """
     path = snapshot.path
-    for name, record in text_records(snapshot):
+    if snapshot.archive.has_twins:
+        raise untrusted(path, "holds two parts of the same name")
+    for name, record in snapshot.archive.records(lambda part: part.endswith((".json", ".py", ".pkl"))):
         text = record.decode("utf-8", "replace") if "/code/" in f"/{name}" or name.endswith(".pkl") else ""
         for space in set(re.findall(r"__torch__\.torch\.classes\.(\w+)", text)) - _SCRIPT_CLASSES:
             raise untrusted(path, f"uses the native class torch.classes.{space}")

@@ -1,70 +1,178 @@
-"""Look at the outside of a zip archive: what its parts declare to hold, before anything unpacks them."""
+"""Open a zip archive once, check what its parts declare to hold, and only then unpack them."""
 
 from __future__ import annotations
 
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from typing import Any, BinaryIO
 
 import torch
 
 from imbalance_perturb.errors import ModelFileError, first_line
-from imbalance_perturb.models.formats.snapshot import Snapshot
-from imbalance_perturb.models.formats.trust import untrusted
 
 #: ``torch.save`` writes no part compressed; TorchScript compresses its code, some megabytes at most.
 MOST_UNPACKED = 64 * 2**20
 _MOST_TEXT = 16 * 2**20
 #: How much more than its size a larger archive may unpack to, as some people zip their files again.
 _RATIO = 8
+#: Code, pickles and JSON: what the checks read, some of them more than once.
 _TEXT = (".py", "pkl", ".json")
 #: One part for each tensor and each class: large language models have some thousands.
 _MOST_PARTS = 100_000
 _LOCAL_HEADER = struct.Struct("<4s5HLLL2H")
 _ENCRYPTED = 0x1
+#: What zipfile raises for a part that is damaged.
+_UNPACK_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, zlib.error)
 
 
-def read_parts(file: BinaryIO, name: str) -> list[zipfile.ZipInfo]:
-    """The parts of a zip archive, none of them unpacked.
+class Archive:
+    """A zip archive in a model file: its directory is parsed, its container checked and its text unpacked once.
 
-    Args:
-        file: the archive.
+    Attributes:
         name: of the file, for messages.
-
-    Raises:
-        ModelFileError: if it is no archive, or damaged.
+        parts: as the directory describes them.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.infolist()
-    except Exception as error:  # zipfile raises whatever a damaged directory leads to
-        raise ModelFileError(f"{name}: this zip archive is damaged or cut off; copy or download it again") from error
 
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        """Parse the directory; nothing is unpacked.
 
-def check_container(file: BinaryIO, name: str) -> list[zipfile.ZipInfo]:
-    """Refuse a zip archive that unpacks to far more than its size, or that two readers could read differently.
+        Args:
+            file: the archive, to stay open as long as this is in use.
+            name: of the file, for messages.
 
-    Returns:
-        its parts.
+        Raises:
+            ModelFileError: if it is no archive, or damaged.
+        """
+        self.name = name
+        self._file = file
+        self._checked = False
+        self._texts: dict[Hashable, bytes] = {}  # by place as zipfile reads them, by name as torch does
+        try:
+            self._zip = zipfile.ZipFile(file)
+            self.parts = self._zip.infolist()
+        except Exception as error:  # zipfile raises whatever a damaged directory leads to
+            raise ModelFileError(
+                f"{name}: this zip archive is damaged or cut off; copy or download it again"
+            ) from error
 
-    Raises:
-        ModelFileError: naming what is wrong.
-    """
-    parts = read_parts(file, name)
-    size = file.seek(0, 2)
-    if len(parts) > _MOST_PARTS:
-        raise ModelFileError(f"{name}: this archive has {len(parts):,} parts, more than a model has; save it again")
-    if reason := _ending_reason(file, size) or next(filter(None, (_part_reason(file, part) for part in parts)), None):
-        raise ModelFileError(f"{name}: the archive is damaged or made to mislead ({reason}); save the model again")
-    if reason := _overlap_reason(file, parts, size):
-        raise ModelFileError(f"{name}: the archive is damaged or made to mislead ({reason}); save the model again")
-    packed = [part for part in parts if part.compress_type != zipfile.ZIP_STORED]
-    _check_unpacked(packed, max(MOST_UNPACKED, _RATIO * size), name)
-    text = (part for part in packed if part.filename.endswith(_TEXT))
-    _check_unpacked(text, max(_MOST_TEXT, _RATIO * size // 2), name)
-    return parts
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Unpacked bytes of each part, by its name below the archive's own folder."""
+        return {part.filename.partition("/")[2]: part.file_size for part in self.parts}
+
+    @cached_property
+    def has_twins(self) -> bool:
+        """Whether two parts have one name to torch, which takes ``Net.py`` for ``net.py``."""
+        return len({part.filename.lower() for part in self.parts}) != len(self.parts)
+
+    def check(self) -> None:
+        """Refuse an archive that unpacks to far more than its size, or that two readers could read differently.
+
+        Reading a part does this first; done once, it is not done again.
+
+        Raises:
+            ModelFileError: naming what is wrong.
+        """
+        if self._checked:
+            return
+        file, name, parts = self._file, self.name, self.parts
+        size = file.seek(0, 2)
+        if len(parts) > _MOST_PARTS:
+            raise ModelFileError(f"{name}: this archive has {len(parts):,} parts, more than a model has; save it again")
+        reasons = (_ending_reason(file, size), *(_part_reason(file, part) for part in parts))
+        if reason := next(filter(None, reasons), None) or _overlap_reason(file, parts, size):
+            raise ModelFileError(f"{name}: the archive is damaged or made to mislead ({reason}); save the model again")
+        packed = [part for part in parts if part.compress_type != zipfile.ZIP_STORED]
+        _check_unpacked(packed, max(MOST_UNPACKED, _RATIO * size), name)
+        text = (part for part in packed if part.filename.endswith(_TEXT))
+        _check_unpacked(text, max(_MOST_TEXT, _RATIO * size // 2), name)
+        self._checked = True
+
+    def check_storages(self, storages: Mapping[str, int], folder: str = "data") -> None:
+        """Refuse tensors that the archive lacks or holds less of than is declared.
+
+        Args:
+            storages: bytes of each tensor's storage, as a pickle declares them.
+            folder: of the parts that hold them.
+
+        Raises:
+            ModelFileError: naming the tensor.
+        """
+        for key, length in storages.items():
+            there = self.sizes.get(f"{folder}/{key}")
+            if there is None:
+                raise ModelFileError(
+                    f"{self.name}: the archive lacks the content of tensor {key[:40]!r}; save the model again"
+                )
+            if there < length:
+                raise ModelFileError(
+                    f"{self.name}: the content of tensor {key[:40]!r} is damaged: {length:,} bytes are declared,"
+                    f" {there:,} are there; copy or save it again"
+                )
+
+    def read(self, part: zipfile.ZipInfo) -> bytes:
+        """Unpack one of the parts.
+
+        Raises:
+            ModelFileError: if it or the container is damaged.
+        """
+        self.check()
+        try:
+            return self._kept(part.header_offset, part.filename, partial(self._zip.read, part))
+        except _UNPACK_ERRORS as error:
+            raise self._damaged(error) from error
+
+    def records(self, wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:
+        """Read the parts with such names, as each of the two parsers sees them that torch reads archives with.
+
+        Those of text are kept, any other is in memory as long as the caller holds it.
+
+        Args:
+            wanted: whether a part of this name is; one parser's names lack the archive's own folder.
+
+        Raises:
+            ModelFileError: if the archive cannot be read.
+        """
+        # A file made to look different to the two must pass as each of them sees it.
+        for part in self.parts:
+            if wanted(part.filename):
+                yield part.filename, self.read(part)
+        reader = self._reader
+        if reader is None:
+            return
+        try:
+            names = [name for name in reader.get_all_records() if wanted(name)]
+        except Exception as error:
+            raise self._damaged(first_line(error)) from error
+        for name in names:
+            try:
+                content = self._kept(name, name, partial(reader.get_record, name))
+            except Exception as error:
+                raise self._damaged(first_line(error)) from error
+            yield name, content
+
+    @cached_property
+    def _reader(self) -> torch._C.PyTorchFileReader | None:
+        self._file.seek(0)
+        try:
+            return torch._C.PyTorchFileReader(self._file)
+        except RuntimeError:
+            return None  # torch's parser cannot read it (the layout before 2.8), so it will not load anything by it
+        except Exception as error:  # a number or a name in it that is none
+            raise self._damaged(error) from error
+
+    def _kept(self, key: Hashable, name: str, unpack: Callable[[], bytes]) -> bytes:
+        if not name.endswith(_TEXT):
+            return unpack()
+        if key not in self._texts:
+            self._texts[key] = unpack()
+        return self._texts[key]
+
+    def _damaged(self, error: object) -> ModelFileError:
+        return ModelFileError(f"{self.name}: the archive is damaged ({error}); copy or save it again")
 
 
 def _check_unpacked(parts: Iterable[zipfile.ZipInfo], most: int, name: str) -> None:
@@ -122,45 +230,3 @@ def _overlap_reason(file: BinaryIO, parts: list[zipfile.ZipInfo], size: int) -> 
         if end > size:
             return f"the part {part.filename[:80]!r} reaches past the end"
     return None
-
-
-def records(file: BinaryIO, name: str, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    """The parts of an archive with such names, as each of the two parsers sees it that torch reads archives with.
-
-    Raises:
-        ModelFileError: if the archive cannot be read.
-    """
-    # A file made to look different to the two must pass as each of them sees it.
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for part in archive.namelist():
-                if part.endswith(endings):
-                    yield part, archive.read(part)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, zlib.error) as error:
-        raise ModelFileError(f"{name}: the archive is damaged ({error}); copy or save it again") from error
-    file.seek(0)
-    try:
-        reader = torch._C.PyTorchFileReader(file)
-    except RuntimeError:
-        return  # torch's parser cannot read it (the layout before 2.8), so it will not load anything by it
-    except Exception as error:  # a number or a name in it that is none
-        raise ModelFileError(f"{name}: the archive is damaged ({error}); copy or save it again") from error
-    try:
-        found = [(part, reader.get_record(part)) for part in reader.get_all_records() if part.endswith(endings)]
-    except Exception as error:
-        raise ModelFileError(f"{name}: the archive is damaged ({first_line(error)}); copy or save it again") from error
-    yield from found
-
-
-def text_records(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
-    """The parts of an archive that hold code, JSON or pickles.
-
-    Raises:
-        UntrustedModelError: if two parts have one name.
-        ModelFileError: if the archive cannot be read.
-    """
-    path = snapshot.path
-    names = [part.filename for part in read_parts(snapshot.open(), str(path))]
-    if len(set(names)) != len(names):
-        raise untrusted(path, "holds two parts of the same name")
-    yield from records(snapshot.open(), str(path), (".json", ".py", ".pkl"))
