@@ -26,7 +26,7 @@ from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
     from imbalance_perturb.cli.narration import Narrator
-    from imbalance_perturb.inference.pipeline import Assembly
+    from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.selection.comparison.results import Comparison
 
 #: Options of the shared group that a comparison chooses by itself, and what to give instead.
@@ -141,16 +141,16 @@ def compare(
     )
     files = ComparisonFiles(val, labels, test, test_labels)
     comparison = compare_methods(
-        settings, files, options, describe=lambda assembly: _describe(say, assembly), progress=say.progress
+        settings, files, options, describe=lambda pipeline: _describe(say, pipeline), progress=say.progress
     )
     _show(comparison, out, report, common)
     raise typer.Exit(SOME_FAILED if comparison.failed else 0)
 
 
-def _describe(say: Narrator, assembly: Assembly) -> None:
-    debias, execution = assembly.settings.debias, assembly.execution
-    say.model(assembly.model.info, assembly.probe)
-    say.line(f"each image: {assembly.preprocessing.describe()}")
+def _describe(say: Narrator, pipeline: Pipeline) -> None:
+    debias, execution = pipeline.settings.debias, pipeline.execution
+    say.model(pipeline.model.info, pipeline.probe)
+    say.line(f"each image: {pipeline.preprocessing.describe()}")
     say.line(f"perturbation: T {debias.temperature:g}, {debias.loss}, target {debias.target}")
     say.line(
         f"running on {execution.device_name} ({execution.device}), {execution.precision},"

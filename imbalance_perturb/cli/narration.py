@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imbalance_perturb.data.image_files import ImageList
     from imbalance_perturb.inference.folder_prediction import RunSummary
     from imbalance_perturb.inference.inspection import Inspection
-    from imbalance_perturb.inference.pipeline import Assembly
+    from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.models import ModelInfo, ProbeResult
     from imbalance_perturb.predictions.shards import Shard
 
@@ -59,12 +59,12 @@ class Narrator:
         if unread := sum(map(is_unread, images.names)):
             self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
-    def assembly(self, assembly: Assembly) -> None:
+    def pipeline(self, pipeline: Pipeline) -> None:
         """What will be done to an image before it starts."""
-        d, e = assembly.settings.debias, assembly.execution
-        self.model(assembly.model.info, assembly.probe)
-        self.line(f"each image: {assembly.preprocessing.describe()}")
-        if assembly.debiased.active:
+        d, e = pipeline.settings.debias, pipeline.execution
+        self.model(pipeline.model.info, pipeline.probe)
+        self.line(f"each image: {pipeline.preprocessing.describe()}")
+        if pipeline.debiased.active:
             space = "model input" if d.eps_space == "input" else "[0, 1] pixels"
             steps = f", {d.steps} steps" if d.steps > 1 else ""
             clip = ", clipped to [0, 1] pixels" if d.clip else ""
@@ -76,7 +76,7 @@ class Narrator:
             self.line("correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else ""))
         self.line(
             f"running on {e.device_name} ({e.device}), {e.describe_precision()}, batches of {e.batch_size},"
-            f" {e.workers} workers; network: {assembly.optimisation.path}"
+            f" {e.workers} workers; network: {pipeline.optimisation.path}"
         )
 
     def model(self, info: ModelInfo, probe: ProbeResult) -> None:

@@ -29,7 +29,7 @@ from imbalance_perturb.errors import SettingsError
 if TYPE_CHECKING:
     from imbalance_perturb.cli.narration import Narrator
     from imbalance_perturb.config.settings import Settings
-    from imbalance_perturb.inference.pipeline import Assembly
+    from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
     from imbalance_perturb.selection.tuning.results import Tuning
 
@@ -186,23 +186,23 @@ def _lists(eps_grid: str | None, temperatures: str | None, losses: str | None) -
 
 def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:
     from imbalance_perturb.data.labels import find_labelled_images
-    from imbalance_perturb.inference.pipeline import assemble, load_counts
+    from imbalance_perturb.inference.pipeline import load_counts, load_pipeline
     from imbalance_perturb.selection.tuning.eps_tuning import check_tuning, tune
 
     counts_file = load_counts(settings.model)
     labelled = find_labelled_images(val, labels, counts_file.counts.names)
     say.images(labelled.images)
     check_tuning(labelled, settings, counts_file.counts, options.rule)
-    assembly = assemble(settings, labelled.images, counts_file=counts_file, exact=True)
-    _say_assembly(say, assembly, options)
+    pipeline = load_pipeline(settings, labelled.images, counts_file=counts_file, exact=True)
+    _say_pipeline(say, pipeline, options)
     with say.progress(len(labelled.images)) as progress:
-        return tune(assembly, labelled, options, progress=progress)
+        return tune(pipeline, labelled, options, progress=progress)
 
 
-def _say_assembly(say: Narrator, assembly: Assembly, options: TuningOptions) -> None:
-    debias, execution = assembly.settings.debias, assembly.execution
-    say.model(assembly.model.info, assembly.probe)
-    say.line(f"each image: {assembly.preprocessing.describe()}")
+def _say_pipeline(say: Narrator, pipeline: Pipeline, options: TuningOptions) -> None:
+    debias, execution = pipeline.settings.debias, pipeline.execution
+    say.model(pipeline.model.info, pipeline.probe)
+    say.line(f"each image: {pipeline.preprocessing.describe()}")
     variants = options.variants(debias)
     loss_specs = len({variant.loss_spec for variant in variants})
     space = "model input" if debias.eps_space == "input" else "[0, 1] pixels"

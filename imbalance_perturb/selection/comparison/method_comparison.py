@@ -13,7 +13,7 @@ from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import LabelsError, first_few
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
 from imbalance_perturb.inference.engine import iter_inputs
-from imbalance_perturb.inference.pipeline import Assembly, assemble, load_counts
+from imbalance_perturb.inference.pipeline import Pipeline, load_counts, load_pipeline
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.comparison.held_out_predictions import (
@@ -53,7 +53,7 @@ def compare_methods(
     files: ComparisonFiles,
     options: ComparisonOptions | None = None,
     *,
-    describe: Callable[[Assembly], None] = lambda assembly: None,
+    describe: Callable[[Pipeline], None] = lambda pipeline: None,
     progress: Progress = lambda total: nullcontext(lambda advanced: None),
 ) -> Comparison:
     """Choose each method's parameters on the validation images, and score all methods on the same other images.
@@ -80,9 +80,9 @@ def compare_methods(
     test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
     if test is not None:
         _check_disjoint(val.images, test.images, files)
-    assembly = assemble(settings, val.images, counts_file=counts_file, exact=True)
-    describe(assembly)
-    run = ComparisonRun(assembly, options, progress, _last_layer(assembly, val.images, options))
+    pipeline = load_pipeline(settings, val.images, counts_file=counts_file, exact=True)
+    describe(pipeline)
+    run = ComparisonRun(pipeline, options, progress, _last_layer(pipeline, val.images, options))
     cached = run.cache(val.images, run.grid())
     tuned = run.tune(cached, val.of(cached.sweep.names))
     scored = run.score_held_out(val, cached, tuned) if test is None else run.score_test(test, tuned)
@@ -110,13 +110,13 @@ def _check_disjoint(val: ImageList, test: ImageList, files: ComparisonFiles) -> 
         )
 
 
-def _last_layer(assembly: Assembly, images: ImageList, options: ComparisonOptions) -> LastLayer | str:
+def _last_layer(pipeline: Pipeline, images: ImageList, options: ComparisonOptions) -> LastLayer | str:
     if NORMALISE not in options.methods:
         return "not asked for"
-    execution = replace(assembly.execution, batch_size=2, workers=min(1, assembly.execution.workers))
-    for batch in iter_inputs(images, assembly.preprocessing, execution):
+    execution = replace(pipeline.execution, batch_size=2, workers=min(1, pipeline.execution.workers))
+    for batch in iter_inputs(images, pipeline.preprocessing, execution):
         for group in batch.groups:
-            return find_last_layer(assembly.model, group.x)
+            return find_last_layer(pipeline.model, group.x)
     return "no image can be used"
 
 
@@ -129,7 +129,7 @@ def _summarise(
     test: LabelledImages | None,
     files: ComparisonFiles,
 ) -> Comparison:
-    options, counts = run.options, run.assembly.counts
+    options, counts = run.options, run.pipeline.counts
     rates = _Rates.from_sweep(cached.sweep)
     methods = [_describe_method(method, run, tuned, rates) for method in options.methods]
     results, advice, class_notes = score_lineup(
@@ -221,12 +221,12 @@ def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
 
     import imbalance_perturb
 
-    settings, options = run.assembly.settings, run.options
+    settings, options = run.pipeline.settings, run.options
     debias = {k: v for k, v in asdict(settings.debias).items() if k not in ("eps", "tau", "steps")}
     return {
         "files": {name: path for name, path in asdict(files).items() if path is not None},
-        "model": {"path": settings.model.model, "sha256": run.assembly.model.info.sha256},
-        "counts_file": {"path": settings.model.counts, "sha256": run.assembly.counts_sha256},
+        "model": {"path": settings.model.model, "sha256": run.pipeline.model.info.sha256},
+        "counts_file": {"path": settings.model.counts, "sha256": run.pipeline.counts_sha256},
         "settings": {
             "eps_grid": list(options.eps_grid),
             "tau_grid": list(options.tau_grid),
@@ -234,11 +234,11 @@ def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
             "debias": debias,
         },
         "last_layer": None if isinstance(run.last_layer, str) else run.last_layer.name,
-        "preprocessing": run.assembly.preprocessing.to_dict(),
+        "preprocessing": run.pipeline.preprocessing.to_dict(),
         "execution": {
-            "device_name": run.assembly.execution.device_name,
-            "precision": run.assembly.execution.precision,
-            "batch_size": run.assembly.execution.batch_size,
+            "device_name": run.pipeline.execution.device_name,
+            "precision": run.pipeline.execution.precision,
+            "batch_size": run.pipeline.execution.batch_size,
             "threads": torch.get_num_threads(),
         },
         "versions": {"imbalance_perturb": imbalance_perturb.__version__, "torch": torch.__version__},
