@@ -38,7 +38,7 @@ from imbalance_perturb.inference import engine
 from imbalance_perturb.inference.allocator import keep_freed_memory
 from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.inference.folder_prediction import predict_folder
-from imbalance_perturb.inference.pipeline import Assembly, assemble
+from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 
 #: Height and width of the JPEGs.
 SIZE = (450, 600)
@@ -61,10 +61,10 @@ class Cost(NamedTuple):
 class FromMemory:
     """Stands in for :func:`iter_decoded`: the same batches, decoded beforehand."""
 
-    def __init__(self, assembly: Assembly, images: ImageList) -> None:
+    def __init__(self, pipeline: Pipeline, images: ImageList) -> None:
         self._batches: dict[tuple[str, ...], DecodedBatch] = {}
         self._pixels: dict[str, Tensor] = {}
-        for batch in _decode(assembly, images):
+        for batch in _decode(pipeline, images):
             for positions, pixels in batch.groups:
                 self._pixels |= {batch.names[position]: one for position, one in zip(positions, pixels, strict=True)}
 
@@ -87,26 +87,26 @@ class FromMemory:
             yield self._batches[key]
 
 
-def _decode(assembly: Assembly, images: ImageList) -> Iterator[DecodedBatch]:
-    execution = assembly.execution
+def _decode(pipeline: Pipeline, images: ImageList) -> Iterator[DecodedBatch]:
+    execution = pipeline.execution
     slices = in_slices(images.names, execution.group_size)
     return iter_decoded(
-        images.root, slices, assembly.preprocessing, execution.workers, takes_turns=execution.takes_turns
+        images.root, slices, pipeline.preprocessing, execution.workers, takes_turns=execution.takes_turns
     )
 
 
-def make_contenders(assembly: Assembly, images: ImageList, work: Path) -> dict[str, Callable[[], Cost]]:
+def make_contenders(pipeline: Pipeline, images: ImageList, work: Path) -> dict[str, Callable[[], Cost]]:
     """The pipeline and its two halves, each on all images."""
-    memory = FromMemory(assembly, images)
+    memory = FromMemory(pipeline, images)
 
     def run() -> Cost:
-        summary = predict_folder(assembly, images, str(work / "predictions.csv"))
+        summary = predict_folder(pipeline, images, str(work / "predictions.csv"))
         if summary.failed or summary.run is None:
             raise SystemExit(f"{summary.failed} images failed: {summary.first_errors}")
         return Cost(json.loads(Path(summary.run).read_text())["seconds"], 0.0)
 
     def decode() -> Cost:
-        for _ in _decode(assembly, images):
+        for _ in _decode(pipeline, images):
             pass
         return Cost({}, 0.0)
 
@@ -137,14 +137,14 @@ def measure_time(options: argparse.Namespace, model: Path, work: Path, log: Log)
     progress(f"making {options.images} JPEGs")
     images = write_photographs(work / "images", options.images, options.distinct, SIZE)
     sizes = [(images.root / name).stat().st_size for name in images.names]
-    assembly = _assemble(options, model, images)
+    pipeline = _load_pipeline(options, model, images)
     progress("warming up")
-    contenders = make_contenders(assembly, images, work)
+    contenders = make_contenders(pipeline, images, work)
     for name in (COMPUTE, PIPELINE):
         contenders[name]()
     progress("measuring")
-    measured = alternate(contenders, options.rounds, assembly.execution.device)
-    execution = assembly.execution
+    measured = alternate(contenders, options.rounds, pipeline.execution.device)
+    execution = pipeline.execution
     log.say(
         f"{len(images):,} JPEGs of {SIZE[1]} x {SIZE[0]} pixels ({statistics.mean(sizes) / 1024:.0f} KiB on average),"
         f" {options.network} at 224 px, {execution.describe_precision()}, batches of {execution.batch_size},"
@@ -205,7 +205,7 @@ def _processor(measured: Measured[Cost]) -> float:
     return statistics.median(cost.processor for cost in measured.found)
 
 
-def _assemble(options: argparse.Namespace, model: Path, images: ImageList) -> Assembly:
+def _load_pipeline(options: argparse.Namespace, model: Path, images: ImageList) -> Pipeline:
     settings = Settings(
         model=ModelSettings(model=str(model), counts=str(model.with_name("counts.json")), arch=options.network),
         preprocess=PreprocessSettings(mean=MEAN, std=STD),
@@ -217,7 +217,7 @@ def _assemble(options: argparse.Namespace, model: Path, images: ImageList) -> As
             close_calls_only=options.close_calls_only,
         ),
     )
-    return assemble(settings, images)
+    return load_pipeline(settings, images)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.inference.folder_prediction import predict_folder
-from imbalance_perturb.inference.pipeline import Assembly, assemble
+from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.selection.sweep import Variant, run_sweep
 
@@ -34,19 +34,19 @@ def measure_sweep(
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         listed = _write_images(work / "images", images)
-        assembly = _assemble(work, network, name, listed, batch_size, device)
+        pipeline = _load_pipeline(work, network, name, listed, batch_size, device)
         eps = np.geomspace(1e-4, 3e-2, K)
         variants = [Variant(LossSpec(), float(value)) for value in eps]
 
         def corrected() -> float:
-            summary = predict_folder(assembly, listed, str(work / "predictions.csv"))
+            summary = predict_folder(pipeline, listed, str(work / "predictions.csv"))
             assert summary.run is not None
             _check(dict(summary.first_errors))
             seconds = json.loads(Path(summary.run).read_text())["seconds"]
             return _passes(seconds)
 
         def sweep() -> float:
-            found = run_sweep(assembly, listed, variants)
+            found = run_sweep(pipeline, listed, variants)
             _check(found.errors)
             return _passes(found.seconds)
 
@@ -85,9 +85,9 @@ def _write_images(folder: Path, n: int) -> ImageList:
     return find_images(folder)
 
 
-def _assemble(
+def _load_pipeline(
     work: Path, network: nn.Module, name: str, listed: ImageList, batch_size: int, device: torch.device
-) -> Assembly:
+) -> Pipeline:
     torch.save(network.state_dict(), work / "model.pth")
     (work / "counts.json").write_text(json.dumps(dict(zip(CLASSES, COUNTS, strict=True))))
     settings = Settings(
@@ -95,4 +95,4 @@ def _assemble(
         preprocess=PreprocessSettings(preset="none", mean=MEAN, std=STD),
         run=RunSettings(device=str(device), batch_size=batch_size, precision="fp32"),
     )
-    return assemble(settings, listed)
+    return load_pipeline(settings, listed)

@@ -17,7 +17,7 @@ from imbalance_perturb.data.image_files import find_images
 from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.evaluation.evaluation_files import evaluate_files
 from imbalance_perturb.inference.folder_prediction import predict_folder
-from imbalance_perturb.inference.pipeline import assemble
+from imbalance_perturb.inference.pipeline import load_pipeline
 from imbalance_perturb.selection.comparison.method_comparison import ComparisonFiles, compare_methods
 from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune
 
@@ -39,13 +39,13 @@ def main(argv: list[str] | None = None) -> None:
 
     val = find_labelled_images(folder / "val", folder / "val.csv", classes)
     tuning = tune(
-        assemble(settings, val.images, exact=True), val, TuningOptions(eps_grid=(0.001, 0.005, 0.01, 0.02, 0.05))
+        load_pipeline(settings, val.images, exact=True), val, TuningOptions(eps_grid=(0.001, 0.005, 0.01, 0.02, 0.05))
     )
     print("tuning:", *tuning.summary, sep="\n  ")
 
     images = find_images(folder / "images")
     chosen = merge_settings(tables, {"debias": {"eps": tuning.choice.eps}})
-    predict_folder(assemble(chosen, images), images, str(folder / "predictions.csv"))
+    predict_folder(load_pipeline(chosen, images), images, str(folder / "predictions.csv"))
 
     evaluation = evaluate_files(folder / "predictions.csv", folder / "labels.csv")
     mcr = evaluation.differences["mcr"]

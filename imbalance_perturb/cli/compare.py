@@ -142,7 +142,7 @@ def compare(
     chosen = settings.debias
     perturbation = f"perturbation: T {chosen.temperature:g}, {chosen.loss}, target {chosen.target}"
     comparison = compare_methods(
-        settings, files, options, describe=partial(say.assembly, correction=perturbation), progress=say.progress
+        settings, files, options, describe=partial(say.pipeline, correction=perturbation), progress=say.progress
     )
     _show(comparison, out, report, common)
     raise typer.Exit(SOME_FAILED if comparison.failed else 0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imbalance_perturb.data.image_files import ImageList
     from imbalance_perturb.inference.folder_prediction import RunSummary
     from imbalance_perturb.inference.inspection import Inspection
-    from imbalance_perturb.inference.pipeline import Assembly
+    from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.models import ModelInfo, ProbeResult
     from imbalance_perturb.predictions.shards import Shard
 
@@ -60,20 +60,20 @@ class Narrator:
         if unread := sum(map(is_unread, images.names)):
             self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
-    def assembly(self, assembly: Assembly, correction: str | None = None) -> None:
+    def pipeline(self, pipeline: Pipeline, correction: str | None = None) -> None:
         """What will be done to an image, and where, before it starts.
 
         Args:
-            assembly: what is going to run.
+            pipeline: what is going to run.
             correction: the line on the correction where the settings alone do not say it: many are to be tried.
         """
-        execution = assembly.execution
-        self.model(assembly.model.info, assembly.probe)
-        self.line(f"each image: {assembly.preprocessing.describe()}")
-        self.line(_describe_correction(assembly) if correction is None else correction)
+        execution = pipeline.execution
+        self.model(pipeline.model.info, pipeline.probe)
+        self.line(f"each image: {pipeline.preprocessing.describe()}")
+        self.line(_describe_correction(pipeline) if correction is None else correction)
         self.line(
             f"running on {execution.device_name} ({execution.device}), {execution.describe_precision()}, batches of"
-            f" {execution.batch_size}, {execution.workers} workers; network: {assembly.optimisation.path}"
+            f" {execution.batch_size}, {execution.workers} workers; network: {pipeline.optimisation.path}"
         )
 
     def model(self, info: ModelInfo, probe: ProbeResult) -> None:
@@ -137,9 +137,9 @@ def describe_eps_space(debias: DebiasSettings) -> str:
     return "model input" if debias.eps_space == "input" else "[0, 1] pixels"
 
 
-def _describe_correction(assembly: Assembly) -> str:
-    d = assembly.settings.debias
-    if not assembly.debiased.active:
+def _describe_correction(pipeline: Pipeline) -> str:
+    d = pipeline.settings.debias
+    if not pipeline.debiased.active:
         return "correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else "")
     steps = f", {d.steps} steps" if d.steps > 1 else ""
     clip = ", clipped to [0, 1] pixels" if d.clip else ""

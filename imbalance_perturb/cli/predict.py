@@ -101,17 +101,17 @@ def predict(
     failures = select_limit(on_error, max_failures, len(found))
 
     from imbalance_perturb.inference.folder_prediction import predict_folder
-    from imbalance_perturb.inference.pipeline import assemble
+    from imbalance_perturb.inference.pipeline import load_pipeline
     from imbalance_perturb.predictions.resuming import check_unfinished, recorded_batch_size
 
     check_unfinished(out, resume)
     if resume and settings.run.batch_size is None:
         settings = replace(settings, run=replace(settings.run, batch_size=recorded_batch_size(out)))
-    assembly = assemble(settings, found)
-    say.assembly(assembly)
+    pipeline = load_pipeline(settings, found)
+    say.pipeline(pipeline)
     with interruptible() as should_stop, say.progress(len(found)) as progress:
         summary = predict_folder(
-            assembly,
+            pipeline,
             found,
             out,
             probabilities=probs,

@@ -185,17 +185,17 @@ def _lists(eps_grid: str | None, temperatures: str | None, losses: str | None) -
 
 def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:
     from imbalance_perturb.data.labels import find_labelled_images
-    from imbalance_perturb.inference.pipeline import assemble, load_counts
+    from imbalance_perturb.inference.pipeline import load_counts, load_pipeline
     from imbalance_perturb.selection.tuning.eps_tuning import check_tuning, tune
 
     counts_file = load_counts(settings.model)
     labelled = find_labelled_images(val, labels, counts_file.counts.names)
     say.images(labelled.images)
     check_tuning(labelled, settings, counts_file.counts, options.rule)
-    assembly = assemble(settings, labelled.images, counts_file=counts_file, exact=True)
-    say.assembly(assembly, _describe_grid(settings.debias, options))
+    pipeline = load_pipeline(settings, labelled.images, counts_file=counts_file, exact=True)
+    say.pipeline(pipeline, _describe_grid(settings.debias, options))
     with say.progress(len(labelled.images)) as progress:
-        return tune(assembly, labelled, options, progress=progress)
+        return tune(pipeline, labelled, options, progress=progress)
 
 
 def _describe_grid(debias: DebiasSettings, options: TuningOptions) -> str:

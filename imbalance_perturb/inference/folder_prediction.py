@@ -16,7 +16,7 @@ from imbalance_perturb.files.writing import STDOUT, sha256, write_json
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.failure_limit import FailureLimit
-from imbalance_perturb.inference.pipeline import Assembly, make_predictor
+from imbalance_perturb.inference.pipeline import Pipeline, make_predictor
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.inference.stopwatch import Stopwatch
@@ -86,7 +86,7 @@ class _Standing:
 
 
 def predict_folder(
-    assembly: Assembly,
+    pipeline: Pipeline,
     images: ImageList,
     out: str,
     *,
@@ -102,7 +102,7 @@ def predict_folder(
     """Predict all images and write one row for each, then the run file.
 
     Args:
-        assembly: the checked model and its surroundings.
+        pipeline: the checked model and its surroundings.
         images: what to predict.
         out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
         probabilities: whether rows carry the probabilities of all classes.
@@ -124,8 +124,8 @@ def predict_folder(
     if bom:
         check_bom(out)
     check_unfinished(out, resume)
-    layout = RowLayout(assembly.counts.names if probabilities else (), assembly.settings.run.close_calls_only, bom)
-    run = _Run(assembly, images, failures or FailureLimit(), progress, should_stop, probabilities)
+    layout = RowLayout(pipeline.counts.names if probabilities else (), pipeline.settings.run.close_calls_only, bom)
+    run = _Run(pipeline, images, failures or FailureLimit(), progress, should_stop, probabilities)
     if out == STDOUT:
         with open_rows(out, layout) as write:
             for rows in run.iter_rows():
@@ -134,11 +134,11 @@ def predict_folder(
         return run.summary(None)
     path = Path(out)
     check_place(path)
-    made_by = describe_making(assembly, images, layout, path.suffix, shard)
+    made_by = describe_making(pipeline, images, layout, path.suffix, shard)
     if resume:
         finished = find_finished(path, made_by)
         if finished is not None:
-            return _summary_of(finished, path, assembly)
+            return _summary_of(finished, path, pipeline)
     with open_journal(path, layout, made_by, resume=bool(resume)) as (journal, mark):
         if mark is not None:
             run.go_on(mark)
@@ -160,33 +160,33 @@ class _Run:
 
     def __init__(
         self,
-        assembly: Assembly,
+        pipeline: Pipeline,
         images: ImageList,
         failures: FailureLimit,
         progress: Callable[[int], None],
         should_stop: Callable[[], str | None],
         probabilities: bool,
     ) -> None:
-        self._assembly, self._images, self._failures = assembly, images, failures
+        self._pipeline, self._images, self._failures = pipeline, images, failures
         self._progress, self._should_stop, self._probabilities = progress, should_stop, probabilities
-        self.stopwatch, self.predictor, self.deep = Stopwatch(), make_predictor(assembly), DeepImages()
+        self.stopwatch, self.predictor, self.deep = Stopwatch(), make_predictor(pipeline), DeepImages()
         self._standing, self._resumed = _Standing(), 0
         self._start = time.perf_counter()
 
     def iter_rows(self) -> Iterator[list[PredictionRow]]:
         """Rows of the images that are left, a batch at a time; each is counted before it comes."""
         left = replace(self._images, names=self._images.names[self._standing.images :])
-        assembly = self._assembly
+        pipeline = self._pipeline
         batches = iter_predictions(
             self.predictor,
             left,
-            assembly.preprocessing,
-            assembly.execution,
+            pipeline.preprocessing,
+            pipeline.execution,
             probabilities=self._probabilities,
             stopwatch=self.stopwatch,
             deep=self.deep,
         )
-        with applied(assembly.execution), closing(batches):
+        with applied(pipeline.execution), closing(batches):
             for rows in batches if len(left) else ():
                 broken = [row for row in rows if row.error is not None]
                 self._failures.check(self._standing.failed, broken)
@@ -217,8 +217,8 @@ class _Run:
 
     def summary(self, path: Path | None) -> RunSummary:
         """What it came to."""
-        standing, assembly = self._standing, self._assembly
-        approximate = assembly.low is not None or assembly.execution.close_calls_only
+        standing, pipeline = self._standing, self._pipeline
+        approximate = pipeline.low is not None or pipeline.execution.close_calls_only
         return RunSummary(
             total=len(self._images),
             done=standing.done,
@@ -230,7 +230,7 @@ class _Run:
             first_errors=tuple((image, error) for image, error in standing.first_errors),
             agreement=self.predictor.summary() if approximate else None,
             resumed=self._resumed,
-            assumptions=assembly.model.info.assumptions,
+            assumptions=pipeline.model.info.assumptions,
             warnings=self.deep.warnings,
         )
 
@@ -254,7 +254,7 @@ def _naming_rows(journal: Journal, path: Path) -> Iterator[None]:
         ) from None
 
 
-def _summary_of(run: Mapping[str, Any], path: Path, assembly: Assembly) -> RunSummary:
+def _summary_of(run: Mapping[str, Any], path: Path, pipeline: Pipeline) -> RunSummary:
     """The summary of a run that had ended before, from its run file."""
     images = run["images"]
     return RunSummary(
@@ -267,7 +267,7 @@ def _summary_of(run: Mapping[str, Any], path: Path, assembly: Assembly) -> RunSu
         run=str(run_path(path)),
         first_errors=(),
         resumed=images["total"],
-        assumptions=assembly.model.info.assumptions,
+        assumptions=pipeline.model.info.assumptions,
         warnings=tuple(run["warnings"]),
     )
 

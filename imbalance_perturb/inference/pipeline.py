@@ -40,7 +40,7 @@ FALLBACK_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
-class Assembly:
+class Pipeline:
     """Everything that turns images into predictions, checked: the model takes what preprocessing makes of an image.
 
     ``counts_sha256`` is of the bytes that the counts were read from, as that in ``model.info`` is of the model's.
@@ -71,14 +71,14 @@ class Probed(NamedTuple):
     optimisation: Optimisation
 
 
-def assemble(
+def load_pipeline(
     settings: Settings,
     images: ImageList,
     *,
     counts_file: CountsFile | None = None,
     exact: bool = False,
     n_images: int | None = None,
-) -> Assembly:
+) -> Pipeline:
     """Load, check and connect model, counts and preprocessing for these images.
 
     Args:
@@ -105,7 +105,7 @@ def assemble(
         execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, n_images))
     if settings.run.compile:
         execution = _compile(probed, lowered, execution)
-    return Assembly(
+    return Pipeline(
         settings=settings,
         counts=counts,
         counts_sha256=counts_sha256,
@@ -121,18 +121,18 @@ def assemble(
     )
 
 
-def make_predictor(assembly: Assembly) -> Predictor:
+def make_predictor(pipeline: Pipeline) -> Predictor:
     """A fresh predictor, in the precision and with the close calls of the execution."""
-    execution = assembly.execution
+    execution = pipeline.execution
     return Predictor(
-        assembly.debiased,
-        assembly.low,
+        pipeline.debiased,
+        pipeline.low,
         precision=execution.precision,
         close_calls_only=execution.close_calls_only,
         low_name=execution.low_name,
         batch_size=execution.batch_size,
         # Images that keep a size of their own are often alone in their batch: filled up they would cost four times.
-        alike=assembly.preprocessing.size is not None,
+        alike=pipeline.preprocessing.size is not None,
     )
 
 

@@ -8,13 +8,13 @@ from importlib import metadata
 from typing import Any
 
 from imbalance_perturb.data.image_files import ImageList, iter_sizes
-from imbalance_perturb.inference.pipeline import Assembly
+from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.predictions.rows import RowLayout
 from imbalance_perturb.predictions.shards import Shard, files_sha256, list_sha256
 
 
 def describe_making(
-    assembly: Assembly, images: ImageList, layout: RowLayout, suffix: str, shard: Shard | None = None
+    pipeline: Pipeline, images: ImageList, layout: RowLayout, suffix: str, shard: Shard | None = None
 ) -> dict[str, Any]:
     """Everything that makes the rows: versions, files, settings, machine and images."""
     import numpy as np
@@ -24,7 +24,7 @@ def describe_making(
 
     import imbalance_perturb
 
-    settings, execution = assembly.settings, assembly.execution
+    settings, execution = pipeline.settings, pipeline.execution
     return {
         "versions": {
             "imbalance_perturb": imbalance_perturb.__version__,
@@ -37,16 +37,16 @@ def describe_making(
             "pydicom": _installed("pydicom"),
             "pillow_heif": _installed("pillow-heif"),
         },
-        "model": asdict(assembly.model.info),
-        "counts": {"path": settings.model.counts, "sha256": assembly.counts_sha256},
+        "model": asdict(pipeline.model.info),
+        "counts": {"path": settings.model.counts, "sha256": pipeline.counts_sha256},
         "classes": [
             {"index": index, "name": name, "count": count, "target": p}
             for index, (name, count, p) in enumerate(
-                zip(assembly.counts.names, assembly.counts.counts, assembly.target.tolist(), strict=True)
+                zip(pipeline.counts.names, pipeline.counts.counts, pipeline.target.tolist(), strict=True)
             )
         ],
         "settings": asdict(settings),
-        "preprocessing": assembly.preprocessing.to_dict(),
+        "preprocessing": pipeline.preprocessing.to_dict(),
         "execution": {
             "device": str(execution.device),
             "device_name": execution.device_name,
@@ -54,8 +54,8 @@ def describe_making(
             "low_dtype": execution.low_name,
             "close_calls_only": execution.close_calls_only,
             "notes": list(execution.notes),
-            "network": assembly.optimisation.path,
-            "low_network": None if assembly.low_optimisation is None else assembly.low_optimisation.path,
+            "network": pipeline.optimisation.path,
+            "low_network": None if pipeline.low_optimisation is None else pipeline.low_optimisation.path,
             "batch_size": execution.batch_size,
             "workers": execution.workers,
             "takes_turns": execution.takes_turns,
@@ -76,17 +76,17 @@ def describe_making(
     }
 
 
-def describe_source(assembly: Assembly) -> dict[str, Any]:
+def describe_source(pipeline: Pipeline) -> dict[str, Any]:
     """Describe what the figures of a choice between corrections rest on: model, counts, preprocessing, machine."""
     import torch
 
     import imbalance_perturb
 
-    settings, execution = assembly.settings, assembly.execution
+    settings, execution = pipeline.settings, pipeline.execution
     return {
-        "model": {"path": settings.model.model, "sha256": assembly.model.info.sha256},
-        "counts": {"path": settings.model.counts, "sha256": assembly.counts_sha256},
-        "preprocessing": assembly.preprocessing.to_dict(),
+        "model": {"path": settings.model.model, "sha256": pipeline.model.info.sha256},
+        "counts": {"path": settings.model.counts, "sha256": pipeline.counts_sha256},
+        "preprocessing": pipeline.preprocessing.to_dict(),
         "execution": {
             "device": str(execution.device),
             "device_name": execution.device_name,

@@ -17,7 +17,7 @@ from imbalance_perturb.errors import PredictionsError, SettingsError
 from imbalance_perturb.files.writing import FORMATS, sha256
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
-from imbalance_perturb.inference.pipeline import Assembly, assemble, make_predictor
+from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_predictor
 from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
@@ -146,15 +146,15 @@ class _Again:
         """The rows by their image, and what is different from the run."""
         if not len(self._images):
             return {}, []
-        assembly = assemble(self._settings, self._images, n_images=self.run["images"]["list_total"])
-        notes = self._differences(assembly)
-        return {row.image: row for row in self._iter_rows(assembly)}, notes
+        pipeline = load_pipeline(self._settings, self._images, n_images=self.run["images"]["list_total"])
+        notes = self._differences(pipeline)
+        return {row.image: row for row in self._iter_rows(pipeline)}, notes
 
-    def _differences(self, assembly: Assembly) -> list[str]:
-        for what, digest in (("model", assembly.model.info.sha256), ("counts", assembly.counts_sha256)):
+    def _differences(self, pipeline: Pipeline) -> list[str]:
+        for what, digest in (("model", pipeline.model.info.sha256), ("counts", pipeline.counts_sha256)):
             if digest != self.run[what]["sha256"]:  # it was, when the file was looked for
                 raise PredictionsError(f"{self.path}: the {what} file was replaced while it was read; verify it again")
-        now = describe_making(assembly, self._images, self.layout, self.suffix)
+        now = describe_making(pipeline, self._images, self.layout, self.suffix)
         # Files and settings are the run's own, wherever they lie; of its images these are some.
         now |= {"images": self.run["images"] | self._files(), "settings": self.run["settings"]}
         found = differences(self.run, now)
@@ -172,18 +172,18 @@ class _Again:
         names, again = (iter_images(self._predictions) for _ in range(2))
         return {"files_sha256": files_sha256(names, iter_sizes(self._images.root, again))}
 
-    def _iter_rows(self, assembly: Assembly) -> Iterator[PredictionRow]:
+    def _iter_rows(self, pipeline: Pipeline) -> Iterator[PredictionRow]:
         for names, state in self._by_part():
-            predictor = make_predictor(assembly)
+            predictor = make_predictor(pipeline)
             predictor.restore(state)
             batches = iter_predictions(
                 predictor,
                 replace(self._images, names=names),
-                assembly.preprocessing,
-                assembly.execution,
+                pipeline.preprocessing,
+                pipeline.execution,
                 probabilities=bool(self.layout.classes),
             )
-            with applied(assembly.execution), closing(batches):
+            with applied(pipeline.execution), closing(batches):
                 for rows in batches:
                     yield from rows
 

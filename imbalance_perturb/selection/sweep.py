@@ -20,7 +20,7 @@ from imbalance_perturb.errors import ModelGradientError, SettingsError
 from imbalance_perturb.inference.batching import BatchLimit
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.execution import applied
-from imbalance_perturb.inference.pipeline import Assembly
+from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.perturbation import LossSpec, gradient_signs, step
 from imbalance_perturb.predictions.deep_images import DeepImages
@@ -69,7 +69,7 @@ class _Collected:
 
 
 def run_sweep(
-    assembly: Assembly,
+    pipeline: Pipeline,
     images: ImageList,
     variants: Sequence[Variant],
     *,
@@ -78,21 +78,21 @@ def run_sweep(
     """Run every variant on every image.
 
     Args:
-        assembly: the checked model; its own eps, loss and temperature are not used, its target, ``eps_space`` and
+        pipeline: the checked model; its own eps, loss and temperature are not used, its target, ``eps_space`` and
             ``clip`` are.
         images: decoded once each.
         variants: distinct; one-step corrections.
         progress: called with the number of images done since the last call.
 
     Raises:
-        SettingsError: if the assembly asks for more than one step, which cannot share a gradient.
+        SettingsError: if the pipeline asks for more than one step, which cannot share a gradient.
     """
-    if assembly.debiased.steps != 1:
-        raise SettingsError(f"steps is {assembly.debiased.steps}; a sweep shares one gradient, so it needs steps = 1")
-    stopwatch, limit, deep = Stopwatch(), BatchLimit(assembly.execution.batch_size), DeepImages()
+    if pipeline.debiased.steps != 1:
+        raise SettingsError(f"steps is {pipeline.debiased.steps}; a sweep shares one gradient, so it needs steps = 1")
+    stopwatch, limit, deep = Stopwatch(), BatchLimit(pipeline.execution.batch_size), DeepImages()
     collected = _Collected(logits={variant: [] for variant in variants if variant.eps > 0})
-    with applied(assembly.execution):
-        for batch in iter_inputs(images, assembly.preprocessing, assembly.execution, stopwatch, deep):
+    with applied(pipeline.execution):
+        for batch in iter_inputs(images, pipeline.preprocessing, pipeline.execution, stopwatch, deep):
             collected.errors |= {
                 name: error for name, error in zip(batch.names, batch.errors, strict=True) if error is not None
             }
@@ -100,7 +100,7 @@ def run_sweep(
             kept: list[tuple[int, str, dict[Variant | None, Tensor]]] = []
             for positions, x in batch.groups:
                 names = [batch.names[position] for position in positions]
-                compute = partial(_sweep_part, assembly, names, x, collected, stopwatch)
+                compute = partial(_sweep_part, pipeline, names, x, collected, stopwatch)
                 for position, name, found in zip(positions, names, limit.run(compute, len(names)), strict=True):
                     if found is not None:
                         kept.append((position, name, found))
@@ -110,30 +110,30 @@ def run_sweep(
                 for variant, parts in collected.logits.items():
                     parts.append(found[variant])
             progress(len(batch.names))
-    classes = len(assembly.counts)
+    classes = len(pipeline.counts)
     base = _stack(collected.base, classes)
     logits = {v: _stack(collected.logits[v], classes) if v.eps > 0 else base for v in variants}
     return Sweep(collected.names, collected.errors, base, logits, collected.passes, stopwatch.seconds, deep.warnings)
 
 
 def _sweep_part(
-    assembly: Assembly, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch, part: slice
+    pipeline: Pipeline, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch, part: slice
 ) -> list[dict[Variant | None, Tensor] | None]:
     """For each image of a part its rows of logits by variant, or ``None`` where it has an error."""
-    found = dict(_sweep_group(assembly, names[part], x[part], collected, stopwatch))
+    found = dict(_sweep_group(pipeline, names[part], x[part], collected, stopwatch))
     return [found.get(index) for index in range(len(names[part]))]
 
 
 def _sweep_group(
-    assembly: Assembly, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch
+    pipeline: Pipeline, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch
 ) -> list[tuple[int, dict[Variant | None, Tensor]]]:
     """For each usable image of a group: its index and its rows of logits by variant, ``None`` for the plain model."""
     loss_specs = list(dict.fromkeys(variant.loss_spec for variant in collected.logits))
-    debiased = assembly.debiased
+    debiased = pipeline.debiased
     try:
         with stopwatch.timing("gradient pass", x.device):
             if any(variant.direction != RANDOM_SIGN for variant in collected.logits):
-                signs, base = gradient_signs(debiased.model, x, assembly.target, loss_specs)
+                signs, base = gradient_signs(debiased.model, x, pipeline.target, loss_specs)
                 collected.passes["backward"] += len(loss_specs)
             else:
                 signs, base = [], debiased.predict_plain(x)
@@ -144,7 +144,7 @@ def _sweep_group(
             return []
         # As in prediction: a gradient that is not finite is one image's fault, not its batch mates'.
         alone = [
-            (i, _sweep_group(assembly, [name], x[i : i + 1], collected, stopwatch)) for i, name in enumerate(names)
+            (i, _sweep_group(pipeline, [name], x[i : i + 1], collected, stopwatch)) for i, name in enumerate(names)
         ]
         return [(i, found) for i, one in alone for _, found in one]
     by_loss_spec = dict(zip(loss_specs, signs, strict=False))
@@ -152,7 +152,7 @@ def _sweep_group(
     with stopwatch.timing("final pass", x.device):
         for variant in collected.logits:
             sign = _random_sign(names, x) if variant.direction == RANDOM_SIGN else by_loss_spec[variant.loss_spec]
-            eps = _input_eps(assembly, variant).to(x)
+            eps = _input_eps(pipeline, variant).to(x)
             found[variant] = debiased.predict_plain(step(x, sign, eps, debiased.clip))
             collected.passes["final"] += 1
     rows = {variant: logits.float().cpu() for variant, logits in found.items()}
@@ -163,10 +163,10 @@ def _sweep_group(
     return [(i, {variant: logits[i] for variant, logits in rows.items()}) for i, ok in enumerate(finite) if ok]
 
 
-def _input_eps(assembly: Assembly, variant: Variant) -> Tensor:
+def _input_eps(pipeline: Pipeline, variant: Variant) -> Tensor:
     eps = -variant.eps if variant.direction == MINUS_EPS else variant.eps
-    if assembly.settings.debias.eps_space == "pixel":
-        return assembly.preprocessing.pixel_eps(eps)
+    if pipeline.settings.debias.eps_space == "pixel":
+        return pipeline.preprocessing.pixel_eps(eps)
     return torch.tensor(eps)
 
 

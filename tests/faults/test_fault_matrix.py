@@ -23,7 +23,7 @@ from imbalance_perturb.files.csv_tables import decode_path
 from imbalance_perturb.files.writing import write_json
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
-from imbalance_perturb.inference.pipeline import assemble, make_predictor
+from imbalance_perturb.inference.pipeline import load_pipeline, make_predictor
 from imbalance_perturb.predictions.rows import PredictionRow
 from tests.image_samples import deep, dicom_samples, picture, saved, tiff
 
@@ -131,15 +131,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def alone(images: ImageList, settings: Settings) -> list[PredictionRow]:
     """Rows of the images, each predicted as if it were the only one there is."""
-    assembly = assemble(settings, images)
+    pipeline = load_pipeline(settings, images)
     rows = []
-    with applied(assembly.execution):
+    with applied(pipeline.execution):
         for name in images.names:
             one = ImageList(images.source, images.root, [name])
-            predictor = make_predictor(assembly)
+            predictor = make_predictor(pipeline)
             rows += [
                 row
-                for found in iter_predictions(predictor, one, assembly.preprocessing, assembly.execution)
+                for found in iter_predictions(predictor, one, pipeline.preprocessing, pipeline.execution)
                 for row in found
             ]
     return rows

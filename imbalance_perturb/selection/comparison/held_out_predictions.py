@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.labels import LabelledImages
 from imbalance_perturb.errors import LabelsError
-from imbalance_perturb.inference.pipeline import Assembly
+from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.selection.comparison.methods import (
@@ -61,7 +61,7 @@ class Scored:
 class ComparisonRun:
     """What all steps of one comparison share."""
 
-    assembly: Assembly
+    pipeline: Pipeline
     options: ComparisonOptions
     progress: Progress
     last_layer: LastLayer | str
@@ -74,10 +74,10 @@ class ComparisonRun:
     def cache(self, images: ImageList, variants: Sequence[Variant]) -> CachedLogits:
         """All that the methods need of the images, from one sweep over them."""
         with self.progress(len(images)) as advance:
-            sweep = run_sweep(self.assembly, images, list(dict.fromkeys(variants)), progress=advance)
+            sweep = run_sweep(self.pipeline, images, list(dict.fromkeys(variants)), progress=advance)
         if not sweep.names:
             raise LabelsError(f"{images.root}: none of the images can be used (first: {first_error(sweep.errors)})")
-        return CachedLogits(sweep, self._loss_spec, self.assembly.counts, self.last_layer)
+        return CachedLogits(sweep, self._loss_spec, self.pipeline.counts, self.last_layer)
 
     def grid(self) -> list[Variant]:
         """Every step that a choice may fall on."""
@@ -101,8 +101,8 @@ class ComparisonRun:
             labels,
             preds,
             _strengths(method, candidates, preds),
-            num_classes=len(self.assembly.counts),
-            smallest_class=self.assembly.counts.smallest,
+            num_classes=len(self.pipeline.counts),
+            smallest_class=self.pipeline.counts.smallest,
             rule=self.options.rule,
         )
         chosen = candidates[selection.chosen]
@@ -148,7 +148,7 @@ class ComparisonRun:
 
     @property
     def _loss_spec(self) -> LossSpec:
-        debias = self.assembly.settings.debias
+        debias = self.pipeline.settings.debias
         return LossSpec(debias.loss, debias.temperature)
 
     def _variant(self, eps: float, direction: str = PERTURB) -> Variant:

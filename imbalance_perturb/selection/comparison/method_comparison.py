@@ -13,7 +13,7 @@ from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import LabelsError, first_few
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
 from imbalance_perturb.inference.engine import iter_inputs
-from imbalance_perturb.inference.pipeline import Assembly, assemble, load_counts
+from imbalance_perturb.inference.pipeline import Pipeline, load_counts, load_pipeline
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.candidates import make_candidates
@@ -54,7 +54,7 @@ def compare_methods(
     files: ComparisonFiles,
     options: ComparisonOptions | None = None,
     *,
-    describe: Callable[[Assembly], None] = lambda assembly: None,
+    describe: Callable[[Pipeline], None] = lambda pipeline: None,
     progress: Progress = lambda total: nullcontext(lambda advanced: None),
 ) -> Comparison:
     """Choose each method's parameters on the validation images, and score all methods on the same other images.
@@ -81,9 +81,9 @@ def compare_methods(
     test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
     if test is not None:
         _check_disjoint(val.images, test.images, files)
-    assembly = assemble(settings, val.images, counts_file=counts_file, exact=True)
-    describe(assembly)
-    run = ComparisonRun(assembly, options, progress, _last_layer(assembly, val.images, options))
+    pipeline = load_pipeline(settings, val.images, counts_file=counts_file, exact=True)
+    describe(pipeline)
+    run = ComparisonRun(pipeline, options, progress, _last_layer(pipeline, val.images, options))
     cached = run.cache(val.images, run.grid())
     tuned = run.tune(cached, val.of(cached.sweep.names))
     scored = run.score_held_out(val, cached, tuned) if test is None else run.score_test(test, tuned)
@@ -111,13 +111,13 @@ def _check_disjoint(val: ImageList, test: ImageList, files: ComparisonFiles) -> 
         )
 
 
-def _last_layer(assembly: Assembly, images: ImageList, options: ComparisonOptions) -> LastLayer | str:
+def _last_layer(pipeline: Pipeline, images: ImageList, options: ComparisonOptions) -> LastLayer | str:
     if NORMALISE not in options.methods:
         return "not asked for"
-    execution = replace(assembly.execution, batch_size=2, workers=min(1, assembly.execution.workers))
-    for batch in iter_inputs(images, assembly.preprocessing, execution):
+    execution = replace(pipeline.execution, batch_size=2, workers=min(1, pipeline.execution.workers))
+    for batch in iter_inputs(images, pipeline.preprocessing, execution):
         for group in batch.groups:
-            return find_last_layer(assembly.model, group.x)
+            return find_last_layer(pipeline.model, group.x)
     return "no image can be used"
 
 
@@ -130,7 +130,7 @@ def _summarise(
     test: LabelledImages | None,
     files: ComparisonFiles,
 ) -> Comparison:
-    options, counts = run.options, run.assembly.counts
+    options, counts = run.options, run.pipeline.counts
     rates = _Rates.from_sweep(cached.sweep)
     methods = [_describe_method(method, run, tuned, rates) for method in options.methods]
     results, advice, class_notes = score_lineup(
@@ -218,8 +218,8 @@ def _notes(
 
 
 def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
-    options, source = run.options, describe_source(run.assembly)
-    debias = {k: v for k, v in asdict(run.assembly.settings.debias).items() if k not in ("eps", "tau", "steps")}
+    options, source = run.options, describe_source(run.pipeline)
+    debias = {k: v for k, v in asdict(run.pipeline.settings.debias).items() if k not in ("eps", "tau", "steps")}
     return {
         "files": {name: path for name, path in asdict(files).items() if path is not None},
         "counts_file": source.pop("counts"),  # 'counts' are the classes' own numbers there

@@ -15,7 +15,7 @@ from imbalance_perturb.data.labels import LabelledImages
 from imbalance_perturb.errors import ImageFolderError, SettingsError, first_few
 from imbalance_perturb.evaluation.intervals import difference_interval
 from imbalance_perturb.evaluation.results import Interval
-from imbalance_perturb.inference.pipeline import Assembly
+from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.perturbation import LossSpec
@@ -96,7 +96,7 @@ def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCoun
 
 
 def tune(
-    assembly: Assembly,
+    pipeline: Pipeline,
     labelled: LabelledImages,
     options: TuningOptions | None = None,
     *,
@@ -105,7 +105,7 @@ def tune(
     """Try every eps on every image (2 + K passes for K values of eps, one loss and one temperature) and choose one.
 
     Args:
-        assembly: the checked model; its own eps is not used; loss and temperature where ``options`` has none.
+        pipeline: the checked model; its own eps is not used; loss and temperature where ``options`` has none.
         labelled: images that the model was not trained on.
         options: what to try and how to choose.
         progress: called with the number of images done since the last call.
@@ -115,15 +115,15 @@ def tune(
         ImageFolderError: if no image could be used.
     """
     options = options or TuningOptions()
-    counts = assembly.counts
-    check_tuning(labelled, assembly.settings, counts, options.rule)
-    variants = options.variants(assembly.settings.debias)
-    sweep = run_sweep(assembly, labelled.images, variants, progress=progress)
+    counts = pipeline.counts
+    check_tuning(labelled, pipeline.settings, counts, options.rule)
+    variants = options.variants(pipeline.settings.debias)
+    sweep = run_sweep(pipeline, labelled.images, variants, progress=progress)
     if not sweep.names:
         first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
         raise ImageFolderError(f"{labelled.images.root}: none of the images could be used (first: {first})")
     labels = labelled.of(sweep.names)
-    preds = _predict(assembly, sweep, variants)
+    preds = _predict(pipeline, sweep, variants)
     selection = select_by_cross_validation(
         labels,
         preds,
@@ -149,15 +149,15 @@ def tune(
         passes=sweep.passes,
         seconds=sweep.seconds,
         confidence_level=CONFIDENCE_LEVEL,
-        source=_source(assembly, labelled),
+        source=_source(pipeline, labelled),
     )
     return replace(tuning, summary=tuple(summarise(tuning)), notes=(*sweep.warnings, *note(tuning)))
 
 
-def _predict(assembly: Assembly, sweep: Sweep, variants: Sequence[Variant]) -> NDArray[np.int64]:
+def _predict(pipeline: Pipeline, sweep: Sweep, variants: Sequence[Variant]) -> NDArray[np.int64]:
     """(N, 1 + K) predicted classes: eps 0, then the variants; with the settings' tau, as `predict` would."""
     logits = [sweep.base, *(sweep.logits[variant] for variant in variants)]
-    return np.stack([assembly.debiased.adjust(each).argmax(dim=1).numpy() for each in logits], axis=1)
+    return np.stack([pipeline.debiased.adjust(each).argmax(dim=1).numpy() for each in logits], axis=1)
 
 
 def _list_tried(
@@ -220,10 +220,10 @@ def _compare(base: Figures, tuned: Figures, name: str, interval: Interval | None
     return HeldOutFigure(before, after, None if before is None or after is None else after - before, interval)
 
 
-def _source(assembly: Assembly, labelled: LabelledImages) -> dict[str, Any]:
+def _source(pipeline: Pipeline, labelled: LabelledImages) -> dict[str, Any]:
     """On what the figures rest: files, settings, versions."""
     return {
         "images": str(labelled.images.root),
-        "settings": {"debias": {k: v for k, v in asdict(assembly.settings.debias).items() if k != "eps"}},
-        **describe_source(assembly),
+        "settings": {"debias": {k: v for k, v in asdict(pipeline.settings.debias).items() if k != "eps"}},
+        **describe_source(pipeline),
     }

@@ -229,9 +229,9 @@ def test_batches_from_memory_are_those_from_files(load: Load, tmp_path: Path) ->
     assert (tmp_path / "images" / "000005.jpg").samefile(tmp_path / "images" / "000002.jpg")
     preprocessing = select_preprocessing(PreprocessSettings(resize=(16, 16), crop="none"))
     execution = select_execution(RunSettings(device="cpu", batch_size=4, workers=0), 7)
-    assembly = SimpleNamespace(preprocessing=preprocessing, execution=execution)
+    loaded = SimpleNamespace(preprocessing=preprocessing, execution=execution)
     found = list(
-        pipeline.FromMemory(assembly, images)(
+        pipeline.FromMemory(loaded, images)(
             images.root, in_slices(images.names, 4), preprocessing, 0, takes_turns=False
         )
     )

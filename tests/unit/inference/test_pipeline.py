@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import ImageList, find_images
-from imbalance_perturb.inference import pipeline as assembly_module
-from imbalance_perturb.inference.pipeline import assemble, make_predictor
+from imbalance_perturb.inference import pipeline as pipeline_module
+from imbalance_perturb.inference.pipeline import load_pipeline, make_predictor
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def settings(place: Path, **run: object) -> tuple[Settings, ImageList]:
 
 def test_the_batch_follows_from_the_size_of_the_images(place: Path) -> None:
     """In a short run the batch is the usual one for such images; a size that is asked for is kept."""
-    assert assemble(*settings(place)).execution.batch_size == 64
-    assert assemble(*settings(place, batch_size=3)).execution.batch_size == 3
+    assert load_pipeline(*settings(place)).execution.batch_size == 64
+    assert load_pipeline(*settings(place, batch_size=3)).execution.batch_size == 3
 
 
 def test_the_batch_of_a_long_run_is_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,11 +55,11 @@ def test_the_batch_of_a_long_run_is_measured(place: Path, monkeypatch: pytest.Mo
         shapes.extend(logits.shape for logits in predict(make_batch(2)))
         return 16
 
-    monkeypatch.setattr(assembly_module, "MEASURED_FROM", 5)
-    monkeypatch.setattr(assembly_module, "measure_batch_size", measure)
-    assert assemble(*settings(place)).execution.batch_size == 16
+    monkeypatch.setattr(pipeline_module, "MEASURED_FROM", 5)
+    monkeypatch.setattr(pipeline_module, "measure_batch_size", measure)
+    assert load_pipeline(*settings(place)).execution.batch_size == 16
     assert shapes == [(2, 3), (2, 3)]
-    assert assemble(*settings(place, deterministic=True)).execution.batch_size == 64
+    assert load_pipeline(*settings(place, deterministic=True)).execution.batch_size == 64
 
 
 def test_compiling_replaces_the_network_or_says_why_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +70,8 @@ def test_compiling_replaces_the_network_or_says_why_not(place: Path, monkeypatch
         seen.append(x)
         return network, "not compiled: no compiler"
 
-    monkeypatch.setattr(assembly_module, "compiled", refuse)
-    made = assemble(*settings(place, compile=True, precision="bf16", batch_size=4))
+    monkeypatch.setattr(pipeline_module, "compiled", refuse)
+    made = load_pipeline(*settings(place, compile=True, precision="bf16", batch_size=4))
     assert [x.shape for x in seen] == [(4, 3, 32, 32)] * 2
     assert made.execution.notes[-1] == "not compiled: no compiler"
     assert made.execution.notes.count("not compiled: no compiler") == 1
@@ -85,16 +85,16 @@ def test_compiling_replaces_the_network_or_says_why_not(place: Path, monkeypatch
         def forward(self, x: Tensor) -> Tensor:
             return 2 * self.network(x)
 
-    plain = assemble(*settings(place, batch_size=4))
-    monkeypatch.setattr(assembly_module, "compiled", lambda network, x: (Doubled(network), None))
-    made = assemble(*settings(place, compile=True, batch_size=4))
+    plain = load_pipeline(*settings(place, batch_size=4))
+    monkeypatch.setattr(pipeline_module, "compiled", lambda network, x: (Doubled(network), None))
+    made = load_pipeline(*settings(place, compile=True, batch_size=4))
     x = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(made.debiased.predict_plain(x), 2 * plain.debiased.predict_plain(x))
 
 
 def test_the_predictor_takes_the_executions_batches(place: Path) -> None:
     """Whatever comes at once, no more than a batch goes through the network."""
-    made = assemble(*settings(place, batch_size=2, precision="fp32"))
+    made = load_pipeline(*settings(place, batch_size=2, precision="fp32"))
     sizes: list[int] = []
     made.model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     found = make_predictor(made).predict(torch.rand(5, 3, 32, 32))

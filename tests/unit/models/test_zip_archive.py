@@ -24,9 +24,9 @@ _opened: list[str] = []
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watched is not None and event == "open" and isinstance(arguments[0], str | bytes):
-        if os.fsdecode(arguments[0]) == _watched:
-            _opened.append(_watched)
+    opened = event == "open" and _watched is not None and isinstance(arguments[0], str | bytes)
+    if opened and os.fsdecode(arguments[0]) == _watched:
+        _opened.append(_watched)
 
 
 sys.addaudithook(_note)  # there is no taking it away: it is inert unless a file is watched

@@ -12,7 +12,7 @@ from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, Pre
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.engine import iter_inputs
-from imbalance_perturb.inference.pipeline import Assembly, assemble
+from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.selection.sweep import MINUS_EPS, RANDOM_SIGN, Variant, run_sweep
 
@@ -45,7 +45,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepared(place: Path, **debias: object) -> tuple[Assembly, ImageList]:
+def prepared(place: Path, **debias: object) -> tuple[Pipeline, ImageList]:
     images = find_images(place / "images")
     settings = Settings(
         model=ModelSettings(model=str(place / "model.pt"), counts=str(place / "counts.json")),
@@ -53,17 +53,17 @@ def prepared(place: Path, **debias: object) -> tuple[Assembly, ImageList]:
         debias=DebiasSettings(**debias),  # type: ignore[arg-type]
         run=RunSettings(device="cpu", batch_size=4, workers=0),
     )
-    return assemble(settings, images), images
+    return load_pipeline(settings, images), images
 
 
 def test_a_sweep_gives_the_logits_of_single_runs(place: Path) -> None:
     """Every variant's logits are those of the module with that loss, T and eps, image by image."""
-    assembly, images = prepared(place)
+    pipeline, images = prepared(place)
     variants = [Variant(loss_spec, eps) for loss_spec in (CE, MSE) for eps in (0.0, 0.01, 0.3)]
-    sweep = run_sweep(assembly, images, variants)
+    sweep = run_sweep(pipeline, images, variants)
     assert sweep.names == [name for name in images.names if name != "3_broken.png"]
     assert sweep.errors == {"3_broken.png": "not an image in a known format"}
-    alone = assembly.execution.__class__(torch.device("cpu"), 1, 0, "fp32", False)
+    alone = pipeline.execution.__class__(torch.device("cpu"), 1, 0, "fp32", False)
     for variant in variants:
         debias = {"eps": variant.eps, "loss": variant.loss_spec.loss, "temperature": variant.loss_spec.temperature}
         single, _ = prepared(place, **debias)
@@ -85,38 +85,38 @@ def test_passes_are_one_gradient_and_one_for_each_eps(place: Path) -> None:
     (place / "images" / "3_broken.png").unlink()
     for index in (0, 3, 6):
         (place / "images" / f"{index}.png").unlink()
-    assembly, images = prepared(place)
+    pipeline, images = prepared(place)
     grid = [Variant(CE, eps) for eps in (0.0, 0.001, 0.003, 0.01, 0.03)]
-    assert run_sweep(assembly, images, grid).passes == {"forward": 1, "backward": 1, "final": 4}
+    assert run_sweep(pipeline, images, grid).passes == {"forward": 1, "backward": 1, "final": 4}
     more = [*grid, *(Variant(MSE, eps) for eps in (0.001, 0.01))]
-    assert run_sweep(assembly, images, more).passes == {"forward": 1, "backward": 2, "final": 6}
+    assert run_sweep(pipeline, images, more).passes == {"forward": 1, "backward": 2, "final": 6}
 
 
 def test_controls_move_the_other_way_and_at_random(place: Path) -> None:
     """minus-eps moves against the step, random-sign by coin tosses that depend on the image's name alone."""
-    assembly, images = prepared(place)
+    pipeline, images = prepared(place)
     plus, minus, coin = (Variant(CE, 0.05, d) for d in ("perturb", MINUS_EPS, RANDOM_SIGN))
-    sweep = run_sweep(assembly, images, [plus, minus, coin])
+    sweep = run_sweep(pipeline, images, [plus, minus, coin])
     forward, backward = sweep.logits[plus] - sweep.base, sweep.logits[minus] - sweep.base
     # Nearly linear at this size: the two moves are opposite, and a random one is much smaller.
     torch.testing.assert_close(forward, -backward, rtol=0.3, atol=0.02)
     assert (sweep.logits[coin] - sweep.base).norm() < 0.3 * forward.norm()
-    again = run_sweep(assembly, images, [coin])
+    again = run_sweep(pipeline, images, [coin])
     torch.testing.assert_close(again.logits[coin], sweep.logits[coin], rtol=1e-4, atol=1e-5)
     assert again.passes["backward"] == 0
 
 
 def test_eps_in_pixels_is_that_of_prediction(place: Path) -> None:
     """--eps-space pixel scales the step by each channel's std, as in a prediction."""
-    assembly, images = prepared(place, eps_space="pixel")
+    pipeline, images = prepared(place, eps_space="pixel")
     assert torch.equal(
-        run_sweep(assembly, images, [Variant(CE, 0.01)]).logits[Variant(CE, 0.01)],
+        run_sweep(pipeline, images, [Variant(CE, 0.01)]).logits[Variant(CE, 0.01)],
         run_sweep(prepared(place)[0], images, [Variant(CE, 0.01)]).logits[Variant(CE, 0.01)],
     )
 
 
 def test_several_steps_cannot_share_a_gradient(place: Path) -> None:
     """steps above 1 is refused: the second step needs a gradient of its own for each eps."""
-    assembly, images = prepared(place, steps=2)
+    pipeline, images = prepared(place, steps=2)
     with pytest.raises(SettingsError, match="a sweep shares one gradient"):
-        run_sweep(assembly, images, [Variant(CE, 0.1)])
+        run_sweep(pipeline, images, [Variant(CE, 0.1)])

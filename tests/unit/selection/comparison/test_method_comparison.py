@@ -14,7 +14,7 @@ from imbalance_perturb.data.demo_files import write_demo
 from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.errors import LabelsError, SettingsError
 from imbalance_perturb.inference.engine import iter_inputs
-from imbalance_perturb.inference.pipeline import assemble
+from imbalance_perturb.inference.pipeline import load_pipeline
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.comparison import held_out_predictions, method_comparison
@@ -177,15 +177,15 @@ def test_test_images_are_scored_with_what_validation_images_chose(demo: Path, te
     entries = by_method(tested)
     test = find_labelled_images(demo / "images", demo / "labels.csv", tested.classes)
     assert tested.n == len(test.images)
-    assembly = assemble(settings_of(demo), test.images)
-    batches = list(iter_inputs(test.images, assembly.preprocessing, assembly.execution))
+    pipeline = load_pipeline(settings_of(demo), test.images)
+    batches = list(iter_inputs(test.images, pipeline.preprocessing, pipeline.execution))
     x = torch.cat([group.x for batch in batches for group in batch.groups])
     labels = test.of([name for batch in batches for name in batch.names])
-    layer = find_last_layer(assembly.model, x[:2])
+    layer = find_last_layer(pipeline.model, x[:2])
     assert isinstance(layer, LastLayer)
     eps = entries["perturb"].parameters["eps"]
     variants = [Variant(LossSpec(), e) for e in EPS] + [Variant(LossSpec(), eps, d) for d in CONTROLS]
-    cached = CachedLogits(run_sweep(assembly, test.images, variants), LossSpec(), assembly.counts, layer)
+    cached = CachedLogits(run_sweep(pipeline, test.images, variants), LossSpec(), pipeline.counts, layer)
     for method, entry in entries.items():
         preds = cached.predict(method, [Candidate(**entry.parameters)])[:, 0]
         matrix = np.zeros((len(tested.classes),) * 2, dtype=int)

@@ -13,7 +13,7 @@ from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, Pre
 from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, LabelsError, SettingsError
 from imbalance_perturb.inference.engine import iter_predictions
-from imbalance_perturb.inference.pipeline import Assembly, assemble, make_predictor
+from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_predictor
 from imbalance_perturb.selection.rule import SelectionRule
 from imbalance_perturb.selection.tuning.eps_tuning import EPS_GRID, TuningOptions, tune
 from tests.biased import RIGHT_EPS, write_biased
@@ -27,7 +27,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepared(place: Path, **debias: object) -> tuple[Assembly, LabelledImages]:
+def prepared(place: Path, **debias: object) -> tuple[Pipeline, LabelledImages]:
     settings = Settings(
         model=ModelSettings(model=str(place / "model.pt"), counts=str(place / "counts.json")),
         preprocess=PreprocessSettings(preset="none"),
@@ -35,7 +35,7 @@ def prepared(place: Path, **debias: object) -> tuple[Assembly, LabelledImages]:
         run=RunSettings(device="cpu", batch_size=16, workers=0),
     )
     labelled = find_labelled_images(place / "val", None, ("common", "rare"))
-    return assemble(settings, labelled.images), labelled
+    return load_pipeline(settings, labelled.images), labelled
 
 
 def test_the_step_that_undoes_the_bias_is_found(place: Path) -> None:
@@ -58,13 +58,13 @@ def test_the_step_that_undoes_the_bias_is_found(place: Path) -> None:
 
 def test_a_sweep_costs_two_passes_and_one_for_each_eps(place: Path) -> None:
     """K values of eps: one forward, one backward and K final passes for each of the 4 batches; 0 costs none."""
-    assembly, labelled = prepared(place)
-    grid = tune(assembly, labelled, TuningOptions(eps_grid=(0.0, *EPS_GRID), rule=SelectionRule(repeats=1)))
+    pipeline, labelled = prepared(place)
+    grid = tune(pipeline, labelled, TuningOptions(eps_grid=(0.0, *EPS_GRID), rule=SelectionRule(repeats=1)))
     assert grid.passes == {"forward": 4, "backward": 4, "final": 4 * len(EPS_GRID)}
     several = TuningOptions(
         eps_grid=(0.01, 0.02, 0.01), temperatures=(1, 1000), losses=("mse", "focal"), rule=SelectionRule(repeats=1)
     )
-    tuning = tune(assembly, labelled, several)
+    tuning = tune(pipeline, labelled, several)
     assert tuning.passes == {"forward": 4, "backward": 16, "final": 32}
     assert len(tuning.tried) == 1 + 8
     assert tuning.loss_specs == [("mse", 1), ("mse", 1000), ("focal", 1), ("focal", 1000)]
@@ -73,8 +73,8 @@ def test_a_sweep_costs_two_passes_and_one_for_each_eps(place: Path) -> None:
 @pytest.mark.parametrize("tau", [0.0, 0.3])
 def test_figures_are_those_of_predictions_with_that_eps(place: Path, tau: float) -> None:
     """Each line of the sweep is scikit-learn's figure of what `predict` answers with that eps, tau included."""
-    assembly, labelled = prepared(place, tau=tau)
-    tuning = tune(assembly, labelled, OPTIONS)
+    pipeline, labelled = prepared(place, tau=tau)
+    tuning = tune(pipeline, labelled, OPTIONS)
     for attempt in tuning.tried:
         single, _ = prepared(place, tau=tau, eps=attempt.eps)
         batches = iter_predictions(make_predictor(single), labelled.images, single.preprocessing, single.execution)
@@ -123,22 +123,22 @@ def test_broken_images_are_left_out_and_named(place: Path) -> None:
     assert tuning.support == (30, 29)
     assert tuning.failed == {"rare/00.png": "not an image in a known format"}
     assert any("1 images could not be used and are left out: rare/00.png" in note for note in tuning.notes)
-    assembly, labelled = prepared(place)
+    pipeline, labelled = prepared(place)
     for path in (place / "val").rglob("*.png"):
         path.write_text("broken")
     with pytest.raises(ImageFolderError, match=r"none of the images could be used \(first: common/00.png: not an"):
-        tune(assembly, labelled, OPTIONS)
+        tune(pipeline, labelled, OPTIONS)
 
 
 def test_what_cannot_decide_is_refused_before_the_model_runs(place: Path) -> None:
     """One class only, too few images, no image of the smallest class for SCR, several steps."""
-    assembly, labelled = prepared(place)
+    pipeline, labelled = prepared(place)
     images = labelled.images
     one_class = LabelledImages(images, dict.fromkeys(images.names, 0), 0)
     with pytest.raises(LabelsError, match="all labelled images are of one class"):
-        tune(assembly, one_class, OPTIONS)
+        tune(pipeline, one_class, OPTIONS)
     with pytest.raises(LabelsError, match="60 labelled images cannot be split into 61 folds"):
-        tune(assembly, labelled, TuningOptions(rule=SelectionRule(folds=61)))
+        tune(pipeline, labelled, TuningOptions(rule=SelectionRule(folds=61)))
     with pytest.raises(SettingsError, match="steps is 2; all eps are tried with one gradient"):
         tune(*prepared(place, steps=2), OPTIONS)
 
@@ -178,7 +178,7 @@ def test_classes_without_and_with_few_images_are_named(place: Path) -> None:
         (place / "val" / "rare" / f"{index:02d}.png").unlink()
     settings = prepared(place)[0].settings
     labelled = find_labelled_images(place / "val", None, ("common", "rare", "none"))
-    tuning = tune(assemble(settings, labelled.images), labelled, OPTIONS)
+    tuning = tune(load_pipeline(settings, labelled.images), labelled, OPTIONS)
     assert tuning.tried[0].figures.scr is None
     assert tuning.held_out["scr"].difference is None
     assert "classes without validation images, left out of all figures: none" in tuning.notes
