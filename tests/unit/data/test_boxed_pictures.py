@@ -13,7 +13,7 @@ from PIL import Image, features
 from imbalance_perturb.data.image_decoding import decode_image
 from imbalance_perturb.errors import ImageError
 from tests.image_samples import deep, heic, picture, saved
-from tests.unit.test_dicom import array
+from tests.unit.data.test_dicom import array
 
 
 def decode(folder: Path, data: bytes, color: str = "rgb", **options: Any) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from imbalance_perturb.data.pixels import Peak, find_peak
 from imbalance_perturb.errors import ImageError
 from tests.image_samples import deep, dicom
-from tests.unit.test_dicom import array, decode, lookup_table
+from tests.unit.data.test_dicom import array, decode, lookup_table
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (the extra dicom)")
 
