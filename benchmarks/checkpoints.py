@@ -138,7 +138,7 @@ def _rows(fold: Fold) -> Iterator[list[str]]:
     n = len(fold.labels)
     for name, own in fold.measured.items():
         ratio, lowest, highest = ratios(own, fold.measured[PLAIN])
-        expected = fold.expected.of(name)[0]
+        expected = fold.expected.labels_of(name)[0]
         found = min(own.found, key=lambda one: count_same([one], [expected]))  # the worst round
         same, mode = count_same([found], [expected]) / n, name in MODES
         scores, truth = _score(found, fold.labels), _score(expected, fold.labels)

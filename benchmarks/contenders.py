@@ -164,13 +164,13 @@ class Expected(NamedTuple):
     base: list[Answer]
     corrected: list[Answer]
 
-    def of(self, contender: str) -> list[Answer]:
-        """Those that a contender's labels should be."""
+    def labels_of(self, contender: str) -> list[Answer]:
+        """Return the labels that a contender should give."""
         return self.base if contender.startswith("plain") else self.corrected
 
 
 def expect(task: Task) -> Expected:
-    """What the images of every request should come to."""
+    """Compute the labels that the images of every request should get."""
     model = task.load_eager()
     pairs = [written_plainly(model, task.target, task.eps, x) for x in task.load_inputs().timed]
     return Expected([Answer(base.tolist()) for base, _ in pairs], [Answer(both.tolist()) for _, both in pairs])

@@ -182,7 +182,7 @@ def rows(found: Found) -> Iterator[list[str]]:
             f"{ratio:.2f}",
             f"{lowest:.2f}-{highest:.2f}",
             "" if asked is None else f"<= {asked:g}, {_verdict(ratio <= asked)}",
-            f"{count_same(own.found, found.expected.of(name))}/{images}",
+            f"{count_same(own.found, found.expected.labels_of(name))}/{images}",
             f"{count_same(own.found, authors.found)}/{images}" if authors and corrects else "",
             f"{sum(one.recomputed for one in own.found) / images:.1%}" if name in MODES else "",
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# What no file holds as it is. A file name that is not UTF-8 reaches Python with one surrogate for each such byte, which
+# What is escaped in files. A file name that is not UTF-8 reaches Python with one surrogate for each such byte, which
 # UTF-8 text cannot hold; control characters command the terminal of whoever looks at the file, and those that turn
 # the direction of writing make one name look like another. Tabs and line ends stay: formats have ways for them.
 UNSAFE = "[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
@@ -78,7 +78,7 @@ class OutputFileError(ImbperturbError, OSError):
 
 
 class ResumeError(ImbperturbError, ValueError):
-    """What an unfinished run has left cannot be gone on with, or is in the way of a new one."""
+    """An unfinished run cannot be resumed, or its files are in the way of a new one."""
 
 
 class MergeError(ImbperturbError, ValueError):
@@ -90,7 +90,7 @@ class VerificationError(ImbperturbError, RuntimeError):
 
 
 class InterruptedRunError(ImbperturbError, RuntimeError):
-    """A run was told to stop; what it had done is kept."""
+    """A run was asked to stop; what it had done is kept."""
 
 
 class TooManyFailuresError(ImbperturbError, RuntimeError):
@@ -102,7 +102,7 @@ class DeviceError(ImbperturbError, RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The line of an error's message that says what happened; the name of an error that says nothing."""
+    """Find the line of an error's message that says what happened; the error's name where there is no message."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -111,11 +111,11 @@ def first_line(error: BaseException) -> str:
 
 
 def first_few(names: Sequence[str], limit: int = 3) -> str:
-    """The first names for a message, each on one line whatever it holds, and how many more there are."""
+    """List the first names for a message, each on one line whatever it holds, and how many more there are."""
     more = len(names) - limit
     return ", ".join(map(printable, names[:limit])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def printable(name: str) -> str:
-    r"""A name for a terminal: control characters and bytes that are not UTF-8 as ``\x1b`` or ``\udcff``."""
+    r"""Escape a name for a terminal: control characters and bytes that are not UTF-8 as ``\x1b`` or ``\udcff``."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run goes on: the first asks it to stop where nothing is lost."""
+"""Ctrl-C and SIGTERM during a run: the first asks it to stop where nothing is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], str | None]]:
-    """Inside: the first SIGINT or SIGTERM is only remembered, and the function given says its name.
+    """Inside: the first SIGINT or SIGTERM is only remembered, and the function that is yielded names it.
 
     A second one acts as it did before.
     """

@@ -1,4 +1,4 @@
-"""What people read: lines and progress on stderr, tables and JSON on stdout."""
+"""What people read on stderr while a command runs: lines and progress."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Narrator:
-    """Tells people on stderr what goes on; silent where ``quiet``."""
+    """Reports on stderr what a command does; silent where ``quiet``."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
 
     def line(self, text: str) -> None:
-        """One line."""
+        """Say one line."""
         if not self._quiet:
             terminal.say(text)
 
     def recipe(self, path: Path | None) -> None:
-        """Which recipe is read, so that none takes effect unseen."""
+        """Say which recipe is read, so that none takes effect unseen."""
         if path is not None:
             self.line(f"recipe: {path}")
 
     def images(self, images: ImageList, shard: Shard | None = None) -> None:
-        """How many images there are, and what else was left aside."""
+        """Say how many images there are, and what else was left aside."""
         part = "" if shard is None else f"part {shard}: {len(images):,} of "
         self.line(f"images: {part}{len(images.everything):,} in {images.source}")
         self.left_aside(images)
 
     def left_aside(self, images: ImageList) -> None:
-        """What is in the folder besides."""
+        """Say what else is in the folder."""
         for line in images.describe_left_aside():
             self.line(f"  {line}")
 
     def counted(self, images: ImageList) -> None:
-        """What is in a folder of class folders besides the images that are counted."""
+        """Say what else is in a folder of class folders beside the images that are counted."""
         for line in images.describe_left_aside():
             self.line(line)
         if unread := sum(map(is_unread, images.names)):
             self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
     def pipeline(self, pipeline: Pipeline, correction: str | None = None) -> None:
-        """What will be done to an image, and where, before it starts.
+        """Say what will be done to an image, and where, before it starts.
 
         Args:
             pipeline: what is going to run.
@@ -77,7 +77,7 @@ class Narrator:
         )
 
     def model(self, info: ModelInfo, probe: ProbeResult) -> None:
-        """What the model file holds, and every assumption made about it."""
+        """Say what the model file holds, and every assumption made about it."""
         self.line(
             f"model: {info.path}: {info.format}{f' {info.arch}' if info.arch else ''}, {info.num_classes} classes,"
             f" {info.parameters / 1e6:.1f} M parameters (tried in {probe.seconds:.1f} s)"
@@ -87,17 +87,17 @@ class Narrator:
         self.assumptions(info.assumptions)
 
     def assumptions(self, assumptions: Sequence[str]) -> None:
-        """What a model file does not show and would change predictions; also the last thing that is said of a run."""
+        """Warn of what a model file does not show and would change predictions; a run ends with these lines, too."""
         for assumption in assumptions:
             self.line(f"warning: {assumption}")
 
     def inspection(self, inspection: Inspection) -> None:
-        """The model and what will be done to an image."""
+        """Say what the model is and what will be done to an image."""
         self.model(inspection.model, inspection.probe)
         self.line(f"each image: {inspection.preprocessing.describe()}")
 
     def summary(self, summary: RunSummary) -> None:
-        """What came out, with the first errors in full."""
+        """Say how a run ended, with the first errors in full."""
         share = f" ({summary.changed / summary.done:.1%})" if summary.done else ""
         where = f" -> {summary.predictions}, {summary.run}" if summary.predictions else ""
         if summary.resumed:
@@ -107,7 +107,7 @@ class Narrator:
             f" {summary.failed:,} failed; {summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s{where}"
         )
         if summary.agreement is not None:
-            self.line(f"precision: {summary.agreement.sentence()}")
+            self.line(f"precision: {summary.agreement.describe()}")
             if summary.agreement.warning is not None:
                 self.line(f"warning: {summary.agreement.warning}")
         for warning in summary.warnings:
@@ -122,7 +122,7 @@ class Narrator:
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Progress]:
-        """A function to call with the number of images just done."""
+        """Yield a function to call with the number of images just done."""
         if self._quiet:
             yield Progress(total)
         elif sys.stderr.isatty():
@@ -158,17 +158,17 @@ class Progress:
         self._start = time.monotonic()
 
     def __call__(self, advanced: int) -> None:
-        """So many more are done."""
+        """Count images that were just done."""
         self.done += advanced
         self.show()
 
     def skip(self, rows: int) -> None:
-        """So many had been done before; they say nothing of how fast it goes."""
+        """Count images that an earlier run had done; they do not count for the rate."""
         self._skipped = rows
         self(rows)
 
     def show(self) -> None:
-        """Tell how far it is."""
+        """Show how many images are done."""
 
     @property
     def rate(self) -> float:

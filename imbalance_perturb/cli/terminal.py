@@ -31,18 +31,18 @@ def prepare() -> None:
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(one_line(text), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
-    """One line on stdout."""
+    """Print one line on stdout."""
     # Flushed, or it would come after what other processes print.
     print(one_line(text), flush=True)
 
 
 def show_json(result: Any) -> None:
-    """A dataclass of plain values as JSON on stdout: valid UTF-8 whatever the console's encoding."""
+    """Print a dataclass of plain values as JSON on stdout: valid UTF-8 whatever the console's encoding."""
     from imbalance_perturb.files.writing import json_text
 
     data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
@@ -51,13 +51,13 @@ def show_json(result: Any) -> None:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An exception as Python shows it, for ``sys.excepthook``."""
+    """Print an exception as Python shows it, for ``sys.excepthook``."""
     lines = "".join(traceback.format_exception(kind, error, trace))
     print(_by_line(lines), file=sys.stderr, end="")
 
 
 def one_line(text: str) -> str:
-    """The text on one line of printable characters; its own line ends become blanks."""
+    """Bring text to one line of printable characters; its own line ends become blanks."""
     first, *others = _LINE_ENDS.split(text)
     return printable(" ".join([first, *(part.strip() for part in others if part.strip())]))
 

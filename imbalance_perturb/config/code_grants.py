@@ -14,7 +14,7 @@ ASKING = ("factory", "trust_model_file")
 
 
 def grant_code(file: Path, model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the command line gives, once it has answered everything that a file asks for in the way of code.
+    """Grant the code that a file asks for only where the command line does, and refuse it otherwise.
 
     Args:
         file: a recipe or a run file, for messages.

@@ -1,4 +1,4 @@
-"""How a setting is declared: what it may be, as data, and what people are told of it.
+"""How a setting is declared: what it may be, as data, and what people read about it.
 
 The check and its message, the command line's option, the recipe's entry and the tests are made from that.
 """
@@ -15,7 +15,7 @@ from imbalance_perturb.errors import SettingsError
 
 
 def parse_list(option: str, text: str, kind: Callable[[str], Any] = float) -> tuple[Any, ...]:
-    """The values of a list with commas, as the command line has it.
+    """Parse a list with commas, as the command line has it.
 
     Raises:
         SettingsError: naming the option, if ``kind`` cannot read one of them.
@@ -41,7 +41,7 @@ class Allowed:
         raise NotImplementedError
 
     def parse(self, name: str, given: Any) -> Any:
-        """The value that the command line means; a :class:`SettingsError` names the setting if it means none."""
+        """Parse what the command line has; a :class:`SettingsError` names the setting if it is no value."""
         return given
 
 
@@ -78,13 +78,13 @@ class Flag(Allowed):
     off: bool = True
 
     def accepts(self, value: Any) -> bool:
-        """Whether it is one of the two; a number that stands for it is not."""
+        """Whether it is one of the two; 0 and 1 are not."""
         return isinstance(value, bool)
 
 
 @dataclass(frozen=True)
 class FlagOrHash(Flag):
-    """A flag that is bound to one file, the one of a SHA-256, where that stands in its place."""
+    """A flag, or the SHA-256 of the only file for which it is true."""
 
     expected = "true, false or the SHA-256 of the model file"
 
@@ -152,7 +152,7 @@ class PerChannel(Allowed):
         return isinstance(value, tuple) and bool(value) and all(map(self.number.accepts, value))
 
     def parse(self, name: str, given: Any) -> Any:
-        """Numbers separated by commas."""
+        """Parse numbers separated by commas."""
         return parse_list(name, given)
 
 
@@ -170,14 +170,14 @@ class Size(Allowed):
         return value == "none" or all(map(self.side.accepts, sides))
 
     def parse(self, name: str, given: Any) -> Any:
-        """One number, two separated by a comma, or ``none``."""
+        """Parse one number, two separated by a comma, or ``none``."""
         numbers = (given,) if given == "none" else parse_list(name, given, int)
         return numbers[0] if len(numbers) == 1 else numbers
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """One setting: what it may be and what people are told of it.
+    """One setting: what it may be and what people read about it.
 
     Attributes:
         allowed: the values it may have.
@@ -186,7 +186,7 @@ class Declaration:
         argument: whether the command line has it as an argument of the commands, not as an option.
         path: whether it names a file, which a recipe does from its own folder.
         of_preset: whether a preset states it, too, so that a preset named later takes its place.
-        compared: whether rows hang on it, so that only runs of the same value are resumed and merged.
+        compared: whether rows depend on it, so that only runs of the same value are resumed and merged.
         name, default: its name in Python, and its value where nothing is said; ``None`` is what ``default_text`` says.
     """
 
@@ -223,7 +223,7 @@ class Declaration:
         return self.path and value is not None and value not in getattr(self.allowed, "words", ())
 
     def describe(self, default_text: str | None = None, *, off: str | None = None) -> str:
-        """Its help with its choices and its default.
+        """Describe the setting: its help, its choices and its default.
 
         Args:
             default_text: another default than its own.
@@ -249,7 +249,7 @@ def setting(default: Any, allowed: Allowed, help: str, **more: Any) -> Any:
 class Table:
     """Base of the tables of settings, frozen dataclasses whose entries are checked as they were declared.
 
-    ``panel`` is what the command line's help calls the options, ``comment`` stands in the recipe.
+    ``panel`` is what the command line's help calls the options, ``comment`` is written into the recipe.
     """
 
     panel: ClassVar[str]
@@ -261,7 +261,7 @@ class Table:
 
 
 def declarations(table: type[Any]) -> dict[str, Declaration]:
-    """The settings of a table by their names, in the order of their declaration."""
+    """List the settings of a table by their names, in the order of their declaration."""
     return {
         entry.name: replace(entry.metadata["declared"], name=entry.name, default=entry.default)
         for entry in fields(table)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.config.declarations import declarations
-from imbalance_perturb.config.settings import TABLES, Settings, tupled, untupled
+from imbalance_perturb.config.settings import TABLES, Settings, to_lists, to_tuples
 from imbalance_perturb.errors import OutputFileError, SettingsError
 from imbalance_perturb.files.writing import write_whole
 
@@ -22,7 +22,7 @@ Tables = dict[str, dict[str, Any]]
 
 
 def load_recipe(path: Path) -> Tables:
-    """The tables of a recipe as plain values, paths made relative to the current folder's view of the recipe.
+    """Load the tables of a recipe as plain values, with paths as seen from the current folder.
 
     Raises:
         SettingsError: naming the file and the entry that is wrong.
@@ -52,7 +52,7 @@ def _parse_table(path: Path, name: str, table: Mapping[str, Any]) -> dict[str, A
             raise SettingsError(f"{path}: [{name}] has no entry {key!r}{hint}")
         if entry.name in values:
             raise SettingsError(f"{path}: [{name}] has {entry.name} twice, as {entry.option} too; leave one")
-        value = tupled(value)
+        value = to_tuples(value)
         try:
             entry.check(value)
         except SettingsError as error:
@@ -62,13 +62,13 @@ def _parse_table(path: Path, name: str, table: Mapping[str, Any]) -> dict[str, A
 
 
 def seen_from_recipe(path: Path, table: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of a table as a recipe has them: files that they name seen from the recipe's folder."""
+    """Return entries of a table as a recipe has them: files named as seen from the recipe's folder."""
     known = declarations(TABLES[table])
     return {key: _seen_from(path, value) if known[key].names_file(value) else value for key, value in values.items()}
 
 
 def relative_settings(path: Path, settings: Settings) -> Settings:
-    """The settings with the files that they name seen from a recipe's folder."""
+    """Return the settings with files named as seen from a recipe's folder."""
     tables = {name: getattr(settings, name) for name in TABLES}
     seen = {name: replace(table, **seen_from_recipe(path, name, vars(table))) for name, table in tables.items()}
     return replace(settings, **seen)
@@ -84,7 +84,7 @@ def _seen_from(recipe: Path, file: str) -> str:
 
 
 def merge_settings(*layers: Tables) -> Settings:
-    """Settings from layers of tables; a later layer's entry wins, what no layer has takes its default.
+    """Merge layers of tables; a later layer's entry wins, what no layer has takes its default.
 
     A preset named in a later layer drops what the earlier layers say of the entries that a preset states: it would
     otherwise be hidden behind the single values of the recipe. What no preset states stays.
@@ -128,7 +128,7 @@ def write_recipe(path: Path, settings: Settings) -> None:
 
 
 def update_recipe(path: Path, table: str, values: Mapping[str, Any]) -> None:
-    """Change entries of one table of a recipe that is there; comments and all else stay as they are.
+    """Change entries of one table of a recipe that is there; comments and all else are kept.
 
     Raises:
         SettingsError: if the recipe cannot be read.
@@ -153,4 +153,4 @@ def _toml(path: Path, key: str, value: Any) -> Any:
         raise OutputFileError(
             f"{path}: cannot hold {key} {value!r}, a name that is not UTF-8, as a recipe is; rename the file"
         ) from None
-    return untupled(value)
+    return to_lists(value)

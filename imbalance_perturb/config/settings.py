@@ -60,7 +60,7 @@ class ModelSettings(Table):
     head_activation: str | None = setting(
         None,
         Text(HEAD_ACTIVATIONS),
-        "What stands between the Linears of a replaced head, in the first place after each that has a layer without"
+        "What lies between the Linears of a replaced head, in the first place after each that has a layer without"
         " tensors:",
         default_text="ReLU where numbers show such a place, with a warning; else refused",
     )
@@ -213,18 +213,18 @@ class Settings:
 TABLES: dict[str, type[Any]] = {entry.name: type(entry.default) for entry in fields(Settings)}
 
 
-def untupled(value: Any) -> Any:
-    """A value as JSON and TOML have it: lists for tuples."""
+def to_lists(value: Any) -> Any:
+    """Convert a value to what JSON and TOML have: lists for tuples."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def tupled(value: Any) -> Any:
-    """The value that JSON's or TOML's stands for."""
+def to_tuples(value: Any) -> Any:
+    """Convert a value of JSON or TOML to a setting's: tuples for lists."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def parse_settings(data: Any) -> Settings:
-    """Complete settings from JSON values, as a run file has them (``dataclasses.asdict``).
+    """Parse complete settings from JSON values, as a run file has them (``dataclasses.asdict``).
 
     Raises:
         SettingsError: naming the table or the entry that is not as expected.
@@ -234,5 +234,5 @@ def parse_settings(data: Any) -> Settings:
         values, known = data.get(name) if isinstance(data, Mapping) else None, declarations(table)
         if not isinstance(values, Mapping) or values.keys() != known.keys():
             raise SettingsError(f"the settings of {name} are incomplete or others; expected {', '.join(known)}")
-        tables[name] = table(**{key: tupled(value) for key, value in values.items()})
+        tables[name] = table(**{key: to_tuples(value) for key, value in values.items()})
     return Settings(**tables)

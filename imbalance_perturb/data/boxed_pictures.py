@@ -50,7 +50,7 @@ def check_avif(stream: BinaryIO) -> None:
 
 
 def find_jpeg2000_bits(stream: BinaryIO) -> int:
-    """Bits of each channel of a JPEG 2000: 8, or 9 to 16 where it is gray.
+    """Find the bits of each channel of a JPEG 2000: 8, or 9 to 16 where it is gray.
 
     Raises:
         ImageError: for what Pillow does not read exactly.
@@ -86,7 +86,7 @@ def find_jpeg2000_bits(stream: BinaryIO) -> int:
 
 
 def _find_colour_spaces(content: bytes) -> list[int]:
-    """The numbers of the colour spaces that a JPEG 2000's header names; -1 for a palette of more than 8 bits."""
+    """Find the numbers of the colour spaces that a JPEG 2000's header names; -1 for a palette of more than 8 bits."""
     found = []
     for name, box in _split_boxes(content):
         if name == b"colr" and box[:1] == b"\1":
@@ -98,7 +98,7 @@ def _find_colour_spaces(content: bytes) -> list[int]:
 
 
 def read_heif(stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
-    """The main picture of a HEIC file, upright as the file itself says; 10 and 12 bits without loss.
+    """Read the main picture of a HEIC file, upright as the file itself says; 10 and 12 bits without loss.
 
     Raises:
         ImageError: with the reason; whatever else the decoder raises is for the caller to word.
@@ -128,7 +128,7 @@ def read_heif(stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
 
 
 def _iter_boxes(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of each box of a file, of the pixels only the beginning; ends where the file is damaged."""
+    """Yield name and content of each box of a file, of the pixels the beginning only; end where it is damaged."""
     stream.seek(0)
     position = 0
     while len(head := stream.read(8)) == 8:

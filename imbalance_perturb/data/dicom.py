@@ -27,7 +27,7 @@ _MAX_INFLATED = 1 << 30
 
 
 def read_dicom(stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
-    """The picture of a single-frame DICOM file, as it is meant to be shown.
+    """Read the picture of a single-frame DICOM file, as it is meant to be shown.
 
     Gray: modality LUT or rescale, then VOI LUT or the first window, else the whole range of the stored bits; in
     MONOCHROME1 inverted. Colour: as RGB, palettes looked up.
@@ -139,21 +139,21 @@ def _show(dataset: Any, values: npt.NDArray[Any], color: str, max_value: int | N
 
 
 def _assumed_peak(dataset: Any, values: npt.NDArray[Any], max_value: int | None) -> Peak | None:
-    """The highest stored pixel, where neither the file nor ``max_value`` says of the stored bits what white is."""
+    """Find the highest stored pixel, where neither the file nor ``max_value`` says of the stored bits what white is."""
     least, most = _stored_range(dataset)
     states_white = _find_window(dataset) or dataset.get("ModalityLUTSequence") or max_value is not None
     return None if states_white or least < 0 or most <= 255 else Peak(int(values.max()), most)
 
 
 def _signed_type(values: npt.NDArray[Any]) -> npt.DTypeLike:
-    """A signed type that holds the stored values and what is subtracted from them."""
+    """Choose a signed type that holds the stored values and what is subtracted from them."""
     if values.dtype.itemsize > 4:
         raise ImageError(f"DICOM with pixels of {8 * values.dtype.itemsize} bits; convert to 32 bits or fewer")
     return np.int32 if values.dtype.itemsize < 4 else np.int64
 
 
 def _show_gray(dataset: Any, values: npt.NDArray[Any], max_value: int | None) -> tuple[npt.NDArray[Any], float, float]:
-    """The pixels to show, and of them the values of black and white."""
+    """Compute the pixels to show, and their values of black and white."""
     from pydicom.pixels.processing import apply_modality_lut
 
     window = _find_window(dataset)

@@ -59,7 +59,7 @@ class DigitSplits(NamedTuple):
 
 
 def load_digit_splits() -> DigitSplits:
-    """The 280 training, 240 validation and 540 test digits, the same ones on every machine.
+    """Load the 280 training, 240 validation and 540 test digits, the same ones on every machine.
 
     They are read from the installed scikit-learn; nothing is downloaded. The 737 images left over belong to
     the digits that training is short of, and are used nowhere.

@@ -42,17 +42,17 @@ class HiddenFiles:
     folders: list[str] = field(default_factory=list)
 
     def add_file(self) -> None:
-        """One more file."""
+        """Count one more file."""
         self.loose += 1
 
     def add_folder(self, name: str, path: str, *, is_link: bool) -> None:
-        """One more folder, with all that is in it; links are not followed, and what cannot be read is not counted."""
+        """Count one more folder and the files in it; follows no links, and leaves out what cannot be read."""
         self.folders.append(name)
         if not is_link:
             self.inside += sum(len(files) for _, _, files in os.walk(path))
 
     def describe(self) -> str:
-        """One line, or nothing where nothing was left aside."""
+        """Describe in one line what was left aside; empty where nothing was."""
         parts = []
         if self.folders:
             parts.append(
@@ -64,5 +64,5 @@ class HiddenFiles:
         return f"left aside: {', '.join(parts)}" if parts else ""
 
     def to_dict(self) -> dict[str, int]:
-        """The numbers, for a run file."""
+        """Return the numbers, for a run file."""
         return {"files": self.loose + self.inside, "folders": len(self.folders)}

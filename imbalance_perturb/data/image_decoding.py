@@ -37,7 +37,7 @@ def decode_image(
     exif_orientation: bool = False,
     draft_size: DraftSize = lambda height, width: None,
 ) -> Pixels:
-    """The pixels of an image file; of one with several frames (GIF, WebP, APNG) the first.
+    """Decode the pixels of an image file; of one with several frames (GIF, WebP, APNG) the first.
 
     Args:
         path: the file; its content says the format, not its suffix.

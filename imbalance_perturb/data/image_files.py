@@ -1,4 +1,4 @@
-"""Image files: which there are, and the pixels of one."""
+"""Image files: which there are in a folder, in a CSV, or as one file."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class ImageList:
         return self.names if self.whole is None else self.whole
 
     def part(self, holds: Callable[[str], bool]) -> ImageList:
-        """The images whose names a part ``holds``, which may be none, with the whole list beside them."""
+        """Select the images whose names a part ``holds``, perhaps none, and keep the whole list beside them."""
         return replace(self, names=[name for name in self.names if holds(name)], whole=self.names)
 
     def describe_left_aside(self) -> list[str]:
-        """Lines on the files that are not among the images; none where there are none."""
+        """Describe in lines the files that are not among the images; no line where there are none."""
         lines = []
         if self.ignored:
             kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in self.ignored.most_common(5))
@@ -63,7 +63,7 @@ class ImageList:
 
 
 def find_images(path: str | Path) -> ImageList:
-    """The images of a folder (searched recursively, links followed), of a CSV with an ``image`` column, or one file.
+    """Find the images of a folder (recursively, following links), of a CSV with an ``image`` column, or one file.
 
     Paths in a CSV are relative to the CSV's folder. In a folder hidden and system files are left aside, and so are
     files that are no pictures; a picture in a format that is not read is among the images, for its row to say so.
@@ -83,7 +83,7 @@ def find_images(path: str | Path) -> ImageList:
 
 
 def iter_sizes(root: Path, names: Iterable[str]) -> Iterator[int | None]:
-    """The bytes of each file, in order; ``None`` for what is no file, or no longer there."""
+    """Yield the bytes of each file, in order; ``None`` for what is no file, or no longer there."""
     for name in names:
         try:
             status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 - as below

@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 def load_labels(path: str | Path, names: Sequence[str]) -> dict[str, int]:
-    """The labelled images as ``{image: class index}``.
+    """Load labelled images as ``{image: class index}``.
 
     Args:
         path: a CSV with at least the columns ``image`` and ``label``, or a folder of class folders. Images are
@@ -46,7 +46,7 @@ def count_labels(
     *,
     describe: Callable[[ImageList], None] = lambda images: None,
 ) -> ClassCounts:
-    """Training images per class, counted from labels.
+    """Count the training images of each class from labels.
 
     Args:
         path: as in :func:`load_labels`. In a folder only pictures that are read are counted.
@@ -84,7 +84,7 @@ def count_labels(
 
 
 def describe_order(path: str | Path, names: Sequence[str]) -> str:
-    """How :func:`count_labels` has sorted these names, in words; where a model may have them otherwise, a warning."""
+    """Describe how :func:`count_labels` sorted these names, and warn where a model may have another order."""
     by_value = not Path(path).is_dir() and _are_numbers(names)
     words = "by value" if by_value else "sorted as text, as torchvision's ImageFolder has it"
     if _are_numbers(names) and sorted(names) != sorted(names, key=_value):
@@ -193,13 +193,13 @@ class LabelledImages:
     labels: dict[str, int]
     unused_labels: int
 
-    def of(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """(N,) class indices of these images."""
+    def select_labels(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Select the class indices (N,) of these images."""
         return np.array([self.labels[name] for name in names], dtype=np.int64)
 
 
 def find_labelled_images(path: str | Path, labels: str | Path | None, classes: Sequence[str]) -> LabelledImages:
-    """The images of a folder or CSV with their labels.
+    """Find the images of a folder or CSV and their labels.
 
     Args:
         path: as for :func:`find_images`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-#: Bytes of a file's beginning that its format is told by.
+#: Bytes of a file's beginning by which its format is recognised.
 HEAD_BYTES = 512
 
 #: Suffixes (lower case) of the files that are read; content decides how. Some need an extra: its row then says which.
@@ -118,7 +118,7 @@ def is_dicom(head: bytes) -> bool:
 
 
 def find_kind(head: bytes) -> str | Kind | None:
-    """What a file is that begins with these bytes: a word such as ``a PNG`` where it is read, else its kind."""
+    """Recognise a file by the bytes it begins with: a word such as ``a PNG`` where it is read, else its kind."""
     for magic, found in _BEGINNINGS:
         if head.startswith(magic):
             return found
@@ -147,7 +147,7 @@ def _find_brand(head: bytes) -> str | Kind:
 
 
 def refuse_reason(head: bytes, path: str | os.PathLike[str]) -> str | None:
-    """Why a file that begins with these bytes is not read, where that is known before a decoder sees it."""
+    """Say why a file that begins with these bytes is not read, where that is known before decoding."""
     kind = find_kind(head)
     if kind == "a TIFF" and (_BY_SUFFIX.get(suffix_of(path)) is _RAW or head[8:10] == b"CR"):
         # A TIFF reader finds a thumbnail in it, and takes it for the picture.
@@ -156,7 +156,7 @@ def refuse_reason(head: bytes, path: str | os.PathLike[str]) -> str | None:
 
 
 def unknown_reason(head: bytes, path: str | os.PathLike[str]) -> str:
-    """Why a file is not read that no decoder knows."""
+    """Say why a file is not read that no decoder knows."""
     kind = find_kind(head)
     if isinstance(kind, str):
         return f"begins like {kind} but cannot be read as one: damaged, or of a rare kind"
@@ -170,7 +170,7 @@ def _word(kind: Kind) -> str:
 
 
 def suffix_of(path: str | os.PathLike[str]) -> str:
-    """The suffix in lower case, with its dot; ``.nii.gz`` is one."""
+    """Return the suffix in lower case, with its dot; ``.nii.gz`` is one."""
     name = os.fspath(path).lower()
     # A Path for each of 300,000 files is slow.
     return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]  # noqa: PTH122

@@ -47,7 +47,7 @@ class Peak(NamedTuple):
 
 
 def check_highest(values: npt.NDArray[Any], highest: int) -> int:
-    """The highest pixel, which must not be above the highest value that there should be: clipping would hide it.
+    """Return the highest pixel; refuse one above the highest expected, which clipping would hide.
 
     Raises:
         ImageError: naming the value found.
@@ -63,7 +63,7 @@ def check_highest(values: npt.NDArray[Any], highest: int) -> int:
 def scale_to_white(
     values: npt.NDArray[Any], assumed: int, max_value: int | None, color: str, *, inverted: bool = False
 ) -> Pixels:
-    """Unsigned pixels as float images in [0, 255], 0 to white or, if ``inverted``, white to 0.
+    """Scale unsigned pixels to float images in [0, 255], 0 to white or, if ``inverted``, white to 0.
 
     White is ``max_value`` where that is given, else ``assumed``, and then :func:`find_peak` knows of it.
 
@@ -77,7 +77,7 @@ def scale_to_white(
 
 
 def find_peak(pixels: Pixels) -> Peak | None:
-    """The peak of an image of more than 8 bits whose white was assumed."""
+    """Find the peak of an image of more than 8 bits whose white was assumed."""
     # A file can name its own texts there, by any word.
     peak = (pixels[0] if isinstance(pixels, tuple) else pixels).info.get(_PEAK)
     return peak if isinstance(peak, Peak) else None
@@ -87,7 +87,7 @@ _PEAK = "peak"
 
 
 def scale_pixels(values: npt.NDArray[Any], low: float, high: float, color: str, peak: Peak | None = None) -> Pixels:
-    """Pixels of any number type, ``low`` (black) to ``high``, as float images in [0, 255].
+    """Scale pixels of any number type, ``low`` (black) to ``high``, to float images in [0, 255].
 
     Args:
         values: (H, W), or (H, W, 3) red, green and blue.
@@ -96,7 +96,7 @@ def scale_pixels(values: npt.NDArray[Any], low: float, high: float, color: str, 
         color: ``rgb`` or ``gray``; one channel stays one for either.
         peak: for :func:`find_peak` to find.
     """
-    # Of 32 bits, and of rescaled values far from 0, float32 would lose what tells one pixel from another.
+    # Of 32 bits, and of rescaled values far from 0, float32 would lose the difference of two pixels.
     exact = np.float64 if values.dtype.itemsize > 4 else np.float32
     scaled: npt.NDArray[Any] = values.astype(exact)
     scaled -= exact(low)

@@ -61,11 +61,11 @@ class Preprocessing:
         return self.resize if isinstance(self.resize, tuple) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The entries as JSON and TOML have them."""
+        """Return the entries as JSON and TOML have them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def describe(self) -> str:
-        """One line for people: what will be done to an image, in order."""
+        """Describe in one line what is done to an image, in order."""
         parts = ["large JPEGs decoded at reduced size"] if self.jpeg_draft else []
         if self.exif_orientation:
             parts.append("upright by EXIF")
@@ -83,7 +83,7 @@ class Preprocessing:
         return " -> ".join(parts)
 
     def draft_size(self, height: int, width: int) -> tuple[int, int] | None:
-        """(height, width) that a JPEG of ``height`` x ``width`` pixels must have at least when it comes to the resize.
+        """Compute the least (height, width) of a JPEG of ``height`` x ``width`` pixels before the resize.
 
         Twice of what the resize makes of it, as Pillow's ``thumbnail`` has it: the antialiasing filter then hides
         nearly all that differs. ``None`` where JPEGs are decoded whole.
@@ -99,18 +99,18 @@ class Preprocessing:
         return math.ceil(least * height / shorter), math.ceil(least * width / shorter)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) float32 model input from pixels in [0, 255], uint8 or float32, on any device."""
+        """Normalise pixels in [0, 255], uint8 or float32, on any device, to model input (N, C, H, W), float32."""
         mean, std = self._per_channel(self.mean, pixels.device), self._per_channel(self.std, pixels.device)
         # In place: new memory for each of the four steps took several times as long as the arithmetic.
         return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest model input that is a pixel in [0, 1]: two (1, C, 1, 1) tensors."""
+        """Compute the lowest and highest model input that is a pixel in [0, 1]: two (1, C, 1, 1) tensors."""
         mean, std = self._per_channel(self.mean, None), self._per_channel(self.std, None)
         return (0 - mean) / std, (1 - mean) / std
 
     def pixel_eps(self, eps: float) -> Tensor:
-        """A step of ``eps`` in [0, 1] pixels in units of the model input: (1, C, 1, 1)."""
+        """Convert a step of ``eps`` in [0, 1] pixels to units of the model input: (1, C, 1, 1)."""
         return eps / self._per_channel(self.std, None)
 
     @staticmethod
@@ -119,7 +119,7 @@ class Preprocessing:
 
 
 def make_geometry(preprocessing: Preprocessing) -> Callable[[Pixels], Tensor]:
-    """The part that worker processes do: a function from decoded pixels to (C, H, W) pixels in [0, 255].
+    """Make the part that worker processes do: a function from decoded pixels to (C, H, W) pixels in [0, 255].
 
     uint8, or float32 for an image of more than 8 bits. The function raises :class:`ImageError` for an image that
     cannot be resized or is smaller than the crop.
@@ -165,7 +165,7 @@ def _check_size(size: tuple[int, int], p: Preprocessing) -> None:
 
 
 def select_preprocessing(settings: PreprocessSettings, in_channels: int | None = None) -> Preprocessing:
-    """The preset that the settings name, with the entries they give put over it.
+    """Select the preset that the settings name, and put the entries that they give over it.
 
     Args:
         settings: what the user said.

@@ -41,7 +41,7 @@ _OTHER_ORDER = {"16L": "16B", "16B": "16L", "16N": "16B" if sys.byteorder == "li
 def read_raster(
     stream: BinaryIO, color: str, max_value: int | None, exif_orientation: bool, draft_size: DraftSize
 ) -> Pixels:
-    """The first picture of an image file.
+    """Read the first picture of an image file.
 
     Args:
         stream: the open file.
@@ -64,7 +64,7 @@ def read_raster(
         _shrink_jpeg(image, draft_size)
         pixels = _read(image, stream, color, max_value)
         # Pillow itself has turned a TIFF upright when it loaded it. Asking before would load a PNG too early. In an
-        # AVIF the turn is part of the picture, which Pillow tells as EXIF.
+        # AVIF the turn is part of the picture, which Pillow reports as EXIF.
         wanted = exif_orientation or image.format == "AVIF"
         turn = None if image.format == "TIFF" or not wanted else _find_turn(image)
         if turn is None:
@@ -186,7 +186,7 @@ def _load_as(image: Any, raw_mode: str) -> npt.NDArray[np.uint8]:
 
 
 def _raw_mode(image: Any) -> str:
-    """How the pixels lie in the file, in Pillow's words, such as ``RGB;16B``."""
+    """Name the layout of the pixels in the file in Pillow's words, such as ``RGB;16B``."""
     args = image.tile[0][3] if image.tile else ""
     return str(args if isinstance(args, str) else args[0] if args else "")
 

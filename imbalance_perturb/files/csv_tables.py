@@ -34,7 +34,7 @@ _QUOTE = '"'
 def iter_table(
     path: Path, required: Sequence[str], error_type: type[ImbperturbError]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file as (line number, {column: cell}); blank lines are skipped.
+    """Yield the rows of a CSV file as (line number, {column: cell}); blank lines are skipped.
 
     Args:
         path: UTF-8 text, comma-separated, the first line naming the columns.
@@ -70,7 +70,7 @@ def iter_table(
 def iter_images(
     path: Path, required: Sequence[str], error_type: type[ImbperturbError]
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """The rows of a CSV file of images as (line number, image, {column: cell}), each image once.
+    """Yield the rows of a CSV file of images as (line number, image, {column: cell}), each image once.
 
     Args:
         path: as for :func:`iter_table`.
@@ -112,12 +112,12 @@ def _check_header(
 
 
 def encode_unicode(name: str) -> str:
-    r"""A name as valid UTF-8 text without control characters: a byte that is not UTF-8, such as 0xff, is ``\udcff``."""
+    r"""Escape a name to UTF-8 text without control characters: a byte that is not UTF-8, as 0xff, is ``\udcff``."""
     return _UNWRITABLE.sub(_escape, name)
 
 
 def encode_json(text: str) -> str:
-    r"""JSON text as valid UTF-8 without control characters, by JSON's own escapes: a byte 0xff of a name is ``\udcff``.
+    r"""Escape JSON text to UTF-8 without control characters, as JSON itself does: a byte 0xff is ``\udcff``.
 
     ``json.loads`` gives the same names.
     """
@@ -129,23 +129,23 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def decode_unicode(text: str) -> str:
-    """The name that :func:`encode_unicode` was given."""
+    """Return the name that :func:`encode_unicode` was given."""
     return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 def encode_path(path: str) -> str:
-    """A relative POSIX path as a CSV cell: one that begins like a formula gets ``./`` before it, the same file."""
+    """Encode a relative POSIX path as a CSV cell: ``./`` before one that begins like a formula, the same file."""
     return encode_unicode(f"./{path}" if _FORMULA_PATH.match(path) else path)
 
 
 def decode_path(cell: str) -> str:
-    """The path that :func:`encode_path` was given."""
+    """Return the path that :func:`encode_path` was given."""
     path = decode_unicode(cell)
     return path.removeprefix("./") if _FORMULA_PATH.match(path) else path
 
 
 def normal_path(path: str) -> str:
-    """The one form of a relative path in which images are named: ``./``, ``/./`` and ``//`` say nothing and go.
+    """Bring a relative path to the one form in which images are named: without ``./``, ``/./`` and ``//``.
 
     Never another file: ``..`` stays, since what is before it may be a link; so does a ``/`` at the end, which only a
     folder may have. A backslash is a separator where the system has it for one, else a character like others.
@@ -157,21 +157,21 @@ def normal_path(path: str) -> str:
 
 
 def read_path(cell: str) -> str:
-    """The image that a cell of a table names, as all tables and predictions call it; empty where it names none."""
+    """Read the image that a cell names, as all tables and predictions call it; empty where it names none."""
     return normal_path(decode_path(cell))
 
 
 def encode_text(text: str) -> str:
-    """Any other text as a CSV cell: one that begins like a formula (or with ``'``) gets ``'`` before it."""
+    """Encode any other text as a CSV cell: one that begins like a formula (or with ``'``) gets ``'`` before it."""
     guarded = text.startswith((*_FORMULA_STARTS, "'")) and not _NEGATIVE_NUMBER.fullmatch(text)
     return encode_unicode(f"'{text}" if guarded else text)
 
 
 def decode_text(cell: str) -> str:
-    """The text that :func:`encode_text` was given."""
+    """Return the text that :func:`encode_text` was given."""
     return decode_unicode(cell).removeprefix("'")
 
 
 def csv_line(cells: Iterable[str]) -> str:
-    """One line of CSV with its newline, quoted where needed: also around a lone carriage return."""
+    """Write one line of CSV with its newline, quoted where needed: also around a lone carriage return."""
     return ",".join(f'"{c.replace(_QUOTE, _QUOTE * 2)}"' if _QUOTED.search(c) else c for c in cells) + "\n"

@@ -22,7 +22,7 @@ def has_pyarrow() -> bool:
 def open_parquet(
     stream: IO[bytes], columns: Sequence[tuple[str, type]]
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that writes one row, ``{column: value or None}``, to a stream; the file is whole when the block ends.
+    """Open a stream for rows: yields a function that writes one, ``{column: value or None}``; whole at the end.
 
     The same rows make the same bytes, however they are batched. Text that is no UTF-8 is escaped as in
     :func:`encode_unicode`.

@@ -10,7 +10,7 @@ from imbalance_perturb.errors import ImbperturbError
 
 
 def read_json(path: Path, expected: str, error_type: type[ImbperturbError]) -> Any:
-    """The content of a JSON file a user wrote, strictly: UTF-8, no duplicate keys, no NaN or Infinity.
+    """Read a JSON file that a user wrote, strictly: UTF-8, no duplicate keys, no NaN or Infinity.
 
     Raises:
         ``error_type``: with the cause and what was ``expected``; the caller adds the file's name.
@@ -19,7 +19,7 @@ def read_json(path: Path, expected: str, error_type: type[ImbperturbError]) -> A
 
 
 def read_bytes_of(path: Path, expected: str, error_type: type[ImbperturbError]) -> bytes:
-    """The bytes of a file that is to hold JSON.
+    """Read the bytes of a file that is to hold JSON.
 
     Raises:
         ``error_type``: as :func:`read_json`.
@@ -31,7 +31,7 @@ def read_bytes_of(path: Path, expected: str, error_type: type[ImbperturbError]) 
 
 
 def parse_json_bytes(content: bytes, expected: str, error_type: type[ImbperturbError]) -> Any:
-    """What the bytes of a JSON file hold, strictly.
+    """Parse the bytes of a JSON file, strictly.
 
     Raises:
         ``error_type``: as :func:`read_json`.
@@ -44,7 +44,7 @@ def parse_json_bytes(content: bytes, expected: str, error_type: type[ImbperturbE
 
 
 def parse_json(text: str, expected: str, error_type: type[ImbperturbError]) -> Any:
-    """What JSON text holds, strictly: no duplicate keys, no NaN or Infinity.
+    """Parse JSON text, strictly: no duplicate keys, no NaN or Infinity.
 
     Raises:
         ``error_type``: as :func:`read_json`.

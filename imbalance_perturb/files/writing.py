@@ -30,7 +30,7 @@ _CAREFULLY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "
 
 @contextmanager
 def open_whole(path: Path, *, binary: bool = False, sync: bool = True) -> Iterator[IO[Any]]:
-    """A file, UTF-8 text or bytes, that appears under its name only when the block ends without an error.
+    """Open a file, UTF-8 text or bytes, that appears under its name only when the block ends without an error.
 
     Until then it has another name in the same folder, which nobody can foresee; after an error nothing is left of it.
     A file that is replaced hands on its permissions; a symbolic link is replaced itself, not what it leads to.
@@ -76,7 +76,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def json_text(data: object, *, indent: int | None = None, ascii_only: bool = False) -> str:
-    """Plain values as JSON, valid UTF-8 whatever the names in them: see :func:`encode_json`."""
+    """Write plain values as JSON text, valid UTF-8 whatever the names in them: see :func:`encode_json`."""
     return encode_json(json.dumps(data, indent=indent, ensure_ascii=ascii_only, allow_nan=False))
 
 
@@ -92,7 +92,7 @@ def keep_permissions(stream: IO[Any], path: Path) -> None:
 
 
 def move_into_place(whole: Path, path: Path, *, sync: bool = True) -> None:
-    """Put a closed file under its final name, for good: after a power cut, too, it is there.
+    """Put a closed file under its final name, where it is after a power cut, too.
 
     Raises:
         OSError: if that cannot be done.
@@ -111,7 +111,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # A file system that does not know the wish.
+        # A file system that cannot do this.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
@@ -179,7 +179,7 @@ def open_own(path: Path, *, write: bool = True, create: bool = False) -> BinaryI
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -206,7 +206,7 @@ def _temporary_path(path: Path) -> Path:
 
 
 def _try_folder(path: Path) -> os.stat_result:
-    """What a file made in this folder is like; it is removed again."""
+    """Make a file in this folder, remove it, and return its status."""
     temporary = _temporary_path(path)
     with temporary.open("xb") as stream:
         status = os.fstat(stream.fileno())

@@ -16,11 +16,11 @@ from imbalance_perturb.method.classifier import PerturbedClassifier
 
 Row = TypeVar("Row")
 
-#: Batch sizes that are tried, by kind of device. On a CPU small batches keep activations in the cache; and in programs
-#: that leave glibc as it is (see ``allocator.py``) blocks above 32 MB cost more than the arithmetic on them.
+#: Batch sizes that are tried, by kind of device. On a CPU small batches keep activations in the cache; and with
+#: glibc's own settings (see ``inference/allocator.py``) blocks above 32 MB cost more than the arithmetic on them.
 TRIED = {"cpu": (4, 8, 16, 32), "cuda": (32, 64, 128, 256, 512)}
 
-#: A larger batch has to be faster by so much: less memory, and a first row sooner, are worth something too.
+#: A larger batch has to be faster by this share: less memory, and a first row sooner, count too.
 _GAIN = 0.03
 
 
@@ -29,7 +29,7 @@ _USUAL = {"cpu": 8, "cuda": 128}
 
 
 def usual_batch_size(kind: str, shape: tuple[int, int, int] = (3, 224, 224)) -> int:
-    """A batch size that suits a kind of device (``cpu`` or ``cuda``) and images of ``shape`` (C, H, W)."""
+    """Choose a batch size that suits a kind of device (``cpu`` or ``cuda``) and images of ``shape`` (C, H, W)."""
     size = _USUAL[kind] * (224 * 224) / (shape[1] * shape[2])
     return max(_USUAL[kind] // 4, min(8 * _USUAL[kind], int(2 ** round(math.log2(size)))))
 
@@ -39,8 +39,8 @@ def usual_batch_size(kind: str, shape: tuple[int, int, int] = (3, 224, 224)) -> 
 MULTIPLE = 4
 
 
-def filled(x: Tensor, multiple: int) -> Tensor:
-    """A batch (n, ...), n at least 1, with copies of its last image up to a multiple of ``multiple``."""
+def fill_up(x: Tensor, multiple: int) -> Tensor:
+    """Fill a batch (n, ...), n at least 1, with copies of its last image up to a multiple of ``multiple``."""
     missing = -len(x) % multiple
     return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
@@ -55,7 +55,7 @@ class BatchLimit:
         self.most = most
 
     def run(self, compute: Callable[[slice], Sequence[Row]], n: int) -> list[Row]:
-        """The results of n images, of all at once or in parts as small as memory demands.
+        """Compute the results of n images, of all at once or in parts as small as memory demands.
 
         Args:
             compute: gives one result for each image of a slice; if memory runs out, it is called again for less.
@@ -96,7 +96,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def measure_batch_size(
     predict: Callable[[Tensor], object], make_batch: Callable[[int], Tensor], sizes: Sequence[int]
 ) -> int:
-    """The batch size that takes the least time an image, the smallest where others gain little.
+    """Measure which batch size takes the least time an image, the smallest where others gain little.
 
     Args:
         predict: what is to be done with a batch.
@@ -138,32 +138,32 @@ class Passes:
         self.limit = BatchLimit(most)
         self._alike = alike
 
-    def by_parts(self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
-        """What ``compute`` gives of a batch (N, ...): tensors of one row for each image."""
+    def run_in_parts(self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+        """Call ``compute`` on parts of a batch (N, ...); returns its tensors, one row for each image."""
 
         def rows(part: slice) -> list[tuple[Tensor, ...]]:
-            found = compute(filled(x[part], self._multiple))
+            found = compute(fill_up(x[part], self._multiple))
             return list(zip(*(logits[: part.stop - part.start].unbind() for logits in found), strict=True))
 
         return tuple(torch.stack(logits) for logits in zip(*self.limit.run(rows, len(x)), strict=True))
 
     def predict_both(self, network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
-        """Base and corrected logits of a batch (N, ...).
+        """Predict base and corrected logits of a batch (N, ...).
 
         Raises:
             ModelGradientError: if there is no usable gradient for an image.
         """
-        base, logits = self.by_parts(lambda part: _predict_both(network, part, stopwatch), x)
+        base, logits = self.run_in_parts(lambda part: _predict_both(network, part, stopwatch), x)
         return base, logits
 
     def attempt_both(self, network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
-        """Base and corrected logits of a batch (N, ...); NaN for images that have no usable gradient."""
-        base, logits = self.by_parts(lambda part: self._attempt(network, part, stopwatch), x)
+        """Predict base and corrected logits of a batch (N, ...); NaN for images that have no usable gradient."""
+        base, logits = self.run_in_parts(lambda part: self._attempt(network, part, stopwatch), x)
         return base, logits
 
     @property
     def _multiple(self) -> int:
-        # A batch size that is none of its multiples was chosen for itself, 1 above all.
+        # A batch size that is no multiple of it was asked for, or is all that memory allows: 1 above all.
         return MULTIPLE if self._alike and (self.limit.most or MULTIPLE) % MULTIPLE == 0 else 1
 
     def _attempt(self, network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ class Passes:
         self, network: PerturbedClassifier, image: Tensor, stopwatch: Stopwatch
     ) -> tuple[Tensor, Tensor]:
         try:
-            base, logits = _predict_both(network, filled(image, self._multiple), stopwatch)
+            base, logits = _predict_both(network, fill_up(image, self._multiple), stopwatch)
         except ModelGradientError:
             nothing = image.new_full((1, len(network.counts)), torch.nan)
             return nothing, nothing

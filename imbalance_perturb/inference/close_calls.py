@@ -24,13 +24,13 @@ NEAREST = 8
 
 
 def margins(logits: Tensor) -> Tensor:
-    """(N,) by how much the highest of (N, C) logits exceeds the second, at least 0; NaN where a logit is."""
+    """Compute (N,) by how much the highest of (N, C) logits exceeds the second, at least 0; NaN where a logit is."""
     top = logits.topk(2, dim=1).values
     return top[:, 0] - top[:, 1]
 
 
 def close_bound(logits: Tensor, reference: Tensor) -> float:
-    """The margin of ``logits`` up to which their label may differ from that of the ``reference``.
+    """Measure the margin of ``logits`` up to which their label may differ from that of the ``reference``.
 
     :data:`SAFETY` times the typical error of the difference between the two top classes. The largest
     error would do as well, but depends more on which images were drawn.
@@ -59,7 +59,7 @@ class Reach(NamedTuple):
     spread: float
 
     def may_change(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(N,) whether the correction may change the label of (N, C) logits; ``target`` is p* (C,)."""
+        """Whether (N,) the correction may change the label of (N, C) logits; ``target`` is p* (C,)."""
         lead, favour, rival = _pairs(logits, target)
         return ((lead <= self.slope * favour + SAFETY * self.spread) & rival).any(dim=1)
 
@@ -83,7 +83,7 @@ class Bounds:
     notes: list[str] = field(default_factory=list)
 
     def are_doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
-        """(N,) whether low precision cannot be trusted with the labels of (N, C) base and corrected logits."""
+        """Whether (N,) low precision cannot be trusted with the labels of (N, C) base and corrected logits."""
         doubtful = ~(torch.isfinite(base).all(1) & torch.isfinite(logits).all(1))
         if self.base is not None and self.corrected is not None:
             doubtful |= (margins(base) <= self.base) | (margins(logits) <= self.corrected)
@@ -111,7 +111,7 @@ def fit_reach(logits: Tensor, corrected: Tensor, target: Tensor) -> Reach:
 
 
 def _pairs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each image and class k, (N, C): the first class's lead over k, p*_k - p*_t, and whether k is not t itself."""
+    """Compare each class k to an image's first, t: (N, C) lead of t over k, p*_k - p*_t, and whether k is not t."""
     first = logits.argmax(dim=1, keepdim=True)
     p = target.to(logits)
     rival = torch.ones_like(logits, dtype=torch.bool).scatter(1, first, False)

@@ -97,12 +97,12 @@ def _iter_normalised(
 
 
 def _sent(pixels: Tensor, device: torch.device) -> Tensor:
-    # Only from pinned memory does a copy to the GPU go on beside other work.
+    # Only from pinned memory does a copy to the GPU overlap other work.
     return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
 
 
 def sample_names(images: ImageList, count: int = CALIBRATED, seed: int = 0) -> list[str]:
-    """A random sample of all images, sorted: a folder's first are of one class.
+    """Draw a random sample of all images, sorted: a folder's first are of one class.
 
     Of a shard it is the whole list's sample, so that all shards are calibrated alike.
     """
@@ -120,7 +120,7 @@ def iter_predictions(
     stopwatch: Stopwatch | None = None,
     deep: DeepImages | None = None,
 ) -> Generator[list[PredictionRow]]:
-    """Base and corrected predictions of all images, a list of rows for each batch, in order.
+    """Predict all images, plain and corrected; yields a list of rows for each batch, in order.
 
     Exactly one row for each name; an image that cannot be decoded, or whose gradient or output is not finite,
     has its reason in ``error``. Memory does not grow with the number of images. A predictor that needs calibration
@@ -130,7 +130,7 @@ def iter_predictions(
     sample: list[list[str]] = []
     if predictor.needs_calibration:
         sample = list(in_slices(sample_names(images), execution.group_size))
-    # One stream for both: workers start once, and go on to the run's first images while the predictor is calibrated.
+    # One stream for both: workers start once, and decode the run's first images while the predictor is calibrated.
     slices = chain(sample, in_slices(images.names, execution.group_size))
     decoded = _decode(images, slices, preprocessing, execution)
     if sample:

@@ -62,7 +62,7 @@ class Execution:
         return next((name for name, dtype in _LOW_DTYPES.items() if dtype == self.low_dtype), None)
 
     def describe_precision(self) -> str:
-        """The precision in words, with what is to be known about it."""
+        """Describe the precision, with the notes on it."""
         words = f"{self.low_name}, close calls in fp32" if self.precision == "auto" else self.precision
         if self.close_calls_only:
             words += ", only close calls corrected"
@@ -75,7 +75,7 @@ def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool
     Args:
         settings: what is asked for.
         n_images: in the run; ``None`` where that is not known, and taken for many.
-        exact: for a choice between corrections, which must not hang on rounding: ``auto`` is fp32.
+        exact: for a choice between corrections, which must not depend on rounding: ``auto`` is fp32.
 
     Raises:
         DeviceError: if the device asked for is not there.
@@ -115,7 +115,7 @@ def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool
 
 
 def _settle_workers(wanted: int | None, device: torch.device, n_images: int | None) -> tuple[int, bool]:
-    """Number of worker processes, and whether decoding and computing take turns."""
+    """Choose the number of worker processes, and whether decoding and computing take turns."""
     if device.type == "cuda":
         spare, takes_turns = _cores() - 1, False
     else:
@@ -133,7 +133,7 @@ def _settle_workers(wanted: int | None, device: torch.device, n_images: int | No
 def _check_exact(settings: RunSettings) -> None:
     if settings.precision in _LOW_DTYPES:
         raise SettingsError(
-            f"precision is {settings.precision}; a choice between corrections must not hang on rounding: use fp32"
+            f"precision is {settings.precision}; a choice between corrections must not depend on rounding: use fp32"
             " (predict takes any)"
         )
 
@@ -157,16 +157,16 @@ def _settle_precision(
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """The low-precision format that the device computes faster than float32, or ``None``."""
+    """Find the low-precision format that the device computes faster than float32, or ``None``."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    # Private names, that a later torch may not have; without their word it is fp32.
+    # Private names, that a later torch may not have; without them it is fp32.
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if any(ask is not None and ask() for ask in asked) else None
 
 
 def select_device(name: str) -> torch.device:
-    """``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+    """Select ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         DeviceError: if there is no such device.

@@ -28,8 +28,8 @@ from imbalance_perturb.predictions.agreement import Agreement
 #: Fewest images that bounds can be measured on.
 FEWEST_CALIBRATED = 16
 
-#: Share of close calls from which a shortcut is given up: it would cost as much as it saves, and movements that
-#: large beside the margins are not described well by what a few images show.
+#: Share of close calls from which a shortcut is given up: it would cost as much as it saves, and a few images do not
+#: describe well by how much logits move where that is much beside the margins.
 WORTHWHILE = 0.4
 
 
@@ -143,7 +143,7 @@ class Predictor:
                 self._give_up_close_calls(f"the correction might change {share:.0%} of the labels: all corrected")
 
     def predict(self, x: Tensor, stopwatch: Stopwatch | None = None) -> Predicted:
-        """Base and corrected logits of a batch (N, ...).
+        """Predict base and corrected logits of a batch (N, ...).
 
         Args:
             x: the inputs, float32.
@@ -161,7 +161,7 @@ class Predictor:
         tally = _Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():
             with stopwatch.timing("refinement", x.device):
-                full_base, full = self._passes.by_parts(self._reference.predict_both, x[again])
+                full_base, full = self._passes.run_in_parts(self._reference.predict_both, x[again])
             among = sampled[again]
             base_same = (base[sampled].argmax(1) == full_base[among].argmax(1)).cpu()
             same = (logits[sampled].argmax(1) == full[among].argmax(1)).cpu()
@@ -173,7 +173,7 @@ class Predictor:
         return Predicted(base, logits, refined, corrected)
 
     def summary(self) -> Agreement:
-        """Counts and bounds of the run so far."""
+        """Summarise the run so far: its counts and the bounds that decided."""
         bounds, tally = self._bounds, self._tally
         return Agreement(
             precision="fp32" if self._low is None else self._precision,
@@ -200,7 +200,7 @@ class Predictor:
         return self._passes.limit.most
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON has it (see :meth:`restore`)."""
+        """Return what a resumed run needs, as JSON has it (see :meth:`restore`)."""
         return {
             "low": self._low is not None,
             "close_calls_only": self._close_calls_only,
@@ -220,13 +220,13 @@ class Predictor:
         self.needs_calibration = False
 
     def _compute(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Base and corrected logits before anything is recomputed, and for which images the correction was run."""
+        """Compute base and corrected logits, recomputing nothing, and (N,) for which images the correction ran."""
         network = self._low or self._reference
         if not self._close_calls_only:
             base, logits = self._run(x, stopwatch)
             return base, logits, torch.full((len(x),), network.active, device=x.device)
         with stopwatch.timing("plain pass", x.device):
-            (base,) = self._passes.by_parts(lambda part: (network.predict_plain(part),), x)
+            (base,) = self._passes.run_in_parts(lambda part: (network.predict_plain(part),), x)
         logits = network.adjust(base).clone()  # rows are replaced below
         # Close calls of the precision go to the reference, with the correction, in any case.
         corrected = self._may_change(logits) & ~self._doubtful(base, logits)
@@ -236,14 +236,14 @@ class Predictor:
         return base, logits, corrected
 
     def _run(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
-        """Base and corrected logits in the precision of the run, new tensors, a batch at a time."""
+        """Compute base and corrected logits in the precision of the run, as new tensors, a batch at a time."""
         if self._low is None:
             return self._passes.predict_both(self._reference, x, stopwatch)
         # No usable gradient may be too much for the format alone.
         return self._passes.attempt_both(self._low, x, stopwatch)
 
     def _doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
-        """(N,) whether only the reference can decide the labels."""
+        """Whether only the reference can decide the labels."""
         if self._low is None:
             return torch.zeros(len(base), dtype=torch.bool, device=base.device)
         return self._bounds.are_doubtful(base, logits)
@@ -253,13 +253,13 @@ class Predictor:
         return self._bounds.reach.may_change(logits, self._reference.target)
 
     def _is_full(self, corrected: Tensor) -> Tensor:
-        """(N,) whether the logits are those of the full computation already, without being recomputed."""
+        """Whether (N,) the logits are those of the full computation already, without being recomputed."""
         if self._low is not None:
             return torch.zeros_like(corrected)
         return corrected if self._reference.active else torch.ones_like(corrected)
 
     def _run_both(self, xs: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Base and corrected logits of the reference, then those in the precision of the run.
+        """Compute base and corrected logits of the reference, then those in the precision of the run.
 
         (n, C) each, of the images that the reference can handle; in low precision they may not be finite.
         """

@@ -89,16 +89,16 @@ class PerturbedClassifier(nn.Module):
         return bool(self.eps.any())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C) corrected logits of (N, ...) inputs."""
+        """Compute the corrected logits (N, C) of (N, ...) inputs."""
         return self.predict_both(x)[1]
 
     def predict_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Base and corrected logits, each (N, C), of the same images: the first come for free."""
+        """Compute base and corrected logits, each (N, C), of the same images: the first come for free."""
         base, moved = self.perturb_input(x)
         return base, self.predict_perturbed(moved) if self.active else self.adjust(base)
 
     def perturb_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Base logits (N, C) and perturbed input x̃ (N, ...): one gradient pass a step, a plain pass for eps = 0."""
+        """Compute base logits (N, C) and perturbed input x̃ (N, ...): a gradient pass a step, a plain one for eps 0."""
         self._warn_if_lost(x)
         if not self.active:
             return self.predict_plain(x), x
@@ -111,15 +111,15 @@ class PerturbedClassifier(nn.Module):
         return base, moved
 
     def predict_perturbed(self, moved: Tensor) -> Tensor:
-        """Corrected logits (N, C) of an input that is already perturbed: the final pass and tau."""
+        """Compute the corrected logits (N, C) of an input that is already perturbed: the final pass and tau."""
         return self.adjust(self.predict_plain(moved))
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """The logits (N, C) with the module's tau applied (see :func:`adjust_logits`)."""
+        """Apply the module's tau to logits (N, C) (see :func:`adjust_logits`)."""
         return adjust_logits(logits, self.counts, self.tau)
 
     def predict_plain(self, x: Tensor) -> Tensor:
-        """The wrapped model's logits (N, C) of an input as it is, in full precision."""
+        """Compute the wrapped model's logits (N, C) of an input without perturbing it, in full precision."""
         # no_grad, not inference_mode: the latter would hand out tensors that a caller cannot use in autograd.
         with torch.no_grad(), frozen_eval(self.model), full_precision(x.device):
             logits: Tensor = self.model(x)
@@ -135,5 +135,5 @@ class PerturbedClassifier(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """The settings, for ``print(module)``."""
+        """Describe the settings for ``print(module)``."""
         return f"eps={self.eps.tolist()}, temperature={self.temperature:g}, loss={self.loss!r}, tau={self.tau:g}"

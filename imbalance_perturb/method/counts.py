@@ -91,18 +91,18 @@ class ClassCounts:
         return self.counts.index(min(self.counts))
 
     def to_dict(self) -> dict[str, int]:
-        """The counts as ``{name: count}`` in class-index order."""
+        """Return the counts as ``{name: count}`` in class-index order."""
         return dict(zip(self.names, self.counts, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """What :func:`parse_class_counts` reads back: ``{name: count}``, or two lists where that would be refused."""
+        """Return what :func:`parse_class_counts` reads back: ``{name: count}``, or two lists where it must be."""
         if _order_fault(self.names, listed=False) is None:
             return self.to_dict()
         return {"classes": list(self.names), "counts": list(self.counts)}
 
 
 def name_classes(counts: ClassCounts, names: Sequence[str]) -> ClassCounts:
-    """The counts, with the class names that the model has where they call the classes by index only.
+    """Name the classes as the model does, where the counts call them by index only.
 
     Args:
         counts: of C classes.
@@ -144,7 +144,7 @@ def _listed(what: str, values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _as_int(count: Any) -> Any:
-    """A whole number of whatever library as Python's; anything else as it is, for the check to name."""
+    """Convert a whole number of any library to Python's; anything else stays, for the check to name."""
     # bool is a subclass of int, torch turns its own into one, and 'true' is no number of images.
     if isinstance(count, bool) or str(getattr(count, "dtype", "")).endswith("bool"):
         return bool(count) if getattr(count, "ndim", 0) == 0 else count
@@ -155,10 +155,10 @@ def _as_int(count: Any) -> Any:
 
 
 def _order_fault(names: Sequence[Any], *, listed: bool) -> str | None:
-    """What is wrong with the order of classes that are called by numbers; None where nothing is.
+    """Say what is wrong with the order of classes that are called by numbers; None where nothing is.
 
     A table of counts by class, as pandas writes it, is sorted by count, and tools sort the keys of JSON as text.
-    ``listed``: names that stand in a list of their own have been put in order by somebody.
+    ``listed``: whether the names are in a list of their own, which somebody has put in order.
     """
     if not all(isinstance(name, str) and _NUMBER.fullmatch(name) for name in names):
         return None
@@ -206,7 +206,7 @@ def parse_class_counts(data: object) -> ClassCounts:
 
 
 def as_list(data: object) -> object:
-    """A tuple or a NumPy or torch array as a list of Python's values; anything else as it is."""
+    """Convert a tuple or a NumPy or torch array to a list of Python's values; anything else stays."""
     # A pandas Series is none: its index would be lost, and with it the order that is meant.
     if isinstance(data, tuple) or (hasattr(data, "tolist") and hasattr(data, "ndim") and not hasattr(data, "items")):
         return list(data) if isinstance(data, tuple) else data.tolist()
@@ -230,7 +230,7 @@ class CountsFile(NamedTuple):
 
 
 def read_counts_file(path: str | Path) -> CountsFile:
-    """As :func:`load_class_counts`, with the hash of what was read."""
+    """Read as :func:`load_class_counts` does, with the hash of what was read."""
     path = Path(path)
     try:
         content = read_bytes_of(path, _FORMS, CountsError)

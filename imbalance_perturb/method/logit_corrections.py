@@ -13,13 +13,13 @@ EM_TOLERANCE, EM_ITERATIONS = 1e-7, 2000
 
 
 def log_prior(counts: ClassCounts) -> Tensor:
-    """(C,) float64: log of the training share of each class, log(n_c / Σ n)."""
+    """Compute (C,) float64: log of the training share of each class, log(n_c / Σ n)."""
     values = torch.tensor(counts.counts, dtype=torch.float64)
     return torch.log(values / values.sum())
 
 
 def adjust_logits(logits: Tensor, counts: ClassCounts, tau: float) -> Tensor:
-    """z - tau * log π, post-hoc logit adjustment (Menon et al., ICLR 2021, Eq. 9).
+    """Compute z - tau * log π, post-hoc logit adjustment (Menon et al., ICLR 2021, Eq. 9).
 
     Args:
         logits: (N, C).
@@ -35,7 +35,7 @@ def adjust_logits(logits: Tensor, counts: ClassCounts, tau: float) -> Tensor:
 
 
 def normalise_rows(logits: Tensor, norms: Tensor, bias: Tensor, tau: float) -> Tensor:
-    """Logits of the network with the rows of its last layer divided by ||w_c||^tau (Kang et al., ICLR 2020, Sec. 4).
+    """Divide the rows of the network's last layer by ||w_c||^tau, in its logits (Kang et al., ICLR 2020, Sec. 4).
 
     Dividing a row divides z_c - b_c by the same number, so neither the weights nor the features are needed. The
     norms are taken relative to their geometric mean: a factor common to all rows changes no prediction where there
@@ -64,7 +64,7 @@ def normalise_rows(logits: Tensor, norms: Tensor, bias: Tensor, tau: float) -> T
 
 
 def estimate_prior(logits: Tensor, counts: ClassCounts) -> Tensor:
-    """Share of each class among these images, by maximum likelihood from their logits alone.
+    """Estimate the share of each class among these images, by maximum likelihood from their logits alone.
 
     The expectation-maximisation of Saerens, Latinne and Decaestecker (Neural Computation 2002): it takes
     the softmax for calibrated posteriors under the training shares, and assumes that only the shares have shifted.
@@ -93,7 +93,7 @@ def estimate_prior(logits: Tensor, counts: ClassCounts) -> Tensor:
 
 
 def shift_prior(logits: Tensor, counts: ClassCounts, prior: Tensor) -> Tensor:
-    """z + log(prior / π): the logits where classes have these shares instead of those of training.
+    """Compute z + log(prior / π): the logits where classes have these shares instead of those of training.
 
     Args:
         logits: (N, C).

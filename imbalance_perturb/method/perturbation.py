@@ -43,7 +43,7 @@ class LossSpec(NamedTuple):
 def gradient_sign(
     model: nn.Module, x: Tensor, target: Tensor, *, temperature: float = 1000.0, loss: str = "cross-entropy"
 ) -> GradientSign:
-    """sign(∇_x ℓ(softmax(z(x)/T), p*)), for each sample on its own (Eq. 1 and 3).
+    """Compute sign(∇_x ℓ(softmax(z(x)/T), p*)), for each sample on its own (Eq. 1 and 3).
 
     Args:
         model: returns (N, C) logits; run in eval mode, left as it was.
@@ -66,7 +66,7 @@ def gradient_sign(
 def gradient_signs(
     model: nn.Module, x: Tensor, target: Tensor, loss_specs: Sequence[LossSpec]
 ) -> tuple[list[Tensor], Tensor]:
-    """The signs of :func:`gradient_sign` for several losses and T from one forward pass, and the logits (N, C).
+    """Compute :func:`gradient_sign` for several losses and T from one forward pass, and the logits (N, C).
 
     One backward pass for each; arguments and errors as for :func:`gradient_sign`.
     """
@@ -88,7 +88,7 @@ def gradient_signs(
 
 
 def _sign(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
-    """Sign of the vector-Jacobian product vᵀ ∂z/∂x: the gradient of the loss up to a positive factor per sample."""
+    """Compute the sign of vᵀ ∂z/∂x: of the gradient of the loss, up to a positive factor per sample."""
     # Only the sign is kept, so any positive factor per sample may go: the 1/T of the true gradient (about
     # 1e-6 an element at T = 1000) would underflow in half precision.
     v = v / v.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
@@ -113,7 +113,7 @@ def _sign(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
 def step(
     x: Tensor, sign: Tensor, eps: float | Tensor, clip: tuple[float | Tensor, float | Tensor] | None = None
 ) -> Tensor:
-    """x̃ = x - eps * sign (Eq. 3); ``eps`` a number or a tensor that broadcasts against ``x`` (N, ...).
+    """Compute x̃ = x - eps * sign (Eq. 3); ``eps`` a number or a tensor that broadcasts against ``x`` (N, ...).
 
     ``clip`` is an optional (lowest, highest) allowed value, numbers or broadcasting tensors; the paper has none.
     """
@@ -135,7 +135,7 @@ def perturb(
     clip: tuple[float | Tensor, float | Tensor] | None = None,
     steps: int = 1,
 ) -> Tensor:
-    """The perturbed input x̃ (Eq. 3): ``steps`` steps of size ``eps`` each, the paper's method with one.
+    """Perturb the input to x̃ (Eq. 3): ``steps`` steps of size ``eps`` each, the paper's method with one.
 
     Arguments and errors as for :func:`gradient_sign` and :func:`step`.
 

@@ -22,7 +22,7 @@ SUM_TOLERANCE = 1e-3
 
 
 def target_distribution(counts: ClassCounts, kind: str = "log", *, m: int | None = None) -> Tensor:
-    """The target p*_c = g(n_c) / sum_k g(n_k) of Chen et al. 2021, Eq. (2).
+    """Compute the target p*_c = g(n_c) / sum_k g(n_k) of Chen et al. 2021, Eq. (2).
 
     Args:
         counts: training images per class.
@@ -69,7 +69,7 @@ def _inverse_frequency(counts: tuple[int, ...], kind: str, m: int | None) -> lis
 
 
 def parse_target(data: object, counts: ClassCounts) -> Tensor:
-    """A target distribution given outright: C numbers in class-index order, or ``{name: number}``.
+    """Parse a target distribution given outright: C numbers in class-index order, or ``{name: number}``.
 
     Raises:
         TargetError: if it does not fit the classes, is negative or does not sum to 1.

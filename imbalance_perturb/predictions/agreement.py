@@ -1,4 +1,4 @@
-"""What low precision and close calls came to in a run: how often they stood in for the full computation, how truly."""
+"""How often low precision and close calls replaced the full computation in a run, and how often labels agreed."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class Agreement:
             f" use {remedy} for its labels"
         )
 
-    def sentence(self) -> str:
-        """What it came to, in one line."""
+    def describe(self) -> str:
+        """Describe the agreement in one line."""
         parts = [self.low_dtype or "fp32"]
         if self.low_dtype and (self.precision == "auto" or self.recomputed):
             parts.append(f"{self.share_recomputed:.1%} close calls recomputed in fp32")
@@ -102,7 +102,7 @@ class Agreement:
         return ", ".join(parts) + "".join(f"; {note}" for note in self.notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: the fields and the shares that follow from them."""
+        """Return the fields and the shares that follow from them, as JSON has them."""
         return {
             **asdict(self),
             "notes": list(self.notes),
@@ -114,13 +114,13 @@ class Agreement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Agreement:
-        """What :meth:`to_dict` was made of."""
+        """Rebuild an agreement from :meth:`to_dict`."""
         known = {entry.name: data[entry.name] for entry in fields(cls)}
         return cls(**(known | {"notes": tuple(data["notes"])}))
 
     @classmethod
     def summed(cls, parts: Sequence[Agreement]) -> Agreement:
-        """Of the parts of one run together; bounds are those of the first part that has images."""
+        """Sum up the parts of one run; bounds are those of the first part that has images."""
         first = next((part for part in parts if part.images), parts[0])
         tallies = ("images", "recomputed", "corrected", "sampled", "base_agreed", "agreed")
         sums = {name: sum(getattr(part, name) for part in parts) for name in tallies}

@@ -23,13 +23,13 @@ class DeepImages:
     highest: int = 0
 
     def add(self, highest: int, white: int) -> None:
-        """One more image: its highest pixel, and the white that was assumed."""
+        """Count one more image, by its highest pixel and the white that was assumed."""
         self.count += 1
         self.bright += highest >= _DARK * white
         self.highest = max(self.highest, highest)
 
     def merge(self, other: DeepImages) -> None:
-        """Those of another part of the run."""
+        """Add the images of another part of the run."""
         self.count += other.count
         self.bright += other.bright
         self.highest = max(self.highest, other.highest)

@@ -44,12 +44,12 @@ class Unfinished(NamedTuple):
 
 
 def rows_path(path: Path) -> Path:
-    """Where rows are written until the file is whole."""
+    """Name the file that rows are written to until the predictions file is whole."""
     return path.with_name(path.name + (".partial.jsonl" if is_parquet(path) else ".partial"))
 
 
 def progress_path(path: Path) -> Path:
-    """Where the marks are written: up to which byte the rows are whole."""
+    """Name the file of the marks, which say up to which byte the rows are whole."""
     return path.with_name(path.name + ".progress")
 
 

@@ -55,7 +55,7 @@ class RowLayout(NamedTuple):
         return columns + [(f"{kind}{name}", float) for kind in ("p_", "base_p_") for name in self.classes]
 
     def record(self, row: PredictionRow) -> dict[str, Any]:
-        """A row as ``{column: value}``; without a prediction its probabilities are left out."""
+        """Return a row as ``{column: value}``; without a prediction its probabilities are left out."""
         failed = row.error is not None
         record: dict[str, Any] = {
             "image": row.image,

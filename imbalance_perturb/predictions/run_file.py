@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.config.declarations import declarations
-from imbalance_perturb.config.settings import TABLES, untupled
+from imbalance_perturb.config.settings import TABLES, to_lists
 from imbalance_perturb.errors import CountsError, PredictionsError, first_few
 from imbalance_perturb.files.strict_json import read_json
 from imbalance_perturb.files.writing import sha256
@@ -201,7 +201,7 @@ def _entries(
             continue
         one, other = (value if isinstance(value, Mapping) else {} for value in (one, other))
         for key in sorted({*one, *other}):
-            yield key, untupled(one.get(key)), untupled(other.get(key))
+            yield key, to_lists(one.get(key)), to_lists(other.get(key))
 
 
 def look_up(account: Any, entry: str) -> Any:

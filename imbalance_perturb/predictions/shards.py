@@ -1,4 +1,4 @@
-"""Parts of a list of images for runs side by side: which image is in which is told by its path alone."""
+"""Parts of a list of images for runs side by side: an image's path alone decides in which it is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """``I/N``, such as ``3/8``.
+    """Parse ``I/N``, such as ``3/8``.
 
     Raises:
         SettingsError: if it is not two whole numbers with I from 1 to N.
@@ -38,7 +38,7 @@ def parse_shard(text: str) -> Shard:
 
 
 def list_sha256(names: Iterable[str]) -> str:
-    """SHA-256 of a list of images, in hexadecimal: the same names in the same order, and nothing else, give it."""
+    """Compute the SHA-256 of a list of images, in hexadecimal: of the names and their order alone."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
@@ -46,7 +46,7 @@ def list_sha256(names: Iterable[str]) -> str:
 
 
 def files_sha256(names: Iterable[str], sizes: Iterable[int | None]) -> str:
-    """SHA-256 of a list of images with the bytes of each file, in hexadecimal; ``None`` is a file that is not there."""
+    """Compute the SHA-256 of a list of images and the bytes of each, in hexadecimal; ``None``: no such file."""
     digest = hashlib.sha256()
     for name, size in zip(names, sizes, strict=True):
         digest.update(name.encode("utf-8", "surrogateescape") + f"\0{'null' if size is None else size}\0".encode())

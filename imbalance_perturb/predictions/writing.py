@@ -37,7 +37,7 @@ def check_bom(target: str | Path) -> None:
 
 
 def csv_rows(layout: RowLayout) -> TextRows:
-    """CSV in which no cell is a formula to a spreadsheet: ``files/csv_tables.py`` says how names are written."""
+    """Make CSV in which no cell is a formula to a spreadsheet: ``files/csv_tables.py`` says how names are written."""
     columns = [encode_unicode(name) for name, _ in layout.columns()]
 
     def line(row: PredictionRow) -> str:
@@ -55,18 +55,18 @@ def csv_rows(layout: RowLayout) -> TextRows:
 
 
 def json_rows(layout: RowLayout) -> TextRows:
-    """JSON Lines: one object a row, ``null`` where there is no value."""
+    """Make JSON Lines: one object a row, ``null`` where there is no value."""
     return TextRows("", lambda row: json_text(layout.record(row)) + "\n")
 
 
 def text_rows(suffix: str, layout: RowLayout) -> TextRows:
-    """The text format of a suffix; of ``.parquet`` the JSON Lines that hold its rows until the file is whole."""
+    """Choose the text format of a suffix; of ``.parquet`` the JSON Lines that hold its rows until the file is whole."""
     return csv_rows(layout) if suffix.lower() == ".csv" else json_rows(layout)
 
 
 @contextmanager
 def open_rows(target: str, layout: RowLayout) -> Iterator[RowWriter]:
-    """A function that writes one row to ``target``: a ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV.
+    """Open ``target``, a ``.csv``, ``.jsonl`` or ``.parquet`` path or ``-`` for CSV; yields a function to write a row.
 
     Raises:
         OutputFileError: if the suffix is not one of :data:`FORMATS` or the file cannot be written.
@@ -88,7 +88,7 @@ def open_rows(target: str, layout: RowLayout) -> Iterator[RowWriter]:
 
 @contextmanager
 def open_parquet_records(path: Path, layout: RowLayout) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that writes one record of :meth:`RowLayout.record` to a Parquet file."""
+    """Open a Parquet file and yield a function that writes one record of :meth:`RowLayout.record`."""
     nothing = {name: None for name, _ in layout.columns()}
     with open_whole(path, binary=True) as file, open_parquet(file, layout.columns()) as write:
         yield lambda record: write(nothing | dict(record))
@@ -111,5 +111,5 @@ def _stdout() -> Iterator[IO[str]]:
 
 
 def _digits(value: float | None) -> str:
-    # Eight significant digits tell any two float32 apart that a reader could care about.
+    # Eight significant digits distinguish any two float32 that differ by more than rounding.
     return "" if value is None else format(value, ".8g")

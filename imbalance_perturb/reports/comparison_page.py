@@ -32,7 +32,7 @@ _ABOUT = {
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The page as HTML text."""
+    """Render the page as HTML text."""
     return render_page(
         "comparison.html",
         comparison=comparison,

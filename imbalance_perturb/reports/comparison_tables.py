@@ -20,14 +20,14 @@ from imbalance_perturb.reports.terminal import (
 if TYPE_CHECKING:
     from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
 
-#: From this width on a figure and its interval stand in one line.
+#: From this width on a figure and its interval share a line.
 _WIDE = 130
 
 _FIGURES = {"mcr": "MCR", "scr": "SCR", "worst_class_recall": "worst recall", "accuracy": "accuracy"}
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The tables and the advice on stdout, as wide as the terminal (80 where there is none)."""
+    """Print the tables and the advice on stdout, as wide as the terminal (80 where there is none)."""
     console = new_console()
     wide = console.width >= _WIDE
     console.print(comparison.headline)

@@ -46,7 +46,7 @@ _STYLE: dict[str, Any] = {
 
 
 def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
-    """What ``draw`` makes of an empty figure, as an ``<svg>`` element to put into a page.
+    """Let ``draw`` fill an empty figure; returns it as an ``<svg>`` element to put into a page.
 
     Args:
         name: distinct within a page; letters only.
@@ -67,7 +67,7 @@ def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None
 
 
 def _fit_tag(tag: str, name: str) -> str:
-    """A tag of a drawing as the page needs it: with identifiers of its own, the page's font and colours."""
+    """Fit a tag of a drawing to the page: with identifiers of its own, the page's font and colours."""
     # Several drawings share one page, and matplotlib gives each of them a 'figure_1'.
     tag = re.sub(r'(\sid="|href="#|url\(#)', rf"\1{name}-", tag)
     # 'font: 10px ...' in older versions of matplotlib.
@@ -78,7 +78,7 @@ def _fit_tag(tag: str, name: str) -> str:
 
 
 def draw_png(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
-    """What ``draw`` makes of an empty figure, as a PNG file on white, 144 dots an inch."""
+    """Let ``draw`` fill an empty figure; returns it as a PNG file on white, 144 dots an inch."""
     stream = io.BytesIO()
     with _style({}) as new_figure:
         drawn = new_figure(size)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_page(evaluation: Evaluation) -> str:
-    """The page as HTML text."""
+    """Render the page as HTML text."""
     tests = {metric_text(name): entry.test for name, entry in evaluation.differences.items() if entry.test}
     return render_page(
         "evaluation.html",
@@ -33,7 +33,7 @@ def evaluation_page(evaluation: Evaluation) -> str:
 
 
 def _class_of(evaluation: Evaluation, metric: str) -> str:
-    """The class that a metric is about, or none."""
+    """Name the class that a metric is about, or none."""
     if metric == "scr":
         return evaluation.smallest_class
     return ", then ".join(evaluation.worst_classes) if metric == "worst_class_recall" else ""

@@ -23,13 +23,13 @@ _LONGEST_NAME = 18
 
 
 def recall_size(evaluation: Evaluation) -> tuple[float, float]:
-    """Width and height in inches that the recall plot needs."""
+    """Compute width and height in inches that the recall plot needs."""
     longest = max(map(len, _names(evaluation))) if _crowded(evaluation) else 0
     return min(max(7.0, 0.45 * len(evaluation.classes) + 2), 14.0), 4.0 + 0.08 * longest
 
 
 def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
-    """Recall of each class before and after, from the largest class to the smallest (Fig. 2 of the paper)."""
+    """Draw the recall of each class before and after, from the largest class to the smallest (Fig. 2 of the paper)."""
     order = by_count(evaluation.counts)
     many = len(order) > _MOST_NAMES
     for scores, colour, label, shift in (
@@ -60,7 +60,7 @@ def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_gains(axes: Axes, evaluation: Evaluation) -> None:
-    """Gain in recall against the training count of the class."""
+    """Draw the gain in recall against the training count of the class."""
     many = len(evaluation.classes) > _MOST_NAMES
     axes.axhline(0, color=SOFT, linewidth=1)
     spread = max(evaluation.counts) / min(evaluation.counts)
@@ -89,7 +89,7 @@ def draw_gains(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def draw_matrix(axes: Axes, scores: Scores, classes: tuple[str, ...], title: str) -> None:
-    """A confusion matrix: colour is the share of the row, the number is images."""
+    """Draw a confusion matrix: colour is the share of the row, the number is images."""
     matrix = np.array(scores.confusion_matrix)
     totals = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
@@ -117,7 +117,7 @@ def draw_matrix(axes: Axes, scores: Scores, classes: tuple[str, ...], title: str
 
 
 def plot_evaluation(evaluation: Evaluation) -> bytes:
-    """All plots of an evaluation on one PNG."""
+    """Draw all plots of an evaluation on one PNG."""
 
     def draw(figure: Any) -> None:
         grid = figure.subplot_mosaic([["recall", "gain"], ["base", "perturbed"]], width_ratios=[1.15, 1])
@@ -148,7 +148,7 @@ def _error_bars(axes: Axes, xs: list[float], entries: list[ClassScores], colour:
 
 
 def _plain_ticks(axes: Axes, counts: tuple[int, ...]) -> None:
-    """Ticks at 1, 2 or 5 times a power of ten, written out: a log axis over one decade has almost none."""
+    """Set ticks at 1, 2 or 5 times a power of ten, written out: a log axis over one decade has almost none."""
     from matplotlib.ticker import NullFormatter
 
     low, high = math.log10(min(counts)), math.log10(max(counts))

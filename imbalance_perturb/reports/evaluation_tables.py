@@ -28,7 +28,7 @@ from imbalance_perturb.reports.terminal import (
 if TYPE_CHECKING:
     from imbalance_perturb.evaluation.results import Evaluation, Scores
 
-#: From this width on a figure and its interval stand in one line.
+#: From this width on a figure and its interval share a line.
 _WIDE = 110
 
 #: Widest a class name may be, in characters, before it is folded, and as the head of a column, cut.
@@ -36,7 +36,7 @@ _NAME_WIDTH, _COLUMN_WIDTH = 14, 8
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """The tables on stdout, as wide as the terminal (80 where there is none)."""
+    """Print the tables on stdout, as wide as the terminal (80 where there is none)."""
     console = new_console()
     console.print(changes_sentence(evaluation))
     console.print(_summary(evaluation, console.width >= _WIDE))
@@ -108,7 +108,7 @@ def _short(value: float | None) -> str:
 
 
 def _matrix(scores: Scores, classes: tuple[str, ...], width: int) -> Table | None:
-    """The matrix, or ``None`` where it does not fit: a number that lost a digit would be a lie."""
+    """Build the matrix, or ``None`` where it does not fit: a number that lost a digit would be a lie."""
     table = new_table()
     cells = [[f"{count:,}" for count in row] for row in scores.confusion_matrix]
     heads = [_cut(name, _COLUMN_WIDTH) for name in classes]

@@ -17,7 +17,7 @@ from imbalance_perturb.evaluation.formatting import interval_text, level_text, p
 
 
 def render_page(template: str, **context: object) -> str:
-    """The whole page as HTML text.
+    """Render the whole page as HTML text.
 
     Args:
         template: file in the folder ``templates``.
@@ -27,7 +27,7 @@ def render_page(template: str, **context: object) -> str:
 
 
 def iter_facts(name: str, entry: object) -> Iterator[tuple[str, object]]:
-    """Names and values of a nested table, one for each line of a report; entries without a value are left out."""
+    """Yield names and values of a nested table, one for each line of a report; leaves out what has no value."""
     if isinstance(entry, Mapping):
         for key, value in entry.items():
             yield from iter_facts(f"{name} {key}".strip().replace("_", " "), value)
@@ -58,5 +58,5 @@ def _environment() -> Environment:
 
 
 def _finalize(value: object) -> object:
-    """What a template writes out for a value: HTML as it is, of text the printable characters."""
+    """Return what a template writes for a value: HTML unchanged, text with its control characters escaped."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

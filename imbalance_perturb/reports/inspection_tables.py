@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """The inspection as tables on stdout."""
+    """Print the inspection as tables on stdout."""
     from rich.table import Table
 
     from imbalance_perturb.reports.terminal import new_console

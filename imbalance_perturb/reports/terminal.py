@@ -1,6 +1,6 @@
 """The console of tables in the terminal, and what several of them are made of.
 
-A plain ``str`` is one line of text from anywhere, shown as it is and never as markup: style and line ends come from
+A plain ``str`` is one line of text from anywhere, shown literally and never as markup: style and line ends come from
 :func:`styled` alone.
 """
 
@@ -31,18 +31,18 @@ class _PlainConsole(Console):
 
 
 def new_console(*, stderr: bool = False) -> Console:
-    """The console of stdout, or of stderr, as wide as the terminal (80 where there is none)."""
+    """Open the console of stdout, or of stderr, as wide as the terminal (80 where there is none)."""
     return _PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def styled(*parts: str | tuple[str, str], between: str = "") -> Text:
-    """Text made of parts, each plain or with a style, and what stands between them; empty parts are left out."""
+    """Join parts, each plain or with a style, by the text ``between``; empty parts are left out."""
     pairs = [(part, "") if isinstance(part, str) else part for part in parts]
     return Text(between).join(Text(printable(text), style) for text, style in pairs if text)
 
 
 def new_table(title: str | None = None, *, gap: int = 1) -> Table:
-    """A table without columns yet; ``gap`` blanks stand between columns, beside the box's own."""
+    """Make a table without columns; ``gap`` blanks separate them, beside the box's own."""
     return Table(
         title=title,
         title_justify="left",
@@ -54,18 +54,18 @@ def new_table(title: str | None = None, *, gap: int = 1) -> Table:
 
 
 def add_number_columns(table: Table, *headers: str | Text) -> None:
-    """Columns of figures, which are never cut or folded."""
+    """Add columns of figures, which are never cut or folded."""
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
 
 
 def figure_text(value: float | None, interval: Interval | None, wide: bool) -> Text:
-    """A share with its interval, beside it where the terminal is wide, else below."""
+    """Format a share with its interval, beside it where the terminal is wide, else below."""
     return _with_interval(share_text(value), interval_text(interval), wide)
 
 
 def difference_text(difference: Difference | None, wide: bool) -> Text:
-    """A difference with its interval, green or red where it is more than noise."""
+    """Format a difference with its interval, green or red where it is more than noise."""
     if difference is None:
         return styled(share_text(None))
     style = {1: "green", -1: "red"}.get(difference.direction, "")

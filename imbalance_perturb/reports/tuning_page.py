@@ -13,7 +13,7 @@ from imbalance_perturb.selection.tuning.summary import correction_text, list_cho
 
 
 def tuning_page(tuning: Tuning) -> str:
-    """The page as HTML text."""
+    """Render the page as HTML text."""
     return render_page(
         "tuning.html",
         tuning=tuning,

@@ -24,7 +24,7 @@ _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
 def shown_correction(tuning: Tuning) -> TriedCorrection:
-    """The correction whose loss and T the plot against eps shows: the chosen one, with eps 0 the best of the rest."""
+    """Choose the correction whose loss and T the plot against eps shows: the chosen one; of eps 0 the best other."""
     if tuning.choice.eps > 0:
         return tuning.choice
     return max(
@@ -33,12 +33,12 @@ def shown_correction(tuning: Tuning) -> TriedCorrection:
 
 
 def plot_size(tuning: Tuning) -> tuple[float, float]:
-    """Width and height in inches that :func:`draw_tuning` needs."""
+    """Compute width and height in inches that :func:`draw_tuning` needs."""
     return (12.5 if _temperatures(tuning) else 8.0), 4.4
 
 
 def draw_tuning(figure: Figure, tuning: Tuning) -> None:
-    """Figures against eps and, where several were tried, against T."""
+    """Draw figures against eps and, where several were tried, against T."""
     if not _temperatures(tuning):
         draw_eps(figure.subplots(), tuning)
         return
@@ -48,12 +48,12 @@ def draw_tuning(figure: Figure, tuning: Tuning) -> None:
 
 
 def plot_tuning(tuning: Tuning) -> bytes:
-    """The plots as a PNG."""
+    """Draw the plots as a PNG."""
     return draw_png(plot_size(tuning), lambda figure: draw_tuning(figure, tuning))
 
 
 def draw_eps(axes: Axes, tuning: Tuning) -> None:
-    """Figures against eps with the temperature of :func:`shown_correction`, one kind of line for each loss."""
+    """Draw figures against eps with the temperature of :func:`shown_correction`, one kind of line for each loss."""
     shown = shown_correction(tuning)
     for loss, dashes in _losses(tuning):
         tried = [a for a in tuning.tried if a.eps > 0 and a.loss_spec == (loss, shown.temperature)]
@@ -70,7 +70,7 @@ def draw_eps(axes: Axes, tuning: Tuning) -> None:
 
 
 def draw_temperatures(axes: Axes, tuning: Tuning) -> None:
-    """Figures against T with the eps of :func:`shown_correction`, one kind of line for each loss."""
+    """Draw figures against T with the eps of :func:`shown_correction`, one kind of line for each loss."""
     shown = shown_correction(tuning)
     for loss, dashes in _losses(tuning):
         tried = [a for a in tuning.tried if a.eps == shown.eps and a.loss == loss]
@@ -120,7 +120,7 @@ def _curves(
 
 
 def _error_band(axes: Axes, tuning: Tuning, tried: list[TriedCorrection]) -> None:
-    """One standard error of the gain, around the objective."""
+    """Draw one standard error of the gain, around the objective."""
     name = figure_of(tuning.rule.objective)
     colours = {key: colour for key, _, colour in _shown_curves(tuning)}
     known = [correction for correction in tried if correction.gain_error is not None]
@@ -156,7 +156,7 @@ def _finish(axes: Axes, tuning: Tuning) -> None:
 
 
 def _log_axis(axes: Axes, values: list[float]) -> None:
-    """A log axis with the tried values written out, as far as there is room."""
+    """Set a log axis with the tried values written out, as far as there is room."""
     from matplotlib.ticker import NullFormatter
 
     axes.set_xscale("log")

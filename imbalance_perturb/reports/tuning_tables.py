@@ -19,7 +19,7 @@ _WIDE = 100
 
 
 def print_tuning(tuning: Tuning) -> None:
-    """The tables on stdout, as wide as the terminal (80 where there is none)."""
+    """Print the tables on stdout, as wide as the terminal (80 where there is none)."""
     console = new_console()
     for loss_spec in tuning.loss_specs:
         console.print(_sweep(tuning, loss_spec, console.width >= _WIDE))

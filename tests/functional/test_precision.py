@@ -180,7 +180,7 @@ def test_wrong_uses(many: Workplace) -> None:
             *("--precision", "bf16"),
             code=2,
         )
-        assert "a choice between corrections must not hang on rounding: use fp32" in message
+        assert "a choice between corrections must not depend on rounding: use fp32" in message
 
 
 def test_inspect_says_what_auto_would_be(many: Workplace) -> None:

@@ -32,7 +32,7 @@ class Compiled(nn.Module):
         self._plain = torch.compile(network, options={"freezing": True})
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's output."""
+        """Return the network's output."""
         recorded = torch.is_grad_enabled() and x.requires_grad
         return (self._recorded if recorded else self._plain)(x)  # type: ignore[no-any-return]
 
@@ -40,7 +40,7 @@ class Compiled(nn.Module):
 def compile_network(
     network: nn.Module, source: nn.Module, x: Tensor, tolerance: float, least_cosine: float
 ) -> tuple[nn.Module, str | None]:
-    """The network compiled, or as it is and the reason.
+    """Compile a network where that gains; returns it, or the network unchanged and the reason.
 
     Args:
         network: frozen, in eval mode, on its device.
@@ -62,7 +62,7 @@ def compile_network(
             slower = _time(lambda: _passes(compiled, x), x) / _time(lambda: _passes(network, x), x)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - a compiler can fail in any way, and what it failed on runs as it is
+    except Exception as error:  # noqa: BLE001 - a compiler can fail in any way, and what it failed on runs uncompiled
         return network, f"not compiled: {first_line(error)}"
     if slower > 1:
         return network, f"not compiled: compiled, it takes {slower:.1f} times as long"
@@ -70,7 +70,7 @@ def compile_network(
 
 
 def _passes(network: nn.Module, x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Logits with the gradient recorded and without, and the gradient of the first logit."""
+    """Compute logits with the gradient recorded and without, and the gradient of the first logit."""
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_(True)
         recorded = network(leaf)

@@ -39,13 +39,13 @@ class Activation(Enum):
         return [0.0, 6.0] if self is Activation.RELU6 else []
 
     def apply_(self, x: Tensor) -> Tensor:
-        """The activation, in place."""
+        """Apply the activation in place."""
         if self is Activation.RELU:
             return x.relu_()
         return nn.functional.hardtanh_(x, 0.0, 6.0) if self is Activation.RELU6 else x
 
     def backward(self, gradient: Tensor, output: Tensor, *, in_place: bool = False) -> Tensor:
-        """The gradient before the activation from the one behind it and the activation's output."""
+        """Compute the gradient before the activation from the one behind it and the activation's output."""
         into = gradient if in_place else torch.empty_like(gradient)
         if self is Activation.RELU:
             return _aten.threshold_backward.grad_input(gradient, output, 0, grad_input=into)  # type: ignore[no-any-return]
@@ -116,13 +116,13 @@ class FusedConvolution(nn.Module):
         self._input_gradient = build_input_gradient(scaled.to(dtype), self._geometry, sizes)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """(N, C_out, H', W') of (N, C_in, H, W); ``shortcut`` has the shape of the output."""
+        """Map (N, C_in, H, W) to (N, C_out, H', W'); ``shortcut`` has the shape of the output."""
         if torch.is_grad_enabled() and (x.requires_grad or (shortcut is not None and shortcut.requires_grad)):
             return _Recorded.apply(x, shortcut, self)  # type: ignore[no-any-return]
         return self.run(x, shortcut)
 
     def run(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """The forward pass, not recorded."""
+        """Run the forward pass, not recorded."""
         x = channels_last(x.to(self.forward_dtype))
         kind = self.activation
         if shortcut is None:
@@ -142,11 +142,11 @@ class FusedConvolution(nn.Module):
         return y.to(self.dtype)  # type: ignore[no-any-return]
 
     def run_backward(self, gradient: Tensor, size: torch.Size) -> Tensor:
-        """The gradient of the input, of shape ``size``, from that of the sum before the activation."""
+        """Compute the gradient of the input, of shape ``size``, from that of the sum before the activation."""
         return self._input_gradient(channels_last(gradient), size)
 
     def extra_repr(self) -> str:
-        """What it does, for ``print(module)``."""
+        """Describe the module for ``print(module)``."""
         return f"activation={self.activation.value}, dtype={self.dtype}, {self._geometry}"
 
 
@@ -176,6 +176,6 @@ class _Recorded(torch.autograd.Function):
 
 
 def _by_input(scale: Tensor, conv: nn.Conv2d) -> Tensor:
-    """(C_in,) laid out to multiply a weight of shape (C_out, C_in / groups, k, k)."""
+    """Lay (C_in,) out to multiply a weight of shape (C_out, C_in / groups, k, k)."""
     per_group = scale.view(conv.groups, 1, -1).expand(-1, conv.out_channels // conv.groups, -1)
     return per_group.reshape(conv.out_channels, -1, 1, 1)

@@ -1,8 +1,8 @@
 """DenseNet's blocks (Huang et al. 2017) in one buffer: every layer reads what all earlier ones wrote beside each other.
 
-Layer by layer, as networks are written, each layer concatenates all earlier features anew, and the gradient of each
-feature is the sum of as many tensors as layers read it. Here the features of a block stand in one tensor from the
-start, and so do their gradients.
+Layer by layer, as networks are written, each layer copies all earlier features to concatenate them, and the gradient
+of each feature is the sum of as many tensors as layers read it. Here the features of a block lie in one tensor from
+the start, and so do their gradients.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class ScaledReLU(nn.Module):
         self._factor, self._shift = (v.to(dtype).view(-1, 1, 1) for v in (self.scale, shift))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) of the same shape."""
+        """Map (N, C, H, W) to the same shape."""
         if torch.is_grad_enabled() and x.requires_grad:
             return _Recorded.apply(x, self)  # type: ignore[no-any-return]
         return self.run(x)
 
     def run(self, x: Tensor) -> Tensor:
-        """The forward pass, not recorded."""
+        """Run the forward pass, not recorded."""
         return torch.addcmul(self._shift, x.to(self._shift.dtype), self._factor).relu_()
 
 
@@ -72,13 +72,13 @@ class DenseBlock(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's features."""
+        """Compute the block's features."""
         if torch.is_grad_enabled() and x.requires_grad:
             return _RecordedBlock.apply(x, self)  # type: ignore[no-any-return]
         return self.run(x, None)
 
     def run(self, x: Tensor, kept: list[tuple[Tensor, Tensor]] | None) -> Tensor:
-        """The forward pass; ``kept`` takes the two activations of each layer, which the backward pass needs."""
+        """Run the forward pass; ``kept`` takes the two activations of each layer, which the backward pass needs."""
         n, channels, *size = x.shape
         features = torch.empty(
             (n, channels + sum(self.growth), *size), dtype=self.dtype, memory_format=torch.channels_last
@@ -95,7 +95,7 @@ class DenseBlock(nn.Module):
         return features
 
     def run_backward(self, gradient: Tensor, kept: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The gradient of the features the block starts with, from that of all its features."""
+        """Compute the gradient of the features the block starts with, from that of all its features."""
         total = gradient.to(self.dtype).clone(memory_format=torch.channels_last)
         channels = total.shape[1]
         for layer, growth, (first, second) in zip(
@@ -123,7 +123,7 @@ class _RecordedBlock(torch.autograd.Function):
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift, (C,) each, that a batch norm amounts to in eval mode."""
+    """Compute the scale and shift, (C,) each, that a batch norm applies in eval mode."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)

@@ -2,7 +2,7 @@
 
 Works on the graph that torch.fx traces and knows nothing of architectures: it looks for convolutions followed by an
 activation or by the addition of a shortcut, for batch norms before a convolution, and for chains of concatenations.
-What it doesn't know stays as it is.
+What it doesn't know is not changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FullPrecisionLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., out_features) of (..., in_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())
 
@@ -59,7 +59,7 @@ class Rewriter:
             _Shapes(graph).run(x)
 
     def rewrite(self) -> dict[str, int]:
-        """Do it; returns how many of each kind of layer were made, in words."""
+        """Rewrite the graph; returns how many layers of each kind were made, by their names in words."""
         done = {"fused convolutions": 0, "dense blocks": 0}
         order = [node for node in self._graph.nodes if self._is_convolution(node)]
         if order and self._is_head(order[-1]):
@@ -122,7 +122,7 @@ class Rewriter:
                 self._graph.erase_node(old)
 
     def _scaled_relu(self, node: fx.Node) -> ScaledReLU | None:
-        """The batch norm and activation that end in ``node``, as one module, where only one convolution reads them."""
+        """Merge the batch norm and activation that end in ``node``, where only one convolution reads them."""
         if self._activation(node) is not Activation.RELU or len(node.users) != 1:
             return None
         norm_node = node.args[0]
@@ -151,7 +151,7 @@ class Rewriter:
         return Activation.RELU6 if node.op == "call_function" and node.target is nn.functional.relu6 else None
 
     def _shortcut(self, addition: fx.Node, node: fx.Node) -> fx.Node | None:
-        """The other summand, where ``addition`` adds two tensors of the same shape and writes to neither but ours."""
+        """Find the other summand of ``addition``: two tensors of one shape, of which it may write to ours only."""
         is_add = (addition.op == "call_function" and addition.target in _ADDS) or (
             addition.op == "call_method" and addition.target in ("add", "add_")
         )
@@ -175,7 +175,7 @@ class Rewriter:
         return sum(self._gather(start, cats) for start, cats in chains.items() if len(cats) > 1)
 
     def _gather(self, start: fx.Node, cats: list[fx.Node]) -> bool:
-        """One block, if these concatenations and what stands between them are one."""
+        """Replace these concatenations and what lies between them by one block, if they are one."""
         layers = []
         for cat, following in itertools.pairwise(cats):
             parts, more = _concatenated(cat), _concatenated(following)
@@ -191,7 +191,7 @@ class Rewriter:
         return True
 
     def _dense_layer(self, cat: fx.Node) -> tuple[fx.Node, DenseLayer] | None:
-        """The layer that reads ``cat`` and the node of its output, if it is norm, relu, conv, relu, conv."""
+        """Find the layer that reads ``cat`` and the node of its output, if it is norm, relu, conv, relu, conv."""
         found: list[Any] = []
         node: fx.Node | None = cat
         for kind in (ScaledReLU, FusedConvolution, FusedConvolution):
@@ -209,7 +209,7 @@ class Rewriter:
         for node in self._graph.nodes:
             user = _only_user(node)
             if user is not None and isinstance(self._at(node), FusedConvolution):
-                # A convolution makes the gradient of its input anew; that of a shortcut or a sum is shared.
+                # A convolution makes a new gradient of its input; that of a shortcut or a sum is shared.
                 alone = isinstance(self._at(user), FusedConvolution) and node not in user.args[1:]
                 self._at(node).owns_gradient = alone  # type: ignore[union-attr]
 
@@ -239,7 +239,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _concatenated(node: fx.Node) -> list[fx.Node]:
-    """The tensors that ``node`` concatenates along the channels; none if it doesn't."""
+    """List the tensors that ``node`` concatenates along the channels; none if it doesn't."""
     if node.op != "call_function" or node.target is not torch.cat or not isinstance(node.args[0], list | tuple):
         return []
     axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)

@@ -25,7 +25,7 @@ class Geometry(NamedTuple):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """(N, C, H, W) values with the channels of a pixel beside each other in memory; copied only where they are not."""
+    """Lay (N, C, H, W) values out with the channels of a pixel side by side; copies only where they are not."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -73,8 +73,8 @@ def build_input_gradient(
     return native
 
 
-def _flipped(weight: Tensor, groups: int) -> Tensor:
-    """The kernel whose convolution is the transpose of this one's: channels swapped in each group, taps reversed."""
+def _flip(weight: Tensor, groups: int) -> Tensor:
+    """Build the kernel of the transposed convolution: channels swapped in each group, taps reversed."""
     out, per_group, *kernel = weight.shape
     grouped = weight.view(groups, out // groups, per_group, *kernel).transpose(1, 2)
     return grouped.reshape(groups * per_group, out // groups, *kernel).flip(2, 3)
@@ -87,7 +87,7 @@ class _TransposedAsConvolution:
         padding, _, dilation, groups = geometry
         padding = [d * (k - 1) - p for p, d, k in zip(padding, dilation, weight.shape[2:], strict=True)]
         self._geometry = Geometry(padding, [1, 1], dilation, groups)
-        self._weight = pack_weight(_flipped(weight, groups), self._geometry, size)
+        self._weight = pack_weight(_flip(weight, groups), self._geometry, size)
         self._dtype = weight.dtype
 
     def __call__(self, gradient: Tensor, size: torch.Size) -> Tensor:
@@ -145,7 +145,7 @@ class _ByPhases:
 
 
 def _phase_taps(stride: int, padding: int, kernel: int) -> list[list[tuple[int, int]]]:
-    """For each phase r of the input: the taps k that meet it and, from m, where in the output."""
+    """List for each phase r of the input the taps k that meet it and, from m, where in the output."""
     return [
         [(k, (r + padding - k) // stride) for k in range(kernel) if (r + padding - k) % stride == 0]
         for r in range(stride)

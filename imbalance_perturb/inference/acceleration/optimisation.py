@@ -3,7 +3,7 @@
 Batch norm in eval mode is a fixed affine map, so it is folded into the convolution before it; on a CPU,
 convolutions run channels-last, with packed weights and with what follows them done inside, forward and backward.
 All this changes logits by rounding only, which is checked on a trial batch; a network that cannot be rewritten, or
-would answer differently, runs as it is. The same network in low precision is a second module beside the first.
+would answer differently, runs unchanged. The same network in low precision is a second module beside the first.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ChannelsLast(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's output for x in another layout."""
+        """Return the network's output for x in another layout."""
         return self.network(x.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
 
 
@@ -79,13 +79,13 @@ class LowPrecision(nn.Module):
         self.network, self.dtype = network, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's output, float32."""
+        """Return the network's output, float32."""
         with torch.autocast(x.device.type, dtype=self.dtype):
             return self.network(x).float()  # type: ignore[no-any-return]
 
 
 def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
-    """A network that computes the same for less, or ``network`` itself where there is none.
+    """Build a network that computes the same for less, or ``network`` itself where there is none.
 
     Args:
         network: frozen, in eval mode, on its device; not to be used any more afterwards but through what is returned.
@@ -116,7 +116,7 @@ def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
     assert found is not None  # rewriting leaves the kind of output alone
     difference = _difference(found, expected)
     if not difference <= TOLERANCE:
-        # Laying parameters out anew changed no value of the network itself: it still answers as before.
+        # A new layout of the parameters changed no value of the network itself: it still answers as before.
         return network, Optimisation(
             f"as the file has it ({', '.join(steps)} moved its logits by {difference:.2g})", 0.0
         )
@@ -126,7 +126,7 @@ def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
 
 
 def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module, Optimisation]:
-    """The network in low precision, beside the one given, which stays as it is.
+    """Build the network in low precision, beside the one given, which is not changed.
 
     Args:
         network: what :func:`optimise` returned.
@@ -140,7 +140,7 @@ def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module,
     expected = _output(network, x)
     candidate, path = network, f"{name} by autocast"
     if x.device.type == "cuda" and _convolves(network, x):
-        # The half-precision units of a GPU work on channels-last tensors; others are laid out anew at each layer.
+        # The half-precision units of a GPU work on channels-last tensors; others are converted at each layer.
         candidate, path = ChannelsLast(network), f"{path}, channels-last"
     if isinstance(network, Rewritten) and dtype is torch.bfloat16:
         rewritten = _rewrite(network.source, x, dtype)
@@ -155,7 +155,7 @@ def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module,
 
 
 def compiled(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
-    """What :func:`optimise` or :func:`lower` returned, compiled where that gains, or as it is and the reason.
+    """Compile what :func:`optimise` or :func:`lower` returned where that gains, else return it and the reason.
 
     Args:
         network: not to be used any more but through what is returned.
@@ -179,7 +179,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int] | None:
-    """The network traced, with batch norm folded away and how often, or ``None`` where it cannot be traced."""
+    """Trace the network and fold batch norm away; returns it and how many, ``None`` where tracing fails."""
     if isinstance(network, torch.jit.ScriptModule | fx.GraphModule):
         converted = convert(network)
         if converted is None:
@@ -188,26 +188,26 @@ def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int] | None:
     before = _batch_norms(network)
     try:
         folded = fuse(network)
-    except Exception:  # noqa: BLE001 - tracing runs the network's own code on symbols; if it raises, it runs as it is
+    except Exception:  # noqa: BLE001 - tracing runs the network's own code on symbols; if it raises, it runs unchanged
         return None
     assert isinstance(folded, fx.GraphModule)
     for node in folded.graph.nodes:
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
-            # The same where a view is possible, which depends on how the tensor lies; channels-last it may not be.
+            # The same where a view is possible, which depends on the layout in memory: channels-last may not be.
             node.target = "reshape"
     folded.recompile()
     return folded, before - _batch_norms(folded)
 
 
 def _rewrite(graph: fx.GraphModule, x: Tensor, dtype: torch.dtype) -> tuple[fx.GraphModule, dict[str, int]] | None:
-    """A rewritten copy of a traced network and what was made, or ``None`` where there is nothing to gain."""
+    """Rewrite a copy of a traced network; returns it and what was made, ``None`` where nothing is gained."""
     if not convolution.available():
         return None
     # Modules are shared with the copy: the rewriter puts others beside them and changes none.
     duplicate = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     try:
         made = Rewriter(duplicate, x.contiguous(memory_format=torch.channels_last), dtype).rewrite()
-    except Exception:  # noqa: BLE001 - shapes are found by running the graph; one that fails then runs as it is
+    except Exception:  # noqa: BLE001 - shapes are found by running the graph; one that fails then runs unchanged
         return None
     return (duplicate, made) if made else None
 
@@ -217,7 +217,7 @@ def _batch_norms(network: nn.Module) -> int:
 
 
 def _output(network: nn.Module, x: Tensor) -> Tensor | None:
-    """The network's logits, or ``None`` where it returns something else."""
+    """Compute the network's logits, or ``None`` where it returns something else."""
     with torch.no_grad(), frozen_eval(network), full_precision(x.device):
         found = network(x)
     return found if isinstance(found, Tensor) else None

@@ -31,7 +31,7 @@ def alike(first: Tensor | None, second: Tensor | None, least: float = LEAST_COSI
 
 
 def _gradient(network: nn.Module, x: Tensor) -> Tensor | None:
-    """Gradient of the first logit at the input, ``None`` where autograd doesn't reach it."""
+    """Compute the gradient of the first logit at the input, ``None`` where autograd doesn't reach it."""
     with torch.inference_mode(False), torch.enable_grad(), frozen_eval(network), full_precision(x.device):
         leaf = x.detach().clone().requires_grad_(True)
         logits = network(leaf.clone())

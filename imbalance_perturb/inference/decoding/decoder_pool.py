@@ -25,7 +25,7 @@ from imbalance_perturb.inference.decoding.overdue import InHand, Overdue, Watch
 
 T = TypeVar("T")
 
-#: Slices that are under way for each worker: one in its hands and one waiting for it.
+#: Slices that are started for each worker: one that it decodes and one that waits.
 _AHEAD = 2
 
 #: Parts of a slice for each worker, where workers decode it together: the last of them all are to end together.
@@ -37,7 +37,7 @@ _READ_TOGETHER = 4
 #: So often an image may end the process that decodes it, before it is given up: the first time may be chance.
 _TRIES = 2
 
-#: Seconds that a worker may go on with its image when nobody asks for it any more.
+#: Seconds that a worker may continue with its image when nobody waits for it any more.
 _GRACE = 2.0
 
 
@@ -53,21 +53,21 @@ class Decoder(Protocol):
     """What a worker does with one image."""
 
     def decode(self, name: str) -> Decoded:
-        """Pixels of an image, or the reason why it cannot be used."""
+        """Decode an image: its pixels, or the reason why it cannot be used."""
         ...
 
     def read(self, name: str) -> None:
-        """Read its file for the system's cache to hold it."""
+        """Read its file into the system's cache."""
         ...
 
 
 def in_slices(names: Sequence[str], size: int) -> Iterator[list[str]]:
-    """Names in their order, ``size`` of them at a time."""
+    """Split names, in their order, into slices of ``size``."""
     return (list(names[start : start + size]) for start in range(0, len(names), size))
 
 
 class _Task(NamedTuple):
-    """A slice under way: ``late`` are those of its names that are not decoded again."""
+    """A slice that was started: ``late`` are those of its names that are not decoded again."""
 
     names: list[str]
     late: frozenset[str]
@@ -94,13 +94,13 @@ class DecoderPool:
         self._pool = self._open()
 
     def decode_ahead(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[Decoded]]]:
-        """Each slice with its images decoded, in order, some slices ahead of who asks."""
+        """Yield each slice with its images decoded, in order; some slices are decoded ahead."""
         return self._decode_in_order(slices, _AHEAD * self._workers)
 
     def decode_in_turn(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[Decoded]]]:
-        """Each slice with its images decoded, in order, by all workers at once when it is asked for.
+        """Yield each slice with its images decoded, in order, by all workers at once when it is asked for.
 
-        While they would be idle the files of the next slice are read, so that the system has them at hand.
+        While they would be idle the files of the next slice are read into the system's cache.
         """
         names = next(slices, None)
         while names is not None:
@@ -113,7 +113,7 @@ class DecoderPool:
             names = following
 
     def _decode_in_order(self, slices: Iterator[list[str]], most: int) -> Iterator[tuple[list[str], list[Decoded]]]:
-        """Each slice with its images decoded, in order; ``most`` slices are under way at a time."""
+        """Yield each slice with its images decoded, in order; ``most`` slices are started at a time."""
         waiting: deque[_Task] = deque()
         while True:
             while len(waiting) < most and (names := next(slices, None)) is not None:
@@ -124,14 +124,14 @@ class DecoderPool:
             try:
                 decoded = self._finish(task)
             except BrokenProcessPool:
-                # Whose fault it was may not be known: all that was under way begins anew, the first of it on its own.
+                # Which image broke it may not be known: all started slices start again, the first of them on its own.
                 self._reopen()
                 decoded = self._decode_apart(task.names)
                 waiting = deque(self._start(other.names) for other in waiting)
             yield task.names, decoded
 
     def close(self) -> None:
-        """End the workers, after what they are at; one that stays at its image is killed."""
+        """End the workers after their current image; one that does not finish it is killed."""
         self._watch.limit = min(self._timeout, _GRACE)
         futures = [future for _, future in list(self._under_way.values())]
         for future in [future for future in futures if not future.cancel()]:
@@ -140,14 +140,14 @@ class DecoderPool:
         self._pool.shutdown(wait=True)
 
     def _decode_apart(self, names: list[str]) -> list[Decoded]:
-        """Images whose slice was lost with a worker: together once more, and then one by one."""
+        """Decode images whose slice was lost with a worker: together once more, and then one by one."""
         while True:
             late = len(self._late)
             try:
                 return self._finish(self._start(names))
             except BrokenProcessPool:
                 self._reopen()
-            if len(self._late) == late:  # else it is known whose fault it was
+            if len(self._late) == late:  # else it is known which image broke it
                 return [self._decode_alone(name) for name in names]
 
     def _decode_alone(self, name: str) -> Decoded:
@@ -190,7 +190,7 @@ class DecoderPool:
                     self._give_up(overdue)
 
     def _give_up(self, overdue: Overdue) -> None:
-        """Kill a worker that is at one image for too long; that breaks the pool, and who waits begins anew."""
+        """Kill a worker that takes too long for one image; that breaks the pool, and whoever waits starts again."""
         if (task := self._under_way.get(overdue.task)) is None:
             return
         name = task[0][overdue.position]
@@ -205,7 +205,7 @@ class DecoderPool:
 
     def _open(self) -> ProcessPoolExecutor:
         release_freed_memory()
-        # Forked where that is safe: a fresh interpreter in each worker has to import torch anew.
+        # Forked where that is safe: a fresh interpreter in each worker has to import torch again.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         in_hand = InHand(context, self._workers)
         self._watch = Watch(in_hand, self._timeout)
@@ -222,7 +222,7 @@ class _Worker(NamedTuple):
     in_hand: InHand
 
     def each(self, number: int, names: Sequence[str], work: Callable[[str], T]) -> list[T]:
-        """Do the work for each image of a task, and let the run know at which one it is."""
+        """Do the work for each image of a task, and let the run see which one that is."""
         done = []
         for position, name in enumerate(names):
             self.in_hand.take(number, position)

@@ -10,12 +10,12 @@ from typing import NamedTuple
 #: Bits of a place that are the position in a task; the rest is the task's number.
 _POSITION_BITS = 24
 
-#: So often is looked at what is waited for.
+#: Seconds between two looks at what is waited for, at most.
 _INTERVAL = 0.5
 
 
 class Overdue(NamedTuple):
-    """A worker that has been at one image for too long: its process, the task's number and the position in it."""
+    """A worker that has had one image for too long: its process, the task's number and the position in it."""
 
     pid: int
     task: int
@@ -23,7 +23,7 @@ class Overdue(NamedTuple):
 
 
 class InHand:
-    """Memory that workers share with the run: for each its process and the image that it is at.
+    """Memory that workers share with the run: for each its process and the image that it has in hand.
 
     Made before the workers and handed to each, which calls :meth:`join` first. No lock is held while an image is
     decoded, so that a worker may die at any time.
@@ -43,15 +43,15 @@ class InHand:
         self._pids[self._slot] = os.getpid()
 
     def take(self, task: int, position: int) -> None:
-        """This process is at the image at ``position`` of the task."""
+        """Note that this process works on the image at ``position`` of the task."""
         self._places[self._slot] = (task << _POSITION_BITS | position) + 1
 
     def leave(self) -> None:
-        """This process is at no image."""
+        """Note that this process works on no image."""
         self._places[self._slot] = 0
 
     def places(self) -> list[tuple[int, int]]:
-        """Process and place of each worker that is at an image; two of the same place are of the same image."""
+        """List process and place of each worker that has an image; equal places are the same image."""
         return [(pid, place) for pid, place in zip(self._pids, self._places, strict=True) if pid and place]
 
 
@@ -73,11 +73,11 @@ class Watch:
         return min(_INTERVAL, self.limit / 10)
 
     def start(self) -> None:
-        """From now on is waited."""
+        """Start to count the time that the run waits."""
         self._last = time.monotonic()
 
     def find_overdue(self) -> list[Overdue]:
-        """The workers whose image has been waited for longer than the limit."""
+        """Find the workers whose image has been waited for longer than the limit."""
         now = time.monotonic()
         passed, self._last = min(now - self._last, 2 * self.interval), now
         self._waited = {place: self._waited.get(place, 0.0) + passed for place in self._in_hand.places()}

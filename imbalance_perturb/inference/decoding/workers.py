@@ -51,7 +51,7 @@ class _Decoder:
         self._geometry = make_geometry(preprocessing)
 
     def decode(self, name: str) -> Decoded:
-        """Pixels of an image, decoded and resized, or the reason why it cannot be used."""
+        """Decode and resize an image: its pixels, or the reason why it cannot be used."""
         start, peak = time.perf_counter(), None
         found: np.ndarray[Any, Any] | str
         try:
@@ -72,7 +72,7 @@ class _Decoder:
         )
 
     def read(self, name: str) -> None:
-        """Read a file for the system's cache to hold it; whatever is wrong with it is said when it is decoded."""
+        """Read a file into the system's cache; whatever is wrong with it is reported when it is decoded."""
         with suppress(OSError, ImageError), open_regular(self._root / name) as stream:
             left = _READ_BYTES
             while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
@@ -90,11 +90,11 @@ def iter_decoded(
 ) -> Generator[DecodedBatch]:
     """Decode images, a batch for each slice, in order.
 
-    Every name comes as often as it is in the slices, usable or with its error.
+    Every name of the slices is in the batches, as often as there, usable or with its error.
 
     Args:
         root: what the names are relative to.
-        slices: names, of the images that are handed on together; taken a little ahead of what is asked for.
+        slices: names of the images that make a batch together; taken a little ahead of what is asked for.
         preprocessing: says how to decode and resize.
         workers: processes; 0 decodes in this one, which an image may end or hold up.
         takes_turns: whether workers decode a slice together while it is waited for, and only read files in between;

@@ -118,7 +118,7 @@ class ComparisonRun:
         }
         controls = [method for method in self.methods if method in CONTROLS]
         if not controls:
-            return Scored(val.of(names), preds, cached.sweep.errors)
+            return Scored(val.select_labels(names), preds, cached.sweep.errors)
         steps = np.array([candidate.eps for candidate in tuned[PERTURB].candidates])[tuned[PERTURB].held_out]
         used = np.unique(steps)
         variants = [self._variant(eps, method) for method in controls for eps in used.tolist() if eps > 0]
@@ -131,7 +131,7 @@ class ComparisonRun:
         for method in controls:
             columns = moved.predict(method, [Candidate(eps) for eps in used.tolist()])
             preds[method] = columns[rows, np.searchsorted(used, steps[kept])]
-        return Scored(val.of(names)[kept], preds, {**cached.sweep.errors, **moved.sweep.errors})
+        return Scored(val.select_labels(names)[kept], preds, {**cached.sweep.errors, **moved.sweep.errors})
 
     def score_test(self, images: LabelledImages, tuned: Mapping[str, Tuned]) -> Scored:
         """Predict the test images with what was chosen on all validation images."""
@@ -140,7 +140,7 @@ class ComparisonRun:
         variants = [self._variant(eps, method if method in CONTROLS else PERTURB) for method, eps in moving]
         cached = self.cache(images.images, variants)
         preds = {method: cached.predict(method, [candidate])[:, 0] for method, candidate in chosen.items()}
-        return Scored(images.of(cached.sweep.names), preds, cached.sweep.errors, cached.sweep.warnings)
+        return Scored(images.select_labels(cached.sweep.names), preds, cached.sweep.errors, cached.sweep.warnings)
 
     def chosen_candidate(self, method: str, tuned: Mapping[str, Tuned]) -> Candidate:
         """The parameters of a method; a control has those of `perturb`."""

@@ -85,7 +85,7 @@ def compare_methods(
     describe(pipeline)
     run = ComparisonRun(pipeline, options, progress, _last_layer(pipeline, val.images, options))
     cached = run.cache(val.images, run.grid())
-    tuned = run.tune(cached, val.of(cached.sweep.names))
+    tuned = run.tune(cached, val.select_labels(cached.sweep.names))
     scored = run.score_held_out(val, cached, tuned) if test is None else run.score_test(test, tuned)
     return _summarise(run, cached, tuned, scored, val, test, files)
 
@@ -94,7 +94,7 @@ def _check_labels(
     val: LabelledImages, files: ComparisonFiles, classes: int, smallest: int, rule: SelectionRule
 ) -> None:
     """Refuse labels that cannot decide now, not after the model has run."""
-    labels = val.of(val.images.names)
+    labels = val.select_labels(val.images.names)
     try:
         check_rule(make_candidates(labels, labels[:, None], [0.0], num_classes=classes, smallest_class=smallest), rule)
     except LabelsError as error:

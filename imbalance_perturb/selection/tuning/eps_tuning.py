@@ -88,7 +88,7 @@ def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCoun
         raise SettingsError(
             f"steps is {settings.debias.steps}; all eps are tried with one gradient, so tuning needs steps = 1"
         )
-    labels = labelled.of(labelled.images.names)
+    labels = labelled.select_labels(labelled.images.names)
     candidates = make_candidates(
         labels, labels[:, None], [0.0], num_classes=len(counts), smallest_class=counts.smallest
     )
@@ -122,7 +122,7 @@ def tune(
     if not sweep.names:
         first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
         raise ImageFolderError(f"{labelled.images.root}: none of the images could be used (first: {first})")
-    labels = labelled.of(sweep.names)
+    labels = labelled.select_labels(sweep.names)
     preds = _predict(pipeline, sweep, variants)
     selection = select_by_cross_validation(
         labels,

@@ -175,7 +175,7 @@ def test_our_modes_and_the_others_have_the_references_labels(load: Load, network
     assert contenders.count_same(expected.base, expected.corrected) < 16
     for name in (contenders.PLAIN, contenders.OPTIMISED, peers.AUTHORS.title, "ours, fp32"):
         run = contenders.build(name, task).run
-        assert contenders.count_same([run(0), run(1)], expected.of(name)) == 16
+        assert contenders.count_same([run(0), run(1)], expected.labels_of(name)) == 16
 
 
 @pytest.mark.parametrize("index", range(4))

@@ -30,7 +30,7 @@ from imbalance_perturb.cli.options import (
 from imbalance_perturb.cli.settings import resolve_settings
 from imbalance_perturb.config.declarations import Declaration, Flag, declarations
 from imbalance_perturb.config.recipe import load_recipe, update_recipe, write_recipe
-from imbalance_perturb.config.settings import TABLES, TARGETS, PreprocessSettings, Settings, parse_settings, untupled
+from imbalance_perturb.config.settings import TABLES, TARGETS, PreprocessSettings, Settings, parse_settings, to_lists
 from imbalance_perturb.data.preprocessing import select_preprocessing
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.inspection import write_complete_recipe
@@ -186,7 +186,7 @@ def test_a_value_out_of_range_is_refused_in_python_and_in_a_recipe(
     with pytest.raises(SettingsError, match=f"^{entry.name} is .*; expected "):
         TABLES[table](**{entry.name: value})
     path = tmp_path_factory.getbasetemp() / "refused.toml"
-    path.write_text(tomlkit.dumps({table: {entry.option: untupled(value)}}), encoding="utf-8")
+    path.write_text(tomlkit.dumps({table: {entry.option: to_lists(value)}}), encoding="utf-8")
     with pytest.raises(SettingsError) as caught:
         load_recipe(path)
     assert str(caught.value).startswith(f"{path}: [{table}] {entry.name} is ")

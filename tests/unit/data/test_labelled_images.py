@@ -23,7 +23,7 @@ def test_class_folders_label_themselves(place: Path) -> None:
     """Without a labels file the folders' names are the labels."""
     found = find_labelled_images(place / "val", None, CLASSES)
     assert found.labels == {"a/1.png": 0, "a/2.png": 0, "b/3.png": 1}
-    assert found.of(["b/3.png", "a/1.png"]).tolist() == [1, 0]
+    assert found.select_labels(["b/3.png", "a/1.png"]).tolist() == [1, 0]
     assert found.unused_labels == 0
 
 
@@ -32,7 +32,7 @@ def test_a_csv_labels_the_images_it_lists(place: Path) -> None:
     absolute = place / "val" / "b" / "3.png"
     (place / "val.csv").write_text(f"image,label\n./val/a/1.png,b\n{absolute},a\n")
     found = find_labelled_images(place / "val.csv", None, CLASSES)
-    assert sorted(found.of(list(found.images.names)).tolist()) == [0, 1]
+    assert sorted(found.select_labels(list(found.images.names)).tolist()) == [0, 1]
     assert set(found.labels) == {"val/a/1.png", str(absolute)}
 
 

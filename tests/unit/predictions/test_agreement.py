@@ -29,13 +29,13 @@ FOUND = Agreement(
 
 def test_one_sentence_says_what_it_came_to() -> None:
     """The sentence names format, share recomputed and the sampled labels, and what close calls saved."""
-    assert FOUND.sentence() == "bf16, 7.3% close calls recomputed in fp32, 120 of 120 sampled labels agree"
+    assert FOUND.describe() == "bf16, 7.3% close calls recomputed in fp32, 120 of 120 sampled labels agree"
     close = replace(FOUND, close_calls_only=True, corrected=312)
-    assert close.sentence().startswith("bf16, 7.3% close calls recomputed in fp32, 31.2% of the images corrected")
+    assert close.describe().startswith("bf16, 7.3% close calls recomputed in fp32, 31.2% of the images corrected")
     given_up = replace(FOUND, precision="fp32", low_dtype=None, recomputed=0, sampled=0, notes=("all in fp32",))
-    assert given_up.sentence() == "fp32; all in fp32"
+    assert given_up.describe() == "fp32; all in fp32"
     throughout = replace(FOUND, precision="bf16", recomputed=0, sampled=20, agreed=19)
-    assert throughout.sentence() == "bf16, 19 of 20 sampled labels agree"
+    assert throughout.describe() == "bf16, 19 of 20 sampled labels agree"
 
 
 def test_the_sample_bounds_the_disagreement() -> None:

@@ -180,7 +180,7 @@ def test_test_images_are_scored_with_what_validation_images_chose(demo: Path, te
     pipeline = load_pipeline(settings_of(demo), test.images)
     batches = list(iter_inputs(test.images, pipeline.preprocessing, pipeline.execution))
     x = torch.cat([group.x for batch in batches for group in batch.groups])
-    labels = test.of([name for batch in batches for name in batch.names])
+    labels = test.select_labels([name for batch in batches for name in batch.names])
     layer = find_last_layer(pipeline.model, x[:2])
     assert isinstance(layer, LastLayer)
     eps = entries["perturb"].parameters["eps"]

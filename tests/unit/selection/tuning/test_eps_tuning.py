@@ -79,7 +79,7 @@ def test_figures_are_those_of_predictions_with_that_eps(place: Path, tau: float)
         single, _ = prepared(place, tau=tau, eps=attempt.eps)
         batches = iter_predictions(make_predictor(single), labelled.images, single.preprocessing, single.execution)
         preds = [single.counts.names.index(str(row.pred)) for rows in batches for row in rows]
-        labels = labelled.of(labelled.images.names)
+        labels = labelled.select_labels(labelled.images.names)
         assert attempt.figures.mcr == pytest.approx(balanced_accuracy_score(labels, preds))
         assert attempt.figures.accuracy == pytest.approx(accuracy_score(labels, preds))
 
