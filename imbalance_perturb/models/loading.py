@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from imbalance_perturb.config.settings import HEAD_ACTIVATIONS, OUTPUTS
 from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line, printable
-from imbalance_perturb.models.architectures.building import Built, build_network, parameter_count
+from imbalance_perturb.models.architectures.building import build_network, parameter_count
+from imbalance_perturb.models.architectures.filling import Built
 from imbalance_perturb.models.class_names import (
     ClassNames,
     attached_class_names,
