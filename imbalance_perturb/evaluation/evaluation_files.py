@@ -10,7 +10,7 @@ from imbalance_perturb.errors import PredictionsError, first_few
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Evaluation
 from imbalance_perturb.method.counts import ClassCounts, load_class_counts
-from imbalance_perturb.predictions.reading import Predictions, load_predictions
+from imbalance_perturb.predictions.predicted_classes import Predictions, load_predictions
 from imbalance_perturb.predictions.run_file import RunFile, check_same_counts, load_run_of, run_path
 
 _PUT_RIGHT = "predict it again; if the change is meant, move {beside} away and give --counts"
