@@ -59,7 +59,7 @@ def evaluate_files(
         unused_labels=unused,
         notes=(*_file_notes(found, unused, predictions), *evaluation.notes),
         source={"predictions": str(predictions), "labels": str(labels)},
-        run={} if run is None else run.data,
+        run={} if run is None else run.to_dict(),
     )
 
 
@@ -73,11 +73,11 @@ def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile |
             raise PredictionsError(
                 f"{beside}: no such file, so the training counts are not known; give them with --counts counts.json"
             )
-        return run, run.counts
+        return run, run.class_counts
     counts = load_class_counts(given)
     if run is not None:
-        check_same_counts(run, counts, given)
-        return run, run.counts  # with the names that a bare list lacks
+        check_same_counts(run.class_counts, beside, counts, given)
+        return run, run.class_counts  # with the names that a bare list lacks
     return run, counts
 
 

@@ -9,9 +9,10 @@ sample through the run says how often the labels agreed after all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.predictions.agreement import Agreement
+from imbalance_perturb.predictions.run_state import Bounds, PredictorState, Tally
 
 #: Fewest images that bounds can be measured on.
 FEWEST_CALIBRATED = 16
@@ -48,27 +50,6 @@ class Predicted(NamedTuple):
     logits: Tensor
     refined: Tensor
     corrected: Tensor
-
-
-@dataclass
-class _Tally:
-    images: int = 0
-    recomputed: int = 0
-    corrected: int = 0
-    sampled: int = 0
-    base_agreed: int = 0
-    agreed: int = 0
-
-
-@dataclass
-class _Bounds:
-    """What calibration found; the margins are of base and corrected logits."""
-
-    calibrated_on: int = 0
-    base: float | None = None
-    corrected: float | None = None
-    reach: Reach | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 class Predictor:
@@ -119,8 +100,8 @@ class Predictor:
         self._passes = Passes(batch_size, alike=alike)
         self._seed = seed
         self.needs_calibration = precision == "auto" or self._close_calls_only
-        self._bounds = _Bounds()
-        self._tally = _Tally()
+        self._bounds = Bounds()
+        self._tally = Tally()
 
     @property
     def counts(self) -> ClassCounts:
@@ -172,7 +153,7 @@ class Predictor:
         refined = self._doubtful(base, logits)
         sampled = self._sample(len(x)).to(x.device) & ~refined & ~self._is_full(corrected)
         again = refined | sampled
-        tally = _Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
+        tally = Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():
             with stopwatch.timing("refinement", x.device):
                 full_base, full = self._passes.by_parts(self._reference.predict_both, x[again])
@@ -198,8 +179,8 @@ class Predictor:
             safety=SAFETY,
             base_bound=bounds.base,
             bound=bounds.corrected,
-            reach_slope=None if bounds.reach is None else bounds.reach.slope,
-            reach_spread=None if bounds.reach is None else bounds.reach.spread,
+            reach_slope=None if bounds.reach is None else bounds.reach[0],
+            reach_spread=None if bounds.reach is None else bounds.reach[1],
             images=tally.images,
             recomputed=tally.recomputed,
             corrected=tally.corrected,
@@ -213,24 +194,22 @@ class Predictor:
         """How many images go through at once: the batch size, or less after memory has run out."""
         return self._passes.limit.most
 
-    def state(self) -> dict[str, Any]:
-        """What a run that goes on later needs, as JSON has it (see :meth:`restore`)."""
-        return {
-            "low": self._low is not None,
-            "close_calls_only": self._close_calls_only,
-            "bounds": asdict(self._bounds),
-            "tally": asdict(self._tally),
-            "most_at_once": self._passes.limit.most,
-        }
+    def state(self) -> PredictorState:
+        """What a run that goes on later needs (see :meth:`restore`)."""
+        return PredictorState(
+            low=self._low is not None,
+            close_calls_only=self._close_calls_only,
+            bounds=deepcopy(self._bounds),
+            tally=replace(self._tally),
+            most_at_once=self._passes.limit.most,
+        )
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: PredictorState) -> None:
         """Take up where a predictor of the same arguments stood, calibrated, when :meth:`state` was asked."""
-        self._low = self._low if state["low"] else None
-        self._close_calls_only = state["close_calls_only"]
-        reach = state["bounds"]["reach"]
-        self._bounds = _Bounds(**{**state["bounds"], "reach": None if reach is None else Reach(*reach)})
-        self._tally = _Tally(**state["tally"])
-        self._passes.limit.most = state["most_at_once"]
+        self._low = self._low if state.low else None
+        self._close_calls_only = state.close_calls_only
+        self._bounds, self._tally = deepcopy(state.bounds), replace(state.tally)
+        self._passes.limit.most = state.most_at_once
         self.needs_calibration = False
 
     def _compute(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -267,7 +246,7 @@ class Predictor:
 
     def _may_change(self, logits: Tensor) -> Tensor:
         assert self._bounds.reach is not None, "close calls are only told after calibration"
-        return self._bounds.reach.may_change(logits, self._reference.target)
+        return Reach(*self._bounds.reach).may_change(logits, self._reference.target)
 
     def _is_full(self, corrected: Tensor) -> Tensor:
         """(N,) whether the logits are those of the full computation already, without being recomputed."""
@@ -308,7 +287,7 @@ class Predictor:
         chosen = [_is_sampled(self._seed, position) for position in range(start, start + n)]
         return torch.tensor(chosen, dtype=torch.bool)
 
-    def _count(self, tally: _Tally) -> None:
+    def _count(self, tally: Tally) -> None:
         for name, value in vars(tally).items():
             setattr(self._tally, name, getattr(self._tally, name) + value)
 

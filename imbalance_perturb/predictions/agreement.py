@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from scipy.special import bdtrc, betaincinv
+
+from imbalance_perturb.files.typed_json import Count
 
 #: Share of labels that may differ from the full computation's before a run warns.
 TOLERATED = 0.001
@@ -35,22 +37,25 @@ class Agreement:
         base_agreed, agreed: of the sampled, with the same base label; with the same base and corrected labels.
     """
 
+    #: What is written with it, too.
+    derived: ClassVar = ("share_recomputed", "share_corrected", "sampled_agreement", "disagreement_at_most")
+
     precision: str
     low_dtype: str | None
     close_calls_only: bool
     notes: tuple[str, ...]
-    calibrated_on: int
+    calibrated_on: Count
     safety: float
     base_bound: float | None
     bound: float | None
     reach_slope: float | None
     reach_spread: float | None
-    images: int
-    recomputed: int
-    corrected: int
-    sampled: int
-    base_agreed: int
-    agreed: int
+    images: Count
+    recomputed: Count
+    corrected: Count
+    sampled: Count
+    base_agreed: Count
+    agreed: Count
 
     @property
     def share_recomputed(self) -> float:
@@ -100,23 +105,6 @@ class Agreement:
         if self.sampled:
             parts.append(f"{self.agreed:,} of {self.sampled:,} sampled labels agree")
         return ", ".join(parts) + "".join(f"; {note}" for note in self.notes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: the fields and the shares that follow from them."""
-        return {
-            **asdict(self),
-            "notes": list(self.notes),
-            "share_recomputed": self.share_recomputed,
-            "share_corrected": self.share_corrected,
-            "sampled_agreement": self.sampled_agreement,
-            "disagreement_at_most": self.disagreement_at_most,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Agreement:
-        """What :meth:`to_dict` was made of."""
-        known = {entry.name: data[entry.name] for entry in fields(cls)}
-        return cls(**(known | {"notes": tuple(data["notes"])}))
 
     @classmethod
     def summed(cls, parts: Sequence[Agreement]) -> Agreement:
