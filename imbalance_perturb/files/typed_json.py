@@ -93,10 +93,10 @@ def read_typed(hint: Any, value: Any, entry: str, forms: Forms) -> Any:
     Raises:
         EntryError: naming the first entry that is missing, unknown or wrong.
     """
-    options = _options(hint)
-    chosen = next((option for option in options if _fits(option, value, forms)), None)
+    wanted = options(hint)
+    chosen = next((option for option in wanted if _fits(option, value, forms)), None)
     if chosen is None:
-        refuse(entry, value, " or ".join(_told(option, forms) for option in options))
+        refuse(entry, value, " or ".join(describe(option, forms) for option in wanted))
     if chosen in forms:
         return forms[chosen].read(value, entry)
     if isinstance(chosen, type) and is_dataclass(chosen):
@@ -107,11 +107,11 @@ def read_typed(hint: Any, value: Any, entry: str, forms: Forms) -> Any:
     if origin in (tuple, list):
         each = [arguments[0]] * len(value) if origin is list or arguments[-1] is ... else arguments
         if len(each) != len(value):
-            refuse(entry, value, _told(chosen, forms))
+            refuse(entry, value, describe(chosen, forms))
         pairs = enumerate(zip(each, value, strict=True))
         return origin(read_typed(one_hint, one, f"{entry}[{index}]", forms) for index, (one_hint, one) in pairs)
     if origin is Annotated and value < arguments[1].lowest:
-        refuse(entry, value, f"{_told(chosen, forms)} of at least {arguments[1].lowest}")
+        refuse(entry, value, f"{describe(chosen, forms)} of at least {arguments[1].lowest}")
     return value
 
 
@@ -143,7 +143,7 @@ def _read_entries(kind: Any, value: Mapping[str, Any], entry: str, forms: Forms)
     known = entries(kind)
     for name, one in known.items():
         if name not in value and not one.optional:
-            refuse(_join(entry, name), MISSING, " or ".join(_told(option, forms) for option in _options(one.hint)))
+            refuse(_join(entry, name), MISSING, " or ".join(describe(option, forms) for option in options(one.hint)))
     for name in value:
         if name not in known:
             raise EntryError(f"{_join(entry, name)} is not known; expected {', '.join(known)}")
@@ -151,7 +151,8 @@ def _read_entries(kind: Any, value: Mapping[str, Any], entry: str, forms: Forms)
     return kind(**{name: one for name, one in found.items() if not known[name].derived})
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def options(hint: Any) -> tuple[Any, ...]:
+    """The hints of a union, or the one that is none."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -177,7 +178,8 @@ def _fits(hint: Any, value: Any, forms: Forms) -> bool:
     return number and abs(value) <= (sys.maxsize if wanted is int else sys.float_info.max)
 
 
-def _told(hint: Any, forms: Forms) -> str:
+def describe(hint: Any, forms: Forms) -> str:
+    """What JSON has for a hint that is no union, in words."""
     if hint in forms:
         return forms[hint].expected
     wanted = _json_type(hint, forms)

@@ -28,13 +28,16 @@ class Agreement:
         notes: why precision or close_calls_only were given up, where they were.
         calibrated_on: images that the bounds were measured on.
         safety: how many times the typical difference the bounds are.
-        base_bound, bound: margins of base and corrected logits up to which low precision was not trusted.
-        reach_slope, reach_spread: how far the correction moves logits (see :class:`Reach`).
+        base_bound: margin of base logits up to which low precision was not trusted.
+        bound: the same of corrected logits.
+        reach_slope: how far the correction moves logits on average, for each unit of p* between two classes.
+        reach_spread: by how much more or less than that, typically.
         images: all images that were predicted.
         recomputed: of them, by the full computation after all.
         corrected: of them, with the correction (rather than by the plain model, whose label would not change).
         sampled: images that were not recomputed and yet run through the full computation, to compare the labels.
-        base_agreed, agreed: of the sampled, with the same base label; with the same base and corrected labels.
+        base_agreed: of the sampled, with the same base label.
+        agreed: of the sampled, with the same base and corrected labels.
     """
 
     #: What is written with it, too.

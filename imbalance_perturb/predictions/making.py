@@ -23,7 +23,7 @@ class Versions:
     Attributes:
         imbalance_perturb: this package.
         python: the interpreter.
-        torch, torchvision: the networks; they compute the logits.
+        torch, torchvision: they build the network and compute the logits.
         pillow, numpy: they decode and resize; decoders can differ by a level of a pixel.
         pydicom, pillow_heif: decoders of DICOM and HEIC, null where they are not installed.
     """
@@ -145,7 +145,8 @@ class MakingExecution:
         low_dtype: the low-precision format that was in use, null for none.
         close_calls_only: whether only close calls were corrected.
         notes: why precision or close calls are other than asked for.
-        network, low_network: how the network's passes were sped up, in words; null where there is no such network.
+        network: how the network's passes were sped up, in words.
+        low_network: how those of the network in low precision were, null where there is none.
         batch_size: images a batch.
         workers: decoding processes.
         takes_turns: whether decoding and computing took turns at the cores.

@@ -20,8 +20,9 @@ class Bounds:
 
     Attributes:
         calibrated_on: number of images it was measured on.
-        base, corrected: margins of base and corrected logits up to which low precision is not trusted.
-        reach: how far the correction moves logits: slope and spread.
+        base: margin of base logits up to which low precision is not trusted.
+        corrected: the same of corrected logits.
+        reach: how far the correction moves logits: its slope (logits for a unit of p*) and spread (logits).
         notes: why precision or close calls were given up, where they were.
     """
 
@@ -41,7 +42,8 @@ class Tally:
         recomputed: of them, by the full computation after all.
         corrected: of them, with the correction.
         sampled: images that also ran through the full computation, to compare the labels.
-        base_agreed, agreed: of the sampled, with the same base label; with the same base and corrected labels.
+        base_agreed: of the sampled, with the same base label.
+        agreed: of the sampled, with the same base and corrected labels.
     """
 
     images: Count = 0
