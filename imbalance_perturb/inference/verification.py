@@ -174,6 +174,10 @@ class _Again:
 
     def _iter_rows(self, assembly: Assembly) -> Iterator[PredictionRow]:
         for names, state in self._by_part():
+            if names and state.close_calls_only and state.bounds.reach is None:
+                raise PredictionsError(
+                    f"{self.path}: predictor.bounds.reach is null; expected a list of 2 where close_calls_only is true"
+                )
             predictor = make_predictor(assembly)
             predictor.restore(state)
             batches = iter_predictions(

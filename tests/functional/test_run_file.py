@@ -150,6 +150,15 @@ def test_an_entry_that_is_missing_or_wrong_is_named(workplace: Workplace) -> Non
         assert f"part1.run.json: {words}" in workplace.fails("verify", "part1.run.json")
 
 
+def test_bounds_that_close_calls_need_are_asked_for(workplace: Workplace) -> None:
+    """A run file whose close calls have no bounds is refused by verify, which would have nothing to tell them by."""
+    predict(workplace, "out.csv")
+    data = read_run("out.run.json")
+    data["predictor"]["close_calls_only"] = True
+    Path("out.run.json").write_text(json.dumps(data))
+    assert "out.run.json: predictor.bounds.reach is null; expected" in workplace.fails("verify", "out.run.json")
+
+
 @pytest.mark.parametrize("schema", [2, 4])
 def test_a_run_file_of_another_schema_is_refused(workplace: Workplace, schema: int) -> None:
     """Every command that reads a run file refuses one of an older or newer layout in one line."""
