@@ -16,6 +16,9 @@ UNSAFE = "[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 UNSAFE_CHARACTER = re.compile(UNSAFE)
 
+#: Characters of a wrong value in a message.
+_LONGEST_VALUE = 80
+
 
 class ImbperturbError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -119,3 +122,9 @@ def first_few(names: Sequence[str], limit: int = 3) -> str:
 def printable(name: str) -> str:
     r"""Escape a name for a terminal: control characters and bytes that are not UTF-8 as ``\x1b`` or ``\udcff``."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def brief(value: object) -> str:
+    """A wrong value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

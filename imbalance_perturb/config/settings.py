@@ -17,7 +17,7 @@ from imbalance_perturb.config.declarations import (
     declarations,
     setting,
 )
-from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.errors import SettingsError, printable
 
 LOSSES = ("cross-entropy", "mse", "focal")
 TARGETS = ("log", "inverse", "sqrt", "effective-number")
@@ -227,12 +227,24 @@ def parse_settings(data: Any) -> Settings:
     """Parse complete settings from JSON values, as a run file has them (``dataclasses.asdict``).
 
     Raises:
-        SettingsError: naming the table or the entry that is not as expected.
+        SettingsError: beginning with the table and the setting, such as ``debias.eps``, that is not as expected.
     """
+    given = data if isinstance(data, Mapping) else {}
     tables = {}
     for name, table in TABLES.items():
-        values, known = data.get(name) if isinstance(data, Mapping) else None, declarations(table)
-        if not isinstance(values, Mapping) or values.keys() != known.keys():
-            raise SettingsError(f"the settings of {name} are incomplete or others; expected {', '.join(known)}")
-        tables[name] = table(**{key: to_tuples(value) for key, value in values.items()})
+        values, known = given.get(name), declarations(table)
+        if not isinstance(values, Mapping):
+            raise SettingsError(f"{name} is no table of settings; expected {', '.join(known)}")
+        for key in (*known, *values):
+            if key not in values:
+                raise SettingsError(f"{name}.{key} is missing; expected {known[key].allowed.expected or 'text'}")
+            if key not in known:
+                raise SettingsError(f"{name}.{printable(key)} is not known; expected {', '.join(known)}")
+        try:
+            tables[name] = table(**{key: to_tuples(value) for key, value in values.items()})
+        except SettingsError as error:  # begins with the setting's name
+            raise SettingsError(f"{name}.{error}") from None
+    for name in given:
+        if name not in TABLES:
+            raise SettingsError(f"{printable(name)} is not known; expected {', '.join(TABLES)}")
     return Settings(**tables)

@@ -10,7 +10,7 @@ from imbalance_perturb.errors import PredictionsError, first_few
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Evaluation
 from imbalance_perturb.method.counts import ClassCounts, load_class_counts
-from imbalance_perturb.predictions.reading import Predictions, load_predictions
+from imbalance_perturb.predictions.predicted_classes import Predictions, load_predictions
 from imbalance_perturb.predictions.run_file import RunFile, check_same_counts, load_run_of, run_path
 
 _PUT_RIGHT = "predict it again; if the change is meant, move {beside} away and give --counts"
@@ -59,7 +59,7 @@ def evaluate_files(
         unused_labels=unused,
         notes=(*_file_notes(found, unused, predictions), *evaluation.notes),
         source={"predictions": str(predictions), "labels": str(labels)},
-        run={} if run is None else run.data,
+        run={} if run is None else run.to_dict(),
     )
 
 
@@ -73,11 +73,11 @@ def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile |
             raise PredictionsError(
                 f"{beside}: no such file, so the training counts are not known; give them with --counts counts.json"
             )
-        return run, run.counts
+        return run, run.class_counts
     counts = load_class_counts(given)
     if run is not None:
-        check_same_counts(run, counts, given)
-        return run, run.counts  # with the names that a bare list lacks
+        check_same_counts(run.class_counts, beside, counts, given)
+        return run, run.class_counts  # with the names that a bare list lacks
     return run, counts
 
 

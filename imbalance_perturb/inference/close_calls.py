@@ -8,11 +8,12 @@ nothing to fear.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from imbalance_perturb.predictions.run_state import Bounds
 
 #: Bounds are this many times the typical (root mean square) difference. With bounds from 64 of the images of Skin7
 #: fold 1 again and again, 3 left 0.005 % of bf16's labels different from fp32's at eps 0.005 (0.05 % at worst) and
@@ -64,30 +65,12 @@ class Reach(NamedTuple):
         return ((lead <= self.slope * favour + SAFETY * self.spread) & rival).any(dim=1)
 
 
-@dataclass
-class Bounds:
-    """What calibration found.
-
-    Attributes:
-        calibrated_on: images that the bounds were measured on.
-        base, corrected: margins of base and corrected logits up to which low precision is not trusted; ``None``
-            trusts it throughout.
-        reach: how far the correction moves logits.
-        notes: why precision or close calls only were given up, where they were.
-    """
-
-    calibrated_on: int = 0
-    base: float | None = None
-    corrected: float | None = None
-    reach: Reach | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def are_doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
-        """Whether (N,) low precision cannot be trusted with the labels of (N, C) base and corrected logits."""
-        doubtful = ~(torch.isfinite(base).all(1) & torch.isfinite(logits).all(1))
-        if self.base is not None and self.corrected is not None:
-            doubtful |= (margins(base) <= self.base) | (margins(logits) <= self.corrected)
-        return doubtful
+def are_doubtful(bounds: Bounds, base: Tensor, logits: Tensor) -> Tensor:
+    """Whether (N,) low precision cannot be trusted with the labels of (N, C) base and corrected logits."""
+    doubtful = ~(torch.isfinite(base).all(1) & torch.isfinite(logits).all(1))
+    if bounds.base is not None and bounds.corrected is not None:
+        doubtful |= (margins(base) <= bounds.base) | (margins(logits) <= bounds.corrected)
+    return doubtful
 
 
 def fit_reach(logits: Tensor, corrected: Tensor, target: Tensor) -> Reach:

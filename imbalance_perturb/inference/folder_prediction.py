@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.errors import InterruptedRunError, TooManyFailuresError
-from imbalance_perturb.files.writing import STDOUT, sha256, write_json
+from imbalance_perturb.files.writing import STDOUT, write_json
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.failure_limit import FailureLimit
 from imbalance_perturb.inference.pipeline import Pipeline, make_predictor
-from imbalance_perturb.inference.predictor import Predictor
-from imbalance_perturb.inference.provenance import describe_making
+from imbalance_perturb.inference.provenance import describe_making, describe_run
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.journal import Journal, check_place, open_journal
-from imbalance_perturb.predictions.progress_file import Mark, rows_path
-from imbalance_perturb.predictions.resuming import check_unfinished, find_finished
+from imbalance_perturb.predictions.progress_file import rows_path
+from imbalance_perturb.predictions.resuming import check_unfinished, find_finished, read_state
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
-from imbalance_perturb.predictions.run_file import RUN_SCHEMA, run_path
+from imbalance_perturb.predictions.run_file import RunFile, run_path
+from imbalance_perturb.predictions.run_state import RunState, Standing
 from imbalance_perturb.predictions.shards import Shard
 from imbalance_perturb.predictions.writing import check_bom, open_rows
-
-#: Errors that a summary holds.
-_FIRST_ERRORS = 5
 
 
 @dataclass(frozen=True)
@@ -61,28 +56,6 @@ class RunSummary:
     def images_per_second(self) -> float:
         """Images per second of wall clock, decoding and writing included."""
         return self.total / self.seconds if self.seconds > 0 else 0.0
-
-
-@dataclass
-class _Standing:
-    """Where a run stands: what is counted of its rows, and the seconds of earlier parts of it."""
-
-    done: int = 0
-    failed: int = 0
-    changed: int = 0
-    earlier_seconds: float = 0.0
-    first_errors: list[list[str]] = field(default_factory=list)
-
-    @property
-    def images(self) -> int:
-        return self.done + self.failed
-
-    def add(self, rows: list[PredictionRow], broken: list[PredictionRow]) -> None:
-        self.done += len(rows) - len(broken)
-        self.failed += len(broken)
-        self.changed += sum(row.changed for row in rows)
-        few = broken[: _FIRST_ERRORS - len(self.first_errors)]
-        self.first_errors += [[row.image, row.error or ""] for row in few]
 
 
 def predict_folder(
@@ -117,6 +90,7 @@ def predict_folder(
     Raises:
         SettingsError: if ``bom`` is asked for where no CSV is written.
         ResumeError: if there is an unfinished run and ``resume`` does not fit it.
+        PredictionsError: if what is to be resumed has a run file or progress file that cannot be used.
         TooManyFailuresError: if more images fail than may.
         InterruptedRunError: if ``should_stop`` said so.
         OutputFileError: if the rows cannot be written.
@@ -139,18 +113,19 @@ def predict_folder(
         finished = find_finished(path, made_by)
         if finished is not None:
             return _summary_of(finished, path, pipeline)
-    with open_journal(path, layout, made_by, resume=bool(resume)) as (journal, mark):
+    with open_journal(path, layout, made_by.to_dict(), resume=bool(resume)) as (journal, mark):
         if mark is not None:
-            run.go_on(mark)
+            run.go_on(read_state(path, mark), mark.rows)
             resumed(mark.rows)
         with _naming_rows(journal, path):
             for rows in run.iter_rows():
                 with run.stopwatch.timing("write"):
                     journal.write(rows)
-                    journal.commit(run.state())
+                    journal.commit(run.state().to_dict())
         journal.finish()
         summary = run.summary(path)
-        write_json(run_path(path), describe_run(made_by, path, summary, run.stopwatch, run.predictor, run.deep))
+        account = describe_run(made_by, path, run.state(), seconds=summary.seconds, agreement=summary.agreement)
+        write_json(run_path(path), account.to_dict())
         journal.forget()
     return summary
 
@@ -170,7 +145,7 @@ class _Run:
         self._pipeline, self._images, self._failures = pipeline, images, failures
         self._progress, self._should_stop, self._probabilities = progress, should_stop, probabilities
         self.stopwatch, self.predictor, self.deep = Stopwatch(), make_predictor(pipeline), DeepImages()
-        self._standing, self._resumed = _Standing(), 0
+        self._standing, self._resumed = Standing(), 0
         self._start = time.perf_counter()
 
     def iter_rows(self) -> Iterator[list[PredictionRow]]:
@@ -198,22 +173,21 @@ class _Run:
                         f"stopped by {name} after {self._standing.images:,} of {len(self._images):,} images"
                     )
 
-    def state(self) -> dict[str, Any]:
-        """All that going on from here needs, as JSON has it."""
-        standing = asdict(self._standing) | {"earlier_seconds": self._seconds()}
-        return {
-            "standing": standing,
-            "seconds": self.stopwatch.seconds,
-            "predictor": self.predictor.state(),
-            "deep": asdict(self.deep),
-        }
+    def state(self) -> RunState:
+        """All that going on from here needs."""
+        return RunState(
+            standing=replace(self._standing, earlier_seconds=self._seconds()),
+            seconds=self.stopwatch.seconds,
+            predictor=self.predictor.state(),
+            deep=self.deep,
+        )
 
-    def go_on(self, mark: Mark) -> None:
-        """Start from where a mark says that an earlier run stood."""
-        self._standing, self._resumed = _Standing(**mark.state["standing"]), mark.rows
-        self.stopwatch.seconds.update(mark.state["seconds"])
-        self.predictor.restore(mark.state["predictor"])
-        self.deep = DeepImages(**mark.state["deep"])
+    def go_on(self, state: RunState, rows: int) -> None:
+        """Start from where an earlier run stood when it had so many rows."""
+        self._standing, self._resumed = state.standing, rows
+        self.stopwatch.seconds.update(state.seconds)
+        self.predictor.restore(state.predictor)
+        self.deep = state.deep
 
     def summary(self, path: Path | None) -> RunSummary:
         """What it came to."""
@@ -227,7 +201,7 @@ class _Run:
             seconds=self._seconds(),
             predictions=None if path is None else str(path),
             run=None if path is None else str(run_path(path)),
-            first_errors=tuple((image, error) for image, error in standing.first_errors),
+            first_errors=tuple(standing.first_errors),
             agreement=self.predictor.summary() if approximate else None,
             resumed=self._resumed,
             assumptions=pipeline.model.info.assumptions,
@@ -254,49 +228,19 @@ def _naming_rows(journal: Journal, path: Path) -> Iterator[None]:
         ) from None
 
 
-def _summary_of(run: Mapping[str, Any], path: Path, pipeline: Pipeline) -> RunSummary:
+def _summary_of(run: RunFile, path: Path, pipeline: Pipeline) -> RunSummary:
     """The summary of a run that had ended before, from its run file."""
-    images = run["images"]
+    images = run.images
     return RunSummary(
-        total=images["total"],
-        done=images["done"],
-        failed=images["failed"],
-        changed=images["changed"],
-        seconds=run["seconds"]["total"],
+        total=images.total,
+        done=images.done,
+        failed=images.failed,
+        changed=images.changed,
+        seconds=run.seconds["total"],
         predictions=str(path),
         run=str(run_path(path)),
         first_errors=(),
-        resumed=images["total"],
+        resumed=images.total,
         assumptions=pipeline.model.info.assumptions,
-        warnings=tuple(run["warnings"]),
+        warnings=run.warnings,
     )
-
-
-def describe_run(
-    made_by: Mapping[str, Any],
-    path: Path,
-    summary: RunSummary,
-    stopwatch: Stopwatch,
-    predictor: Predictor,
-    deep: DeepImages,
-) -> dict[str, Any]:
-    """Everything about a predictions file, as JSON has it: what made it, and what came out."""
-    seconds = {**stopwatch.seconds, "total": summary.seconds}
-    counted = {name: getattr(summary, name) for name in ("done", "failed", "changed")}
-    batch_size, most = made_by["execution"]["batch_size"], predictor.most_at_once
-    return {
-        "schema": RUN_SCHEMA,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "predictions": path.name,
-        "predictions_sha256": sha256(path),
-        **made_by,
-        # To how many images batches had to be cut, where memory ran out.
-        "execution": {**made_by["execution"], "batch_ceiling": most if most != batch_size else None},
-        "images": {**made_by["images"], **counted, "deep": asdict(deep)},
-        "warnings": list(summary.warnings),
-        "agreement": None if summary.agreement is None else summary.agreement.to_dict(),
-        # What `verify` takes up: bounds that would else be measured anew, on other images.
-        "predictor": predictor.state(),
-        "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
-        "images_per_second": {stage: round(summary.total / value, 2) for stage, value in seconds.items() if value > 0},
-    }

@@ -8,9 +8,10 @@ sample through the run says how often the labels agreed after all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +19,13 @@ from torch import Tensor
 from imbalance_perturb.config.settings import PRECISIONS
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.batching import Passes
-from imbalance_perturb.inference.close_calls import SAFETY, Bounds, Reach, close_bound, fit_reach
+from imbalance_perturb.inference.close_calls import SAFETY, Reach, are_doubtful, close_bound, fit_reach
 from imbalance_perturb.inference.sampling import sample
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.predictions.agreement import Agreement
+from imbalance_perturb.predictions.run_state import Bounds, PredictorState, Tally
 
 #: Fewest images that bounds can be measured on.
 FEWEST_CALIBRATED = 16
@@ -45,16 +47,6 @@ class Predicted(NamedTuple):
     logits: Tensor
     refined: Tensor
     corrected: Tensor
-
-
-@dataclass
-class _Tally:
-    images: int = 0
-    recomputed: int = 0
-    corrected: int = 0
-    sampled: int = 0
-    base_agreed: int = 0
-    agreed: int = 0
 
 
 class Predictor:
@@ -106,7 +98,7 @@ class Predictor:
         self._seed = seed
         self.needs_calibration = precision == "auto" or self._close_calls_only
         self._bounds = Bounds()
-        self._tally = _Tally()
+        self._tally = Tally()
 
     @property
     def counts(self) -> ClassCounts:
@@ -158,7 +150,7 @@ class Predictor:
         refined = self._doubtful(base, logits)
         sampled = sample(self._seed, self._tally.images, len(x)).to(x.device) & ~refined & ~self._is_full(corrected)
         again = refined | sampled
-        tally = _Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
+        tally = Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():
             with stopwatch.timing("refinement", x.device):
                 full_base, full = self._passes.run_in_parts(self._reference.predict_both, x[again])
@@ -184,8 +176,8 @@ class Predictor:
             safety=SAFETY,
             base_bound=bounds.base,
             bound=bounds.corrected,
-            reach_slope=None if bounds.reach is None else bounds.reach.slope,
-            reach_spread=None if bounds.reach is None else bounds.reach.spread,
+            reach_slope=None if bounds.reach is None else bounds.reach[0],
+            reach_spread=None if bounds.reach is None else bounds.reach[1],
             images=tally.images,
             recomputed=tally.recomputed,
             corrected=tally.corrected,
@@ -199,24 +191,22 @@ class Predictor:
         """How many images go through at once: the batch size, or less after memory has run out."""
         return self._passes.limit.most
 
-    def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as JSON has it (see :meth:`restore`)."""
-        return {
-            "low": self._low is not None,
-            "close_calls_only": self._close_calls_only,
-            "bounds": asdict(self._bounds),
-            "tally": asdict(self._tally),
-            "most_at_once": self._passes.limit.most,
-        }
+    def state(self) -> PredictorState:
+        """What a run that goes on later needs (see :meth:`restore`)."""
+        return PredictorState(
+            low=self._low is not None,
+            close_calls_only=self._close_calls_only,
+            bounds=deepcopy(self._bounds),
+            tally=replace(self._tally),
+            most_at_once=self._passes.limit.most,
+        )
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Resume from the :meth:`state` of a calibrated predictor that had the same arguments."""
-        self._low = self._low if state["low"] else None
-        self._close_calls_only = state["close_calls_only"]
-        reach = state["bounds"]["reach"]
-        self._bounds = Bounds(**{**state["bounds"], "reach": None if reach is None else Reach(*reach)})
-        self._tally = _Tally(**state["tally"])
-        self._passes.limit.most = state["most_at_once"]
+    def restore(self, state: PredictorState) -> None:
+        """Take up where a predictor of the same arguments stood, calibrated, when :meth:`state` was asked."""
+        self._low = self._low if state.low else None
+        self._close_calls_only = state.close_calls_only
+        self._bounds, self._tally = deepcopy(state.bounds), replace(state.tally)
+        self._passes.limit.most = state.most_at_once
         self.needs_calibration = False
 
     def _compute(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,11 +236,11 @@ class Predictor:
         """Whether only the reference can decide the labels."""
         if self._low is None:
             return torch.zeros(len(base), dtype=torch.bool, device=base.device)
-        return self._bounds.are_doubtful(base, logits)
+        return are_doubtful(self._bounds, base, logits)
 
     def _may_change(self, logits: Tensor) -> Tensor:
-        assert self._bounds.reach is not None, "close calls are known only after calibration"
-        return self._bounds.reach.may_change(logits, self._reference.target)
+        assert self._bounds.reach is not None, "close calls are only told after calibration"
+        return Reach(*self._bounds.reach).may_change(logits, self._reference.target)
 
     def _is_full(self, corrected: Tensor) -> Tensor:
         """Whether (N,) the logits are those of the full computation already, without being recomputed."""
@@ -285,6 +275,6 @@ class Predictor:
             self._close_calls_only = False
             self._bounds.notes.append(why)
 
-    def _count(self, tally: _Tally) -> None:
+    def _count(self, tally: Tally) -> None:
         for name, value in vars(tally).items():
             setattr(self._tally, name, getattr(self._tally, name) + value)

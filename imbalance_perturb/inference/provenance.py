@@ -1,22 +1,108 @@
-"""What makes a predictions file what it is, as JSON has it, and what differs between two such accounts."""
+"""What makes a predictions file what it is, and what came out, as its run file has it."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.data.image_files import ImageList, iter_sizes
+from imbalance_perturb.files.writing import sha256
 from imbalance_perturb.inference.pipeline import Pipeline
+from imbalance_perturb.predictions.agreement import Agreement
+from imbalance_perturb.predictions.making import (
+    ClassEntry,
+    CountsEntry,
+    HiddenEntry,
+    Making,
+    MakingExecution,
+    MakingImages,
+    ModelEntry,
+    OutputEntry,
+    PreprocessingEntry,
+    Versions,
+)
 from imbalance_perturb.predictions.rows import RowLayout
+from imbalance_perturb.predictions.run_file import RUN_SCHEMA, RunExecution, RunFile, RunImages
+from imbalance_perturb.predictions.run_state import RunState
 from imbalance_perturb.predictions.shards import Shard, files_sha256, list_sha256
 
 
 def describe_making(
     pipeline: Pipeline, images: ImageList, layout: RowLayout, suffix: str, shard: Shard | None = None
-) -> dict[str, Any]:
+) -> Making:
     """Everything that makes the rows: versions, files, settings, machine and images."""
+    classes = zip(pipeline.counts.names, pipeline.counts.counts, pipeline.target.tolist(), strict=True)
+    return Making(
+        versions=_describe_versions(),
+        model=ModelEntry(**asdict(pipeline.model.info)),
+        counts=CountsEntry(path=pipeline.settings.model.counts, sha256=pipeline.counts_sha256),
+        classes=tuple(
+            ClassEntry(index=index, name=name, count=count, target=p) for index, (name, count, p) in enumerate(classes)
+        ),
+        settings=pipeline.settings,
+        preprocessing=PreprocessingEntry(**asdict(pipeline.preprocessing)),
+        execution=_describe_execution(pipeline),
+        output=OutputEntry(format=suffix.lower(), probabilities=bool(layout.classes), bom=layout.bom),
+        images=MakingImages(
+            source=str(images.source),
+            total=len(images),
+            shard=shard,
+            list_total=len(images.everything),
+            list_sha256=list_sha256(images.everything),
+            files_sha256=files_sha256(images.everything, iter_sizes(images.root, images.everything)),
+            ignored_files=dict(images.ignored),
+            hidden=HiddenEntry(**images.hidden.to_dict()),
+        ),
+    )
+
+
+def describe_run(
+    made_by: Making, path: Path, state: RunState, *, seconds: float, agreement: Agreement | None
+) -> RunFile:
+    """Everything about a predictions file: what made it, and what came out.
+
+    Args:
+        made_by: what :func:`describe_making` gave.
+        path: the predictions file.
+        state: where the run stood in the end.
+        seconds: of wall clock.
+        agreement: of labels with those of the full computation.
+    """
+    standing, most, total = state.standing, state.predictor.most_at_once, made_by.images.total
+    stages = {**state.seconds, "total": seconds}
+    changed = {
+        # To how many images batches had to be cut, where memory ran out.
+        "execution": RunExecution(
+            **vars(made_by.execution),
+            batch_ceiling=most if most != made_by.execution.batch_size else None,
+        ),
+        "images": RunImages(
+            **vars(made_by.images),
+            done=standing.done,
+            failed=standing.failed,
+            changed=standing.changed,
+            deep=state.deep,
+        ),
+    }
+    return RunFile(
+        schema=RUN_SCHEMA,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        predictions=path.name,
+        predictions_sha256=sha256(path),
+        **(vars(made_by) | changed),
+        warnings=state.deep.warnings,
+        agreement=agreement,
+        predictor=state.predictor,
+        seconds={stage: round(value, 4) for stage, value in stages.items()},
+        images_per_second={stage: round(total / value, 2) for stage, value in stages.items() if value > 0},
+    )
+
+
+def _describe_versions() -> Versions:
     import numpy as np
     import PIL
     import torch
@@ -24,56 +110,37 @@ def describe_making(
 
     import imbalance_perturb
 
-    settings, execution = pipeline.settings, pipeline.execution
-    return {
-        "versions": {
-            "imbalance_perturb": imbalance_perturb.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            # Decoders can differ by a level of a pixel.
-            "pillow": PIL.__version__,
-            "numpy": np.__version__,
-            "pydicom": _installed("pydicom"),
-            "pillow_heif": _installed("pillow-heif"),
-        },
-        "model": asdict(pipeline.model.info),
-        "counts": {"path": settings.model.counts, "sha256": pipeline.counts_sha256},
-        "classes": [
-            {"index": index, "name": name, "count": count, "target": p}
-            for index, (name, count, p) in enumerate(
-                zip(pipeline.counts.names, pipeline.counts.counts, pipeline.target.tolist(), strict=True)
-            )
-        ],
-        "settings": asdict(settings),
-        "preprocessing": pipeline.preprocessing.to_dict(),
-        "execution": {
-            "device": str(execution.device),
-            "device_name": execution.device_name,
-            "precision": execution.precision,
-            "low_dtype": execution.low_name,
-            "close_calls_only": execution.close_calls_only,
-            "notes": list(execution.notes),
-            "network": pipeline.optimisation.path,
-            "low_network": None if pipeline.low_optimisation is None else pipeline.low_optimisation.path,
-            "batch_size": execution.batch_size,
-            "workers": execution.workers,
-            "takes_turns": execution.takes_turns,
-            "deterministic": execution.deterministic,
-            "threads": torch.get_num_threads(),
-        },
-        "output": {"format": suffix.lower(), "probabilities": bool(layout.classes), "bom": layout.bom},
-        "images": {
-            "source": str(images.source),
-            "total": len(images),
-            "shard": None if shard is None else str(shard),
-            "list_total": len(images.everything),
-            "list_sha256": list_sha256(images.everything),
-            "files_sha256": files_sha256(images.everything, iter_sizes(images.root, images.everything)),
-            "ignored_files": dict(images.ignored),
-            "hidden": images.hidden.to_dict(),
-        },
-    }
+    return Versions(
+        imbalance_perturb=imbalance_perturb.__version__,
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        torchvision=torchvision.__version__,
+        pillow=PIL.__version__,
+        numpy=np.__version__,
+        pydicom=_installed("pydicom"),
+        pillow_heif=_installed("pillow-heif"),
+    )
+
+
+def _describe_execution(pipeline: Pipeline) -> MakingExecution:
+    import torch
+
+    execution, low = pipeline.execution, pipeline.low_optimisation
+    return MakingExecution(
+        device=str(execution.device),
+        device_name=execution.device_name,
+        precision=execution.precision,
+        low_dtype=execution.low_name,
+        close_calls_only=execution.close_calls_only,
+        notes=execution.notes,
+        network=pipeline.optimisation.path,
+        low_network=None if low is None else low.path,
+        batch_size=execution.batch_size,
+        workers=execution.workers,
+        takes_turns=execution.takes_turns,
+        deterministic=execution.deterministic,
+        threads=torch.get_num_threads(),
+    )
 
 
 def describe_source(pipeline: Pipeline) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imbalance_perturb.config.code_grants import grant_code
-from imbalance_perturb.config.settings import Settings, parse_settings
+from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList, iter_sizes
 from imbalance_perturb.errors import PredictionsError, SettingsError
 from imbalance_perturb.files.writing import FORMATS, sha256
@@ -21,17 +21,10 @@ from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_p
 from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
-from imbalance_perturb.predictions.run_file import (
-    RUN_SCHEMA,
-    RunFile,
-    check_unchanged,
-    differences,
-    find_beside,
-    load_run_file,
-    run_layout,
-    run_path,
-)
-from imbalance_perturb.predictions.shards import files_sha256, parse_shard
+from imbalance_perturb.predictions.run_differences import differences
+from imbalance_perturb.predictions.run_file import RunFile, check_unchanged, find_beside, load_run_file, run_path
+from imbalance_perturb.predictions.run_state import PredictorState
+from imbalance_perturb.predictions.shards import files_sha256
 from imbalance_perturb.predictions.writing import text_rows
 
 #: A confidence reproduces if it is as close as this: another batch or machine rounds differently.
@@ -102,25 +95,25 @@ def verify_run(
         raise SettingsError(f"sample is {sample}; expected a number of rows, at least 1")
     path = Path(path)
     given = path if path.suffix.lower() in FORMATS else None
-    run_file = _load_run(path if given is None else run_path(path))
-    path, run = run_file.path, run_file.data
-    predictions = _find_predictions(run_file, given)
+    path = path if given is None else run_path(path)
+    run = load_run_file(path)
+    predictions = _find_predictions(path, run, given)
     settings = _settings(path, run)
     grant_code(path, {"factory": settings.model.factory}, {} if factory is None else {"factory": factory})
     files = replace(
         settings.model,
-        model=_find_file(path, settings.model.model, model, run["model"]["sha256"], "model"),
-        counts=_find_file(path, settings.model.counts, counts, run["counts"]["sha256"], "counts"),
-        trust_model_file=run["model"]["sha256"] if trust_model_file else False,
+        model=_find_file(path, settings.model.model, model, run.model.sha256, "model"),
+        counts=_find_file(path, settings.model.counts, counts, run.counts.sha256, "counts"),
+        trust_model_file=run.model.sha256 if trust_model_file else False,
     )
     if factory is not None:
         files = replace(files, arch=None, factory=factory)
-    machine = replace(settings.run, device=device or settings.run.device, batch_size=run["execution"]["batch_size"])
+    machine = replace(settings.run, device=device or settings.run.device, batch_size=run.execution.batch_size)
     settings = replace(settings, model=files, run=machine)
     seed = secrets.randbits(32) if seed is None else seed
-    recorded = _sample_rows(predictions, run_layout(run, path), run["images"]["total"], sample, seed)
+    recorded = _sample_rows(predictions, run.layout, run.images.total, sample, seed)
     root = _find_images(path, run, images, recorded.first)
-    again = _Again(run_file, settings, root, recorded, predictions)
+    again = _Again(path, run, settings, root, recorded, predictions)
     return _compare(recorded.rows, again, seed=seed, predictions=predictions)
 
 
@@ -134,29 +127,36 @@ class _Recorded(NamedTuple):
 class _Again:
     """The sampled rows, computed again."""
 
-    def __init__(self, run: RunFile, settings: Settings, root: Path, recorded: _Recorded, predictions: Path) -> None:
-        self.path, self.run, self._predictions = run.path, run.data, predictions
+    def __init__(
+        self, path: Path, run: RunFile, settings: Settings, root: Path, recorded: _Recorded, predictions: Path
+    ) -> None:
+        self.path, self.run, self._predictions = path, run, predictions
         self._settings = settings
-        source = Path(self.run["images"]["source"])
+        source = Path(self.run.images.source)
         names = [row.image for row in recorded.rows]
         self._images = ImageList(source, root, names, whole=recorded.first)
-        self.layout, self.suffix = run_layout(self.run, self.path), str(self.run["output"]["format"])
+        self.layout, self.suffix = self.run.layout, self.run.output.format
 
     def compute(self) -> tuple[dict[str, PredictionRow], list[str]]:
         """The rows by their image, and what is different from the run."""
         if not len(self._images):
             return {}, []
-        pipeline = load_pipeline(self._settings, self._images, n_images=self.run["images"]["list_total"])
+        pipeline = load_pipeline(self._settings, self._images, n_images=self.run.images.list_total)
         notes = self._differences(pipeline)
         return {row.image: row for row in self._iter_rows(pipeline)}, notes
 
     def _differences(self, pipeline: Pipeline) -> list[str]:
-        for what, digest in (("model", pipeline.model.info.sha256), ("counts", pipeline.counts_sha256)):
-            if digest != self.run[what]["sha256"]:  # it was, when the file was looked for
+        for what, then, digest in (
+            ("model", self.run.model.sha256, pipeline.model.info.sha256),
+            ("counts", self.run.counts.sha256, pipeline.counts_sha256),
+        ):
+            if digest != then:  # it was, when the file was looked for
                 raise PredictionsError(f"{self.path}: the {what} file was replaced while it was read; verify it again")
         now = describe_making(pipeline, self._images, self.layout, self.suffix)
         # Files and settings are the run's own, wherever they lie; of its images these are some.
-        now |= {"images": self.run["images"] | self._files(), "settings": self.run["settings"]}
+        now = replace(
+            now, images=replace(self.run.images, files_sha256=self._files_sha256()), settings=self.run.settings
+        )
         found = differences(self.run, now)
         if any(name.startswith("the class counts") for name in found):
             raise PredictionsError(
@@ -165,15 +165,19 @@ class _Again:
             )
         return found
 
-    def _files(self) -> dict[str, str]:
+    def _files_sha256(self) -> str:
         """What the image files are now, as the run file has it; of a part the others' names are not known."""
-        if self.run["images"]["total"] != self.run["images"]["list_total"]:
-            return {}
+        if self.run.images.total != self.run.images.list_total:
+            return self.run.images.files_sha256
         names, again = (iter_images(self._predictions) for _ in range(2))
-        return {"files_sha256": files_sha256(names, iter_sizes(self._images.root, again))}
+        return files_sha256(names, iter_sizes(self._images.root, again))
 
     def _iter_rows(self, pipeline: Pipeline) -> Iterator[PredictionRow]:
         for names, state in self._by_part():
+            if names and state.close_calls_only and state.bounds.reach is None:
+                raise PredictionsError(
+                    f"{self.path}: predictor.bounds.reach is null; expected a list of 2 where close_calls_only is true"
+                )
             predictor = make_predictor(pipeline)
             predictor.restore(state)
             batches = iter_predictions(
@@ -187,45 +191,27 @@ class _Again:
                 for rows in batches:
                     yield from rows
 
-    def _by_part(self) -> Iterator[tuple[list[str], Mapping[str, Any]]]:
+    def _by_part(self) -> Iterator[tuple[list[str], PredictorState]]:
         """Images with the state of the predictor that they were predicted by; a merged run had several."""
-        parts = self.run.get("parts")
-        if parts is None:
-            yield list(self._images.names), self.run["predictor"]
+        if self.run.parts is None:
+            yield list(self._images.names), self.run.predictor
             return
-        for part in parts:
-            shard = parse_shard(part["shard"])
-            names = [name for name in self._images.names if shard.holds(name)]
+        for part in self.run.parts:
+            names = [name for name in self._images.names if part.shard.holds(name)]
             if names:
-                yield names, part["predictor"]
+                yield names, part.predictor
 
 
-def _load_run(path: Path) -> RunFile:
-    loaded = load_run_file(path)
-    run = loaded.data
-    if run.get("schema") != RUN_SCHEMA:
-        raise PredictionsError(f"{path}: is of another version of imbalance-perturb; verify it with that one")
-    wanted = ("predictions", "predictions_sha256", "model", "counts", "settings", "execution", "images", "predictor")
-    missing = [entry for entry in wanted if entry not in run]
-    if missing:
-        raise PredictionsError(f"{path}: has no {missing[0]!r}; expected the file that predict writes")
-    return loaded
-
-
-def _find_predictions(run: RunFile, given: Path | None) -> Path:
-    predictions = run.path.parent / str(run.data["predictions"]) if given is None else given
+def _find_predictions(path: Path, run: RunFile, given: Path | None) -> Path:
+    predictions = path.parent / run.predictions if given is None else given
     if not predictions.is_file():
-        raise PredictionsError(f"{predictions}: no such file; keep the predictions beside {run.path}")
-    check_unchanged(predictions, run, "predict it again")
+        raise PredictionsError(f"{predictions}: no such file; keep the predictions beside {path}")
+    check_unchanged(predictions, run, path, "predict it again")
     return predictions
 
 
-def _settings(path: Path, run: Mapping[str, Any]) -> Settings:
-    try:
-        settings = parse_settings(run["settings"])
-    except SettingsError as error:
-        raise PredictionsError(f"{path}: has settings of another version of imbalance-perturb ({error})") from None
-    target = settings.debias.target
+def _settings(path: Path, run: RunFile) -> Settings:
+    settings, target = run.settings, run.settings.debias.target
     if target.endswith(".json"):
         settings = replace(settings, debias=replace(settings.debias, target=str(find_beside(target, path))))
     return settings
@@ -246,9 +232,9 @@ def _find_file(path: Path, recorded: str | None, given: str | Path | None, diges
     )
 
 
-def _find_images(path: Path, run: Mapping[str, Any], given: str | Path | None, names: Sequence[str]) -> Path:
+def _find_images(path: Path, run: RunFile, given: str | Path | None, names: Sequence[str]) -> Path:
     """The folder that the images' names are relative to; of two that may be meant, the one with the first of them."""
-    source = Path(run["images"]["source"])
+    source = Path(run.images.source)
     places = [source, path.parent / source] if given is None else [Path(given)]
     roots = [place if place.is_dir() else place.parent for place in places if place.exists()]
     if not roots:
@@ -277,7 +263,7 @@ def _compare(recorded: Sequence[PredictionRow], again: _Again, *, seed: int, pre
     return Verification(
         run=str(again.path),
         predictions=str(predictions),
-        total=again.run["images"]["total"],
+        total=again.run.images.total,
         sampled=len(recorded),
         seed=seed,
         reproduced=len(recorded) - len(mismatches),

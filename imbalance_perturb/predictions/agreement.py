@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from scipy.special import bdtrc, betaincinv
+
+from imbalance_perturb.files.typed_json import Count
 
 #: Share of labels that may differ from the full computation's before a run warns.
 TOLERATED = 0.001
@@ -26,31 +28,37 @@ class Agreement:
         notes: why precision or close_calls_only were given up, where they were.
         calibrated_on: images that the bounds were measured on.
         safety: how many times the typical difference the bounds are.
-        base_bound, bound: margins of base and corrected logits up to which low precision was not trusted.
-        reach_slope, reach_spread: how far the correction moves logits (see :class:`Reach`).
+        base_bound: margin of base logits up to which low precision was not trusted.
+        bound: the same of corrected logits.
+        reach_slope: how far the correction moves logits on average, for each unit of p* between two classes.
+        reach_spread: by how much more or less than that, typically.
         images: all images that were predicted.
         recomputed: of them, by the full computation after all.
         corrected: of them, with the correction (rather than by the plain model, whose label would not change).
         sampled: images that were not recomputed and yet run through the full computation, to compare the labels.
-        base_agreed, agreed: of the sampled, with the same base label; with the same base and corrected labels.
+        base_agreed: of the sampled, with the same base label.
+        agreed: of the sampled, with the same base and corrected labels.
     """
+
+    #: What is written with it, too.
+    derived: ClassVar = ("share_recomputed", "share_corrected", "sampled_agreement", "disagreement_at_most")
 
     precision: str
     low_dtype: str | None
     close_calls_only: bool
     notes: tuple[str, ...]
-    calibrated_on: int
+    calibrated_on: Count
     safety: float
     base_bound: float | None
     bound: float | None
     reach_slope: float | None
     reach_spread: float | None
-    images: int
-    recomputed: int
-    corrected: int
-    sampled: int
-    base_agreed: int
-    agreed: int
+    images: Count
+    recomputed: Count
+    corrected: Count
+    sampled: Count
+    base_agreed: Count
+    agreed: Count
 
     @property
     def share_recomputed(self) -> float:
@@ -100,23 +108,6 @@ class Agreement:
         if self.sampled:
             parts.append(f"{self.agreed:,} of {self.sampled:,} sampled labels agree")
         return ", ".join(parts) + "".join(f"; {note}" for note in self.notes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the shares that follow from them, as JSON has them."""
-        return {
-            **asdict(self),
-            "notes": list(self.notes),
-            "share_recomputed": self.share_recomputed,
-            "share_corrected": self.share_corrected,
-            "sampled_agreement": self.sampled_agreement,
-            "disagreement_at_most": self.disagreement_at_most,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Agreement:
-        """Rebuild an agreement from :meth:`to_dict`."""
-        known = {entry.name: data[entry.name] for entry in fields(cls)}
-        return cls(**(known | {"notes": tuple(data["notes"])}))
 
     @classmethod
     def summed(cls, parts: Sequence[Agreement]) -> Agreement:

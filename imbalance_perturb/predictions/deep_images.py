@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from imbalance_perturb.files.typed_json import Count
+
 #: Images all of whose pixels are below this share of white are taken for ones of fewer bits.
 _DARK = 1 / 8
 
@@ -15,12 +17,15 @@ _MOST_WHITE = 65535
 class DeepImages:
     """What the images of a run have in common whose white was assumed: if all are dark, it was another.
 
-    ``count`` of them, ``bright`` ones with a pixel above an eighth of white, and the ``highest`` pixel of all.
+    Attributes:
+        count: number of them.
+        bright: number of those with a pixel above an eighth of white.
+        highest: the highest pixel of all.
     """
 
-    count: int = 0
-    bright: int = 0
-    highest: int = 0
+    count: Count = 0
+    bright: Count = 0
+    highest: Count = 0
 
     def add(self, highest: int, white: int) -> None:
         """Count one more image, by its highest pixel and the white that was assumed."""

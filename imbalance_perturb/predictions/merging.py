@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsError, SettingsError, first_few, printable
 from imbalance_perturb.files.writing import check_output, check_writable, sha256, write_json
@@ -16,11 +15,11 @@ from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.progress_file import progress_path, read_unfinished, rows_path
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import RowLayout
-from imbalance_perturb.predictions.run_file import RUN_SCHEMA, differences, load_run_of, run_layout, run_path
-from imbalance_perturb.predictions.shards import Shard, list_sha256, parse_shard
+from imbalance_perturb.predictions.run_differences import differences
+from imbalance_perturb.predictions.run_file import PartEntry, RunFile, load_run_of, run_path
+from imbalance_perturb.predictions.run_state import Tally
+from imbalance_perturb.predictions.shards import Shard, list_sha256
 from imbalance_perturb.predictions.writing import check_bom, open_rows
-
-_COUNTED = ("done", "failed", "changed")
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ class _Part:
 
     path: Path
     shard: Shard
-    run: Mapping[str, Any]
+    run: RunFile
 
     @property
     def total(self) -> int:
-        return int(self.run["images"]["total"])
+        return self.run.images.total
 
     def iter_images(self) -> Iterator[str]:
         """Its images, each proved to be of this part and after the one before it."""
@@ -100,22 +99,23 @@ def merge_predictions(parts: Sequence[str | Path], out: str | Path, *, bom: bool
     found.sort(key=lambda part: part.shard.index)
     _check_one_run(found)
     _check_names(found)
-    layout = run_layout(found[0].run, run_path(found[0].path))
+    layout = found[0].run.layout
     layout = layout._replace(bom=bom or layout.bom)
     with open_rows(str(out), layout) as write:
         for row in heapq.merge(*(iter_rows(part.path, layout) for part in found), key=lambda row: row.image):
             write(row)
-    account = _describe(found, out, layout)
-    write_json(run_path(out), account)
-    images, agreement = account["images"], account["agreement"]
+    run = _describe(found, out, layout)
+    write_json(run_path(out), run.to_dict())
     return MergeSummary(
         parts=len(found),
-        total=images["total"],
-        **{name: images[name] for name in _COUNTED},
+        total=run.images.total,
+        done=run.images.done,
+        failed=run.images.failed,
+        changed=run.images.changed,
         predictions=str(out),
         run=str(run_path(out)),
-        agreement=None if agreement is None else Agreement.from_dict(agreement),
-        notes=(*account["warnings"], *_notes(found)),
+        agreement=run.agreement,
+        notes=(*run.warnings, *_notes(found)),
     )
 
 
@@ -141,16 +141,10 @@ def _load(path: Path) -> _Part:
         if progress_path(path).is_file():
             hint = "its run did not end: the same command with --resume goes on"
         raise PredictionsError(f"{path}: no such file; {hint}")
-    run = load_run_of(path, "get it anew, or predict it again").data
-    if run.get("schema") != RUN_SCHEMA:
-        raise PredictionsError(f"{run_path(path)}: is of another version of imbalance-perturb; merge with that one")
-    try:
-        shard, _ = run["images"]["shard"], run["images"]["total"]
-    except (KeyError, TypeError):
-        raise PredictionsError(f"{run_path(path)}: does not tell of its images; expected what predict writes") from None
-    if shard is None:
+    run = load_run_of(path, "get it anew, or predict it again")
+    if run.images.shard is None:
         raise MergeError(f"{path}: is no part: it was predicted without --shard")
-    return _Part(path, parse_shard(str(shard)), run)
+    return _Part(path, run.images.shard, run)
 
 
 def _check_complete(parts: Sequence[_Part]) -> None:
@@ -186,11 +180,11 @@ def _check_one_run(parts: Sequence[_Part]) -> None:
 
 
 def _check_names(parts: Sequence[_Part]) -> None:
-    images = parts[0].run["images"]
+    images = parts[0].run.images
     total = sum(part.total for part in parts)
-    if list_sha256(heapq.merge(*(part.iter_images() for part in parts))) != images["list_sha256"]:
+    if list_sha256(heapq.merge(*(part.iter_images() for part in parts))) != images.list_sha256:
         raise MergeError(
-            f"{parts[0].path} and its other parts: their {total:,} images are not the {images['list_total']:,} that the"
+            f"{parts[0].path} and its other parts: their {total:,} images are not the {images.list_total:,} that the"
             " run saw; predict the parts again"
         )
 
@@ -201,63 +195,56 @@ def _notes(parts: Sequence[_Part]) -> Iterator[str]:
     devices = _devices(used)
     if len(devices) > 1:
         yield f"the parts were computed on {' and '.join(devices)}: last digits may differ from one run's"
-    if any(part.run["predictor"]["bounds"] != used[0].run["predictor"]["bounds"] for part in used):
+    if any(part.run.predictor.bounds != used[0].run.predictor.bounds for part in used):
         yield "the bounds of close calls were measured differently in the parts: last digits may differ from one run's"
-    if not _is_one_size(used[0].run["preprocessing"]):
+    if not used[0].run.preprocessing.is_one_size:
         # Only batches of one size are filled up, so that an image's digits do not hang on its neighbours.
         yield "the images kept sizes of their own: last digits may differ from one run's"
 
 
-def _is_one_size(preprocessing: Mapping[str, Any]) -> bool:
-    return preprocessing["crop"] is not None or isinstance(preprocessing["resize"], list)
-
-
 def _devices(parts: Sequence[_Part]) -> list[str]:
-    return sorted({part.run["execution"]["device_name"] for part in parts})
+    return sorted({part.run.execution.device_name for part in parts})
 
 
-def _describe(parts: Sequence[_Part], out: Path, layout: RowLayout) -> dict[str, Any]:
+def _describe(parts: Sequence[_Part], out: Path, layout: RowLayout) -> RunFile:
     """The run file of all parts together: what was counted is summed, the rest is of the first part with images."""
     used = [part for part in parts if part.total] or parts
-    run = used[0].run
-    images = run["images"] | {name: sum(part.run["images"][name] for part in parts) for name in ("total", *_COUNTED)}
+    run, runs = used[0].run, [part.run for part in parts]
     deep = DeepImages()
-    for part in parts:
-        deep.merge(DeepImages(**part.run["images"]["deep"]))
-    stages = dict.fromkeys(stage for part in used for stage in part.run["seconds"])
-    seconds = {stage: round(sum(part.run["seconds"].get(stage, 0) for part in parts), 4) for stage in stages}
-    ceilings = [part.run["execution"]["batch_ceiling"] for part in used]
-    execution = {
-        "device_name": ", ".join(_devices(used)),
-        "batch_ceiling": min((most for most in ceilings if most is not None), default=None),
-    }
-    agreements = [Agreement.from_dict(data) for part in parts if (data := part.run["agreement"]) is not None]
-    tallies = [part.run["predictor"]["tally"] for part in parts]
-    tally = {name: sum(one[name] for one in tallies) for name in tallies[0]}
-    return {
-        **run,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "predictions": out.name,
-        "predictions_sha256": sha256(out),
-        "execution": run["execution"] | execution,
-        "output": run["output"] | {"bom": layout.bom},
-        "images": images | {"shard": None, "deep": asdict(deep)},
-        "warnings": list(deep.warnings),
-        "agreement": Agreement.summed(agreements).to_dict() if agreements else None,
-        "predictor": run["predictor"] | {"tally": tally},
-        "seconds": seconds,
-        "images_per_second": {name: round(images["total"] / value, 2) for name, value in seconds.items() if value > 0},
-        "parts": [_describe_part(part) for part in parts],
-    }
+    for one in runs:
+        deep.merge(one.images.deep)
+    counted = {name: sum(getattr(one.images, name) for one in runs) for name in ("total", "done", "failed", "changed")}
+    stages = dict.fromkeys(stage for part in used for stage in part.run.seconds)
+    seconds = {stage: round(sum(one.seconds.get(stage, 0) for one in runs), 4) for stage in stages}
+    ceilings = [part.run.execution.batch_ceiling for part in used]
+    ceiling = min((most for most in ceilings if most is not None), default=None)
+    agreements = [one.agreement for one in runs if one.agreement is not None]
+    tallies = [vars(one.predictor.tally) for one in runs]
+    tally = Tally(**{name: sum(one[name] for one in tallies) for name in tallies[0]})
+    return replace(
+        run,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        predictions=out.name,
+        predictions_sha256=sha256(out),
+        execution=replace(run.execution, device_name=", ".join(_devices(used)), batch_ceiling=ceiling),
+        output=replace(run.output, bom=layout.bom),
+        images=replace(run.images, **counted, shard=None, deep=deep),
+        warnings=deep.warnings,
+        agreement=Agreement.summed(agreements) if agreements else None,
+        predictor=replace(run.predictor, tally=tally),
+        seconds=seconds,
+        images_per_second={name: round(counted["total"] / value, 2) for name, value in seconds.items() if value > 0},
+        parts=tuple(_describe_part(part) for part in parts),
+    )
 
 
-def _describe_part(part: _Part) -> dict[str, Any]:
-    return {
-        "predictions": part.path.name,
-        "sha256": part.run["predictions_sha256"],
-        "shard": str(part.shard),
-        "images": part.total,
-        "device_name": part.run["execution"]["device_name"],
+def _describe_part(part: _Part) -> PartEntry:
+    return PartEntry(
+        predictions=part.path.name,
+        sha256=part.run.predictions_sha256,
+        shard=part.shard,
+        images=part.total,
+        device_name=part.run.execution.device_name,
         # Bounds may have been measured on another machine: `verify` takes each part's own.
-        "predictor": part.run["predictor"],
-    }
+        predictor=part.run.predictor,
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
-from imbalance_perturb.errors import PredictionsError, first_few, printable
-from imbalance_perturb.files.csv_tables import decode_path, decode_text, decode_unicode, iter_table, normal_path
+from imbalance_perturb.errors import PredictionsError, brief, first_few
+from imbalance_perturb.files.csv_tables import decode_path, decode_text, decode_unicode, iter_table
 from imbalance_perturb.files.parquet import has_pyarrow
 from imbalance_perturb.files.strict_json import parse_json
 from imbalance_perturb.predictions.rows import COLUMNS, CORRECTED, PredictionRow, RowLayout
@@ -19,9 +18,6 @@ from imbalance_perturb.predictions.rows import COLUMNS, CORRECTED, PredictionRow
 _COLUMNS = ("image", "base_pred", "pred", "error")
 
 _KNOWN = (*COLUMNS, CORRECTED)
-
-#: Characters of a wrong value in a message.
-_LONGEST_VALUE = 80
 
 #: Cells of Parquet that are Python objects at once.
 _CELLS = 1 << 16
@@ -83,14 +79,9 @@ class Record:
         )
 
     def _refuse(self, column: str, expected: str) -> NoReturn:
-        raise PredictionsError(
-            f"{self._path}, line {self.line}: {column} is {_told(self._cells.get(column))}; expected {expected}"
-        )
-
-
-def _told(value: object) -> str:
-    text = "missing" if value is None else repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+        value = self._cells.get(column)
+        found = "missing" if value is None else brief(value)
+        raise PredictionsError(f"{self._path}, line {self.line}: {column} is {found}; expected {expected}")
 
 
 Records = Iterator[Record]
@@ -212,114 +203,3 @@ def _parse_line(path: Path, line: int, raw: bytes) -> Record:
 
 #: Formats whose cells have types; any other is CSV, where all are text.
 _READERS: dict[str, Callable[[Path], Records]] = {".jsonl": _iter_json_lines, ".parquet": _iter_parquet}
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The rows of a predictions file that hold a prediction, and the images of those that do not.
-
-    ``base_preds`` and ``preds`` are class indices; ``base_probs`` and ``probs`` hold C probabilities for each
-    image, or are empty where the file has none.
-    """
-
-    images: tuple[str, ...]
-    base_preds: tuple[int, ...]
-    preds: tuple[int, ...]
-    failed: tuple[str, ...]
-    base_probs: tuple[tuple[float, ...], ...] = ()
-    probs: tuple[tuple[float, ...], ...] = ()
-
-
-def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:
-    """Load a predictions file (``.csv``, ``.jsonl`` or ``.parquet``).
-
-    Args:
-        path: the file.
-        names: C class names in class-index order.
-
-    Raises:
-        PredictionsError: if the file cannot be read, lacks columns, is empty, has an image twice, names a class
-            that is none, or has probabilities of some classes only.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise PredictionsError(f"{path}: no such file; imbperturb predict makes it")
-    reader = _Reader(path, names)
-    for record in iter_records(path):
-        reader.add(record)
-    return reader.finish()
-
-
-class _Reader:
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self._path, self._names = path, names
-        self._index = {name: position for position, name in enumerate(names)}
-        self._columns = {kind: [f"{kind}{name}" for name in names] for kind in ("base_p_", "p_")}
-        self._with_probs: bool | None = None
-        self._rows: list[tuple[str, int, int]] = []
-        self._probs: dict[str, list[tuple[float, ...]]] = {"base_p_": [], "p_": []}
-        self._failed: list[str] = []
-        self._unknown: dict[str, int] = {}
-
-    def add(self, record: Record) -> None:
-        if record.is_empty("image"):
-            raise PredictionsError(f"{self._path}, line {record.line}: the image is empty; every row is of one image")
-        image = normal_path(record.text("image"))
-        if record.error is not None:
-            self._failed.append(image)
-            return
-        if record.is_empty("base_pred") or record.is_empty("pred"):
-            raise PredictionsError(
-                f"{self._path}, line {record.line}: {printable(image)} has neither a prediction nor an error; predict"
-                " it again"
-            )
-        found = [record.text("base_pred"), record.text("pred")]
-        for name in found:
-            if name not in self._index:
-                self._unknown.setdefault(name, record.line)
-        if self._unknown:
-            return
-        self._rows.append((image, self._index[found[0]], self._index[found[1]]))
-        if self._with_probs is None:
-            self._with_probs = self._find_probabilities(record)
-        if not self._with_probs and any(columns[0] in record for columns in self._columns.values()):
-            raise PredictionsError(
-                f"{self._path}, line {record.line}: has probabilities, rows before it have none; predict all alike"
-            )
-        if self._with_probs:
-            for kind, columns in self._columns.items():
-                self._probs[kind].append(tuple(map(record.probability, columns)))
-
-    def finish(self) -> Predictions:
-        if self._unknown:
-            raise PredictionsError(
-                f"{self._path}, line {min(self._unknown.values())}: predicts classes that are none of the counts:"
-                f" {first_few(sorted(self._unknown), 10)}; the classes are {first_few(self._names, 20)}"
-            )
-        images = [image for image, _, _ in self._rows]
-        if not images and not self._failed:
-            raise PredictionsError(f"{self._path}: holds no prediction; imbperturb predict makes one row an image")
-        doubles = [image for image, count in Counter([*images, *self._failed]).items() if count > 1]
-        if doubles:
-            raise PredictionsError(
-                f"{self._path}: {len(doubles):,} images stand more than once (first: {first_few(doubles)});"
-                " every image has one row"
-            )
-        return Predictions(
-            images=tuple(images),
-            base_preds=tuple(base for _, base, _ in self._rows),
-            preds=tuple(pred for _, _, pred in self._rows),
-            failed=tuple(self._failed),
-            base_probs=tuple(self._probs["base_p_"]),
-            probs=tuple(self._probs["p_"]),
-        )
-
-    def _find_probabilities(self, row: Record) -> bool:
-        wanted = [column for columns in self._columns.values() for column in columns]
-        missing = [column for column in wanted if column not in row]
-        if missing and len(missing) < len(wanted):
-            raise PredictionsError(
-                f"{self._path}: has probabilities of some classes only (not there: {first_few(missing)});"
-                " expected p_<class> and base_p_<class> of all classes, or none"
-            )
-        return not missing

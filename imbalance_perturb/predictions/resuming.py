@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from imbalance_perturb.errors import PredictionsError, ResumeError
+from imbalance_perturb.files.typed_json import EntryError
 from imbalance_perturb.files.writing import STDOUT
-from imbalance_perturb.predictions.progress_file import progress_path, read_unfinished, rows_path
-from imbalance_perturb.predictions.run_file import differences, load_run_of, look_up
+from imbalance_perturb.predictions.making import Making, read_entry
+from imbalance_perturb.predictions.progress_file import Mark, Unfinished, progress_path, read_unfinished, rows_path
+from imbalance_perturb.predictions.run_differences import differences
+from imbalance_perturb.predictions.run_file import RunFile, load_run_of
+from imbalance_perturb.predictions.run_state import RunState
 
 _ANEW = "--no-resume writes the predictions anew, -o writes elsewhere"
 
@@ -41,17 +44,16 @@ def recorded_batch_size(out: str) -> int | None:
     Measured anew it might be another, and one that goes on has to take it.
 
     Raises:
-        ResumeError: if there is a file that its run file does not tell of.
+        PredictionsError: if there is a file that its run file does not tell of, or that cannot be used.
     """
     if out == STDOUT:
         return None
     unfinished = read_unfinished(Path(out))
-    made_by = _find_run(Path(out)) if unfinished is None else unfinished.made_by
-    size = look_up(made_by, "execution.batch_size")
-    return size if isinstance(size, int) else None
+    made_by = _find_run(Path(out)) if unfinished is None else _made_by(Path(out), unfinished)
+    return None if made_by is None else made_by.execution.batch_size
 
 
-def find_finished(path: Path, made_by: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def find_finished(path: Path, made_by: Making) -> RunFile | None:
     """The run file of a run that has ended already, ``None`` where there is something left to do.
 
     Args:
@@ -60,10 +62,11 @@ def find_finished(path: Path, made_by: Mapping[str, Any]) -> Mapping[str, Any] |
 
     Raises:
         ResumeError: if what is there was made by something else.
+        PredictionsError: as in :func:`recorded_batch_size`.
     """
     unfinished = read_unfinished(path)
     if unfinished is not None:
-        _refuse_other(progress_path(path), unfinished.made_by, made_by)
+        _refuse_other(progress_path(path), _made_by(path, unfinished), made_by)
         return None
     run = _find_run(path)
     if run is not None:
@@ -71,29 +74,43 @@ def find_finished(path: Path, made_by: Mapping[str, Any]) -> Mapping[str, Any] |
     return run
 
 
-def _find_run(path: Path) -> Mapping[str, Any] | None:
-    """What the run file of predictions that are there says, ``None`` where there are none."""
-    if not path.exists():
-        return None
+def read_state(path: Path, mark: Mark) -> RunState:
+    """The state that the run of a predictions file was in at a mark.
+
+    Raises:
+        PredictionsError: naming the progress file and the entry that is missing or wrong.
+    """
     try:
-        return load_run_of(path, _ANEW).data
-    except PredictionsError as error:
-        raise ResumeError(str(error)) from None
+        return read_entry(RunState, mark.state, "state")
+    except EntryError as error:
+        raise PredictionsError(f"{progress_path(path)}: {error}") from None
 
 
-def _as_decided(run: Mapping[str, Any], made_by: Mapping[str, Any]) -> Mapping[str, Any]:
+def _made_by(path: Path, unfinished: Unfinished) -> Making:
+    try:
+        return read_entry(Making, unfinished.made_by, "made_by")
+    except EntryError as error:
+        raise PredictionsError(f"{progress_path(path)}: {error}") from None
+
+
+def _find_run(path: Path) -> RunFile | None:
+    """What the run file of predictions that are there says, ``None`` where there are none."""
+    return load_run_of(path, _ANEW) if path.exists() else None
+
+
+def _as_decided(run: RunFile, made_by: Making) -> Making:
     """What a run would make its rows by, with what it leaves to the machine as it was in one that has ended.
 
     Nothing is computed again, so that another machine, or the clock, would now decide otherwise makes no difference.
     """
-    wanted, execution = made_by["settings"]["run"], dict(made_by["execution"])
-    for setting, entries in _DECIDED.items():
-        if wanted[setting] in (None, "auto"):
-            execution |= {entry: look_up(run, f"execution.{entry}") for entry in entries}
-    return {**made_by, "execution": execution}
+    left = [
+        entries for setting, entries in _DECIDED.items() if getattr(made_by.settings.run, setting) in (None, "auto")
+    ]
+    decided = {entry: getattr(run.execution, entry) for entries in left for entry in entries}
+    return replace(made_by, execution=replace(made_by.execution, **decided))
 
 
-def _refuse_other(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _refuse_other(path: Path, then: Making, now: Making) -> None:
     found = differences(then, now)
     if found:
         raise ResumeError(

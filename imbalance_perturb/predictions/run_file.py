@@ -2,58 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.config.declarations import declarations
-from imbalance_perturb.config.settings import TABLES, to_lists
 from imbalance_perturb.errors import CountsError, PredictionsError, first_few
 from imbalance_perturb.files.strict_json import read_json
+from imbalance_perturb.files.typed_json import OPTIONAL, Count, EntryError, refuse
 from imbalance_perturb.files.writing import sha256
 from imbalance_perturb.method.counts import ClassCounts
-from imbalance_perturb.predictions.rows import RowLayout
+from imbalance_perturb.predictions.agreement import Agreement
+from imbalance_perturb.predictions.deep_images import DeepImages
+from imbalance_perturb.predictions.making import Making, MakingExecution, MakingImages, read_entry
+from imbalance_perturb.predictions.run_state import PredictorState
+from imbalance_perturb.predictions.shards import Shard
 
 #: Version of the layout of a run file.
 RUN_SCHEMA = 3
 
-_LIST, _FILES = "the list of images", "the images (some file has another size)"
 
-#: Entries that must be the same, too, for a run to go on.
-_SAME_PART = {"execution.device_name": "the device", "execution.batch_size": "the batch size", "images.shard": "shard"}
+@dataclass(frozen=True, kw_only=True)
+class RunExecution(MakingExecution):
+    """How the rows were computed.
+
+    Attributes:
+        batch_ceiling: images to which batches had to be cut where memory ran out, null where it did not.
+    """
+
+    batch_ceiling: Count | None
 
 
-@dataclass(frozen=True)
-class RunFile:
-    """What a run file says: the classes with their training counts, and all the rest as JSON has it."""
+@dataclass(frozen=True, kw_only=True)
+class RunImages(MakingImages):
+    """Which images were predicted, and how many of them how.
 
-    path: Path
-    counts: ClassCounts
-    data: Mapping[str, Any]
+    Attributes:
+        done: number of images with a prediction.
+        failed: number of images with an error.
+        changed: number of images whose label the correction changed.
+        deep: the images of more than 8 bits whose white was assumed.
+    """
+
+    done: Count
+    failed: Count
+    changed: Count
+    deep: DeepImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartEntry:
+    """One part of a merged run.
+
+    Attributes:
+        predictions: the name of its file.
+        sha256: of that file, in hexadecimal.
+        shard: which part it is, such as 2/8.
+        images: number of its images.
+        device_name: the device it was computed on.
+        predictor: where its predictor stood in the end.
+    """
+
+    predictions: str
+    sha256: str
+    shard: Shard
+    images: Count
+    device_name: str
+    predictor: PredictorState
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """How a run file begins.
+
+    Attributes:
+        schema: version of the layout of the file.
+        finished: when the run ended, ISO 8601 with the offset from UTC.
+        predictions: the name of the predictions file, which stands beside this one.
+        predictions_sha256: of that file, in hexadecimal.
+    """
+
+    schema: int
+    finished: str
+    predictions: str
+    predictions_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFile(Making, _Head):
+    """What a run file says: everything that made a predictions file, and what came out.
+
+    Attributes:
+        warnings: what the images as a whole give to think about.
+        agreement: of labels with those of the full computation; null where nothing else was computed.
+        predictor: where the predictor stood in the end; verify takes it up.
+        seconds: seconds of each stage; total is wall clock.
+        images_per_second: images per second of each stage that took any time.
+        parts: of a merged run its parts; absent from any other.
+    """
+
+    execution: RunExecution
+    images: RunImages
+    warnings: tuple[str, ...]
+    agreement: Agreement | None
+    predictor: PredictorState
+    seconds: Mapping[str, float]
+    images_per_second: Mapping[str, float]
+    parts: tuple[PartEntry, ...] | None = field(default=None, metadata=OPTIONAL)
+
+
+def parse_run(data: Any, path: Path) -> RunFile:
+    """A run file from JSON.
+
+    Args:
+        data: what JSON has.
+        path: of the run file, for messages.
+
+    Raises:
+        PredictionsError: naming the file and the entry that is missing or wrong, or if it is of another version.
+    """
+    if not isinstance(data, dict):
+        raise PredictionsError(f"{path}: holds no JSON object; expected the file that predict or merge writes")
+    schema = data.get("schema", RUN_SCHEMA)
+    if isinstance(schema, int) and schema != RUN_SCHEMA:
+        raise PredictionsError(
+            f"{path}: is of another version of imbalance-perturb (schema {schema}, this one reads {RUN_SCHEMA}); use it"
+            " with that one, or predict again"
+        )
+    try:
+        run = read_entry(RunFile, data)
+        for index, one in enumerate(run.classes):
+            if one.index != index:
+                refuse(f"classes[{index}].index", one.index, f"{index}: classes stand in class-index order")
+        if "total" not in run.seconds:
+            refuse("seconds.total", MISSING, "a number")
+        _ = run.class_counts
+    except (EntryError, CountsError) as error:
+        raise PredictionsError(f"{path}: {error}") from None
+    return run
 
 
 def load_run_file(path: str | Path) -> RunFile:
-    """Load the run file that ``predict`` writes beside its predictions.
+    """Load the run file that ``predict`` or ``merge`` writes beside its predictions.
 
     Raises:
-        PredictionsError: if it cannot be read or names no classes with counts.
+        PredictionsError: if it cannot be read, or as :func:`parse_run`.
     """
     path = Path(path)
     try:
         data = read_json(path, "the run that made the predictions", PredictionsError)
     except PredictionsError as error:
         raise PredictionsError(f"{path}: {error}") from None
-    try:
-        classes = [(entry["name"], entry["count"]) for entry in data["classes"]]
-        counts = ClassCounts([name for name, _ in classes], [count for _, count in classes])
-    except (KeyError, TypeError, IndexError):
-        raise PredictionsError(
-            f"{path}: has no list 'classes' with a name and a count each; expected the file that predict writes"
-        ) from None
-    except CountsError as error:
-        raise PredictionsError(f"{path}: {error}") from None
-    return RunFile(path, counts, data)
+    return parse_run(data, path)
 
 
 def load_run_of(predictions: Path, remedy: str = "predict it again") -> RunFile:
@@ -67,47 +167,31 @@ def load_run_of(predictions: Path, remedy: str = "predict it again") -> RunFile:
         PredictionsError: if the run file cannot be used, or the predictions are not those of the run: changed since,
             cut off, or of another run.
     """
-    run = load_run_file(run_path(predictions))
-    check_unchanged(predictions, run, remedy)
+    beside = run_path(predictions)
+    run = load_run_file(beside)
+    check_unchanged(predictions, run, beside, remedy)
     return run
 
 
-def check_unchanged(predictions: Path, run: RunFile, remedy: str) -> None:
-    """Refuse predictions that are not those of a run, by their hash.
+def check_unchanged(predictions: Path, run: RunFile, path: Path, remedy: str) -> None:
+    """Refuse predictions that are not those of a run, whose run file is at ``path``, by their hash.
 
     Raises:
         PredictionsError: naming the two files, and ``remedy``.
     """
-    if run.data.get("predictions_sha256") != sha256(predictions):
+    if run.predictions_sha256 != sha256(predictions):
         raise PredictionsError(
-            f"{predictions}: is not the file that {run.path.name} tells of (its SHA-256 differs): changed, cut off, or"
+            f"{predictions}: is not the file that {path.name} tells of (its SHA-256 differs): changed, cut off, or"
             f" of another run; {remedy}"
         )
 
 
-def run_layout(run: Mapping[str, Any], path: Path) -> RowLayout:
-    """The columns of the predictions file of a run; ``path`` is that of its run file, for the message.
-
-    Raises:
-        PredictionsError: if the run file does not tell.
-    """
-    try:
-        output, settings = run["output"], run["settings"]["run"]
-        names = tuple(entry["name"] for entry in run["classes"]) if output["probabilities"] else ()
-        return RowLayout(names, bool(settings["close_calls_only"]), bool(output.get("bom", False)))
-    except (KeyError, TypeError, AttributeError):
-        raise PredictionsError(
-            f"{path}: does not tell which columns the rows have; expected what predict writes"
-        ) from None
-
-
-def check_same_counts(run: RunFile, given: ClassCounts, given_path: str | Path) -> None:
-    """Refuse counts that are not those of the run: SCR, target and class order would be of another problem.
+def check_same_counts(made: ClassCounts, path: Path, given: ClassCounts, given_path: str | Path) -> None:
+    """Refuse counts that are not those of the run file at ``path``: SCR, target and classes would be another problem's.
 
     Raises:
         PredictionsError: naming the first difference.
     """
-    made = run.counts
     if not given.named and len(given) == len(made):
         given = ClassCounts(made.names, given.counts)  # a bare list: the run has the names
     if made == given:
@@ -118,18 +202,17 @@ def check_same_counts(run: RunFile, given: ClassCounts, given_path: str | Path) 
         gone = [name for name in made.names if name not in given.names]
         new = [name for name in given.names if name not in made.names]
         raise PredictionsError(
-            f"{start} only {run.path} has the classes {first_few(gone, 10) or 'none'}, only {given_path} has"
+            f"{start} only {path} has the classes {first_few(gone, 10) or 'none'}, only {given_path} has"
             f" {first_few(new, 10) or 'none'}; {end}"
         )
     for position, (name, count) in enumerate(made.to_dict().items()):
         if given.to_dict()[name] != count:
             raise PredictionsError(
-                f"{start} class {name!r} has {count} images in {run.path}, {given.to_dict()[name]} in"
-                f" {given_path}; {end}"
+                f"{start} class {name!r} has {count} images in {path}, {given.to_dict()[name]} in {given_path}; {end}"
             )
         if given.names[position] != name:
             raise PredictionsError(
-                f"{start} class index {position} is {name!r} in {run.path}, {given.names[position]!r} in"
+                f"{start} class index {position} is {name!r} in {path}, {given.names[position]!r} in"
                 f" {given_path}; {end}"
             )
 
@@ -140,79 +223,6 @@ def run_path(path: Path) -> Path:
     Only CSV goes without its suffix, so that no run file is of two files.
     """
     return path.with_suffix(".run.json") if path.suffix == ".csv" else path.with_name(path.name + ".run.json")
-
-
-def _compared(table: str) -> dict[str, str]:
-    known = declarations(TABLES[table])
-    return {f"settings.{table}.{name}": name for name, entry in known.items() if entry.compared}
-
-
-#: Entries that must be the same for rows to be of one run, and how people call them. A table stands for its entries.
-#: Of the settings of preprocessing what they come to is compared.
-_SAME_RUN = {
-    "versions.imbalance_perturb": "imbalance-perturb",
-    "versions.torch": "torch",
-    "versions.torchvision": "torchvision",
-    "versions.pillow": "Pillow",
-    "versions.numpy": "NumPy",
-    "versions.pydicom": "pydicom",
-    "versions.pillow_heif": "pillow-heif",
-    "model.sha256": "the model file",
-    "model.arch": "arch",
-    "model.outputs": "outputs",
-    **_compared("model"),
-    "classes": "the class counts or p*",
-    **_compared("debias"),
-    **_compared("run"),
-    "preprocessing": "",
-    "execution.precision": "the precision",
-    "execution.low_dtype": "the low precision",
-    "output": "",
-    "images.list_sha256": _LIST,
-    "images.files_sha256": _FILES,
-}
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, part: bool = True) -> list[str]:
-    """What is not the same in two accounts and would show in the rows, in words; empty where nothing is.
-
-    Args:
-        then, now: what :func:`describe_making` gave, perhaps read back from JSON.
-        part: whether they are to be of the same part of a run; else of parts of one run, on whatever machine.
-    """
-    words = []
-    then_is, now_is = ("then", "now") if part else ("there", "here")
-    for name, one, other in _entries(then, now, _SAME_RUN | (_SAME_PART if part else {})):
-        # Of another list the files are others anyway.
-        if one != other and not (name == _FILES and _LIST in words):
-            told = all(value is None or isinstance(value, str | int | float) for value in (one, other))
-            told = told and not any(isinstance(value, str) and len(value) > 40 for value in (one, other))
-            words.append(f"{name} ({_told(one)} {then_is}, {_told(other)} {now_is})" if told else name)
-    return words
-
-
-def _entries(
-    then: Mapping[str, Any], now: Mapping[str, Any], wanted: Mapping[str, str]
-) -> Iterator[tuple[str, Any, Any]]:
-    for entry, name in wanted.items():
-        one, other = (look_up(account, entry) for account in (then, now))
-        if name:
-            yield name, one, other
-            continue
-        one, other = (value if isinstance(value, Mapping) else {} for value in (one, other))
-        for key in sorted({*one, *other}):
-            yield key, to_lists(one.get(key)), to_lists(other.get(key))
-
-
-def look_up(account: Any, entry: str) -> Any:
-    """An entry of an account, such as ``execution.device_name``; ``None`` where it is not there."""
-    for key in entry.split("."):
-        account = account.get(key) if isinstance(account, Mapping) else None
-    return account
-
-
-def _told(value: Any) -> str:
-    return "none" if value is None else str(value)
 
 
 def find_beside(path: str, run_file: Path) -> Path:

@@ -17,6 +17,7 @@ from imbalance_perturb import ClassCounts, PerturbedClassifier
 from imbalance_perturb.cli.app import main
 from imbalance_perturb.files.writing import FORMATS, sha256
 from imbalance_perturb.predictions.run_file import run_path
+from tests.run_files import make_run
 
 CLASSES = {"nv": 900, "mel": 90, "df": 9}
 ROWS = [
@@ -110,15 +111,7 @@ def write_predictions(path: Path, rows: Sequence[tuple[str, str, str, str]], pro
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Folder:
     write_predictions(tmp_path / "predictions.csv", ROWS)
-    run = {
-        "schema": 1,
-        "classes": [{"name": name, "count": count, "target": 0.0} for name, count in CLASSES.items()],
-        "settings": {"debias": {"eps": 0.001, "temperature": 1000.0}},
-        "counts": {"path": "counts.json", "sha256": "0" * 64},
-        "model": {"path": "model.pth", "sha256": "1" * 64},
-        "images": {"total": 7, "done": 7, "failed": 0, "changed": 3},
-    }
-    (tmp_path / "predictions.run.json").write_text(json.dumps(run))
+    (tmp_path / "predictions.run.json").write_text(json.dumps(make_run(CLASSES).to_dict()))
     (tmp_path / "counts.json").write_text(json.dumps(CLASSES))
     (tmp_path / "labels.csv").write_text("image,label\n" + "".join(f"{row[0]},{row[1]}\n" for row in ROWS))
     monkeypatch.chdir(tmp_path)
@@ -292,8 +285,9 @@ def test_counts_serve_where_the_run_file_is_missing(folder: Folder) -> None:
     [
         ("", "predictions.run.json: is empty"),
         ("{", "predictions.run.json: is not JSON"),
-        ("{}", "has no list 'classes' with a name and a count each"),
-        ('{"classes": [{"name": "a", "count": 1}, {"name": "b", "count": 0}]}', "the count of class 'b' is 0"),
+        ("[]", "predictions.run.json: holds no JSON object; expected the file that predict or merge writes"),
+        ("{}", "predictions.run.json: schema is missing; expected a whole number"),
+        (json.dumps(make_run({"a": 1, "b": 0}).to_dict()), "predictions.run.json: the count of class 'b' is 0"),
     ],
 )
 def test_bad_run_files(folder: Folder, text: str, message: str) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 from imbalance_perturb.cli.app import main
 from imbalance_perturb.errors import printable
 from imbalance_perturb.files.csv_tables import encode_text
-from imbalance_perturb.predictions.reading import load_predictions
+from imbalance_perturb.predictions.predicted_classes import load_predictions
 from imbalance_perturb.predictions.run_file import run_path
 from tests.functional.conftest import Finished, Workplace
 

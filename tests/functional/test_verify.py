@@ -156,14 +156,20 @@ def test_other_versions_are_noted(workplace: Workplace) -> None:
 def test_what_is_no_run_file_is_said(workplace: Workplace) -> None:
     """A file that predict did not write is one line."""
     Path("no.run.json").write_text("{}")
-    assert "no.run.json: has no list 'classes'" in workplace.fails("verify", "no.run.json")
+    assert "no.run.json: schema is missing" in workplace.fails("verify", "no.run.json")
     assert "gone.run.json: cannot be read" in workplace.fails("verify", "gone.run.json")
     predict(workplace, "out.csv")
     run = json.loads(Path("out.run.json").read_text())
     for broken, message in (
         (run | {"schema": 1}, "is of another version"),
-        ({key: value for key, value in run.items() if key != "predictor"}, "has no 'predictor'"),
-        (run | {"settings": run["settings"] | {"debias": {"new": 1}}}, "has settings of another version"),
+        (
+            {key: value for key, value in run.items() if key != "predictor"},
+            "out.run.json: predictor is missing; expected an object",
+        ),
+        (
+            run | {"settings": run["settings"] | {"debias": {"new": 1}}},
+            "out.run.json: settings.debias.eps is missing; expected a number",
+        ),
     ):
         Path("out.run.json").write_text(json.dumps(broken))
         assert message in workplace.fails("verify", "out.run.json")

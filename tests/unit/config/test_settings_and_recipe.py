@@ -173,8 +173,14 @@ def test_settings_of_a_run_file_are_complete() -> None:
     """A table or entry that is missing or not known is an error: a default would not be what the run had."""
     data = asdict(Settings())
     assert parse_settings(data) == Settings()
-    for wrong in (None, {}, data | {"run": None}, data | {"run": {}}, data | {"run": data["run"] | {"gpu": 1}}):
-        with pytest.raises(SettingsError, match="are incomplete or others; expected "):
+    for wrong, message in (
+        (None, "model is no table of settings; expected model, counts, arch"),
+        (data | {"run": None}, "run is no table of settings; expected device, batch_size"),
+        (data | {"run": {}}, "run.device is missing; expected auto, cpu, cuda or cuda:N"),
+        (data | {"run": data["run"] | {"gpu": 1}}, "run.gpu is not known; expected device, batch_size"),
+        (data | {"more": {}}, "more is not known; expected model, preprocess, debias, run"),
+    ):
+        with pytest.raises(SettingsError, match=f"^{message}"):
             parse_settings(wrong)
-    with pytest.raises(SettingsError, match="workers is -1"):
+    with pytest.raises(SettingsError, match=r"^run\.workers is -1"):
         parse_settings(data | {"run": data["run"] | {"workers": -1}})

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from scipy.stats import beta
 
+from imbalance_perturb.files.typed_json import write_typed
 from imbalance_perturb.predictions.agreement import Agreement
 
 FOUND = Agreement(
@@ -63,7 +64,7 @@ def test_a_warning_needs_more_than_chance() -> None:
 
 def test_json_has_the_shares() -> None:
     """The JSON form has every count, and the shares that follow; a run without images has no share."""
-    data = FOUND.to_dict()
+    data = write_typed(FOUND, {})
     assert data["share_recomputed"] == 0.073
     assert data["share_corrected"] == 1
     assert data["sampled_agreement"] == 1

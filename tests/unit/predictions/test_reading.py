@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from imbalance_perturb.errors import PredictionsError
-from imbalance_perturb.predictions.reading import iter_images, iter_rows, load_predictions
+from imbalance_perturb.predictions.predicted_classes import load_predictions
+from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
-from imbalance_perturb.predictions.run_file import run_layout
 from imbalance_perturb.predictions.writing import open_rows
 
 CLASSES = ("a [b]", "=c")
@@ -172,10 +172,3 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path, suffix: str) -> None:
     plain = list(iter_rows(path, LAYOUT))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert list(iter_rows(path, LAYOUT)) == plain == ROWS
-
-
-@pytest.mark.parametrize("run", [{}, {"output": 1}, {"output": {"probabilities": True}, "settings": {"run": {}}}])
-def test_a_run_file_that_does_not_tell_the_columns_is_named(run: dict[str, Any]) -> None:
-    """A run file from which parts were taken out is refused by its name."""
-    with pytest.raises(PredictionsError, match=r"^p\.run\.json: does not tell which columns"):
-        run_layout(run, Path("p.run.json"))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from imbalance_perturb.errors import PredictionsError
-from imbalance_perturb.predictions.reading import iter_images, iter_rows, load_predictions
+from imbalance_perturb.predictions.predicted_classes import load_predictions
+from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.writing import open_rows
 
