@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imbalance_perturb.cli import terminal
 from imbalance_perturb.data.picture_formats import is_unread
 from imbalance_perturb.errors import printable
+from imbalance_perturb.inference.progress import Progress
 
 if TYPE_CHECKING:
     from imbalance_perturb.data.image_files import ImageList
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Narrator:
+class Narrator(Progress):
     """Tells people on stderr what goes on; silent where ``quiet``."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
+        self._counter = _Counter(0)
 
     def line(self, text: str) -> None:
         """One line."""
@@ -41,7 +42,7 @@ class Narrator:
         if path is not None:
             self.line(f"recipe: {path}")
 
-    def images(self, images: ImageList, shard: Shard | None = None) -> None:
+    def found(self, images: ImageList, shard: Shard | None = None) -> None:
         """How many images there are, and what else was left aside."""
         part = "" if shard is None else f"part {shard}: {len(images):,} of "
         self.line(f"images: {part}{len(images.everything):,} in {images.source}")
@@ -59,7 +60,7 @@ class Narrator:
         if unread := sum(map(is_unread, images.names)):
             self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
-    def pipeline(self, pipeline: Pipeline) -> None:
+    def loaded(self, pipeline: Pipeline) -> None:
         """What will be done to an image before it starts."""
         d, e = pipeline.settings.debias, pipeline.execution
         self.model(pipeline.model.info, pipeline.probe)
@@ -123,37 +124,36 @@ class Narrator:
             self.line(f"  {more}: see the column 'error'")
         self.assumptions(summary.assumptions)
 
-    @contextmanager
-    def progress(self, total: int) -> Iterator[Progress]:
-        """A function to call with the number of images just done."""
-        if self._quiet:
-            yield Progress(total)
-        elif sys.stderr.isatty():
-            with _Bar(total) as bar:
-                yield bar
-        else:
-            yield _Lines(self, total)
+    def started(self, total: int, done: int = 0) -> None:
+        """A bar on a terminal, lines elsewhere."""
+        if not self._quiet:
+            self._counter = _Bar(total, done) if sys.stderr.isatty() else _Lines(self, total, done)
+
+    def advance(self, n: int) -> None:
+        """The bar, or a line now and then."""
+        self._counter.advance(n)
+
+    def ended(self) -> None:
+        """The bar stays where it is."""
+        self._counter.close()
 
 
-class Progress:
-    """Counts images; called with the number of those just done. This one says nothing."""
+class _Counter:
+    """Counts images, and says nothing; those ``done`` before tell nothing of how fast it goes."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self._skipped = total, 0, 0
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.done, self._skipped = total, done, done
         self._start = time.monotonic()
 
-    def __call__(self, advanced: int) -> None:
-        """So many more are done."""
-        self.done += advanced
+    def advance(self, n: int) -> None:
+        self.done += n
         self.show()
-
-    def skip(self, rows: int) -> None:
-        """So many had been done before; they say nothing of how fast it goes."""
-        self._skipped = rows
-        self(rows)
 
     def show(self) -> None:
         """Tell how far it is."""
+
+    def close(self) -> None:
+        """Tell no more."""
 
     @property
     def rate(self) -> float:
@@ -161,9 +161,9 @@ class Progress:
         return (self.done - self._skipped) / max(time.monotonic() - self._start, 1e-9)
 
 
-class _Lines(Progress):
-    def __init__(self, narrator: Narrator, total: int) -> None:
-        super().__init__(total)
+class _Lines(_Counter):
+    def __init__(self, narrator: Narrator, total: int, done: int) -> None:
+        super().__init__(total, done)
         self._narrator, self._last = narrator, self._start
 
     def show(self) -> None:
@@ -174,8 +174,9 @@ class _Lines(Progress):
             self._narrator.line(f"{self.done:,} of {self.total:,} images, {self.rate:.1f} images/s{left}")
 
 
-class _Bar(Progress):
-    def __enter__(self) -> _Bar:
+class _Bar(_Counter):
+    def __init__(self, total: int, done: int) -> None:
+        super().__init__(total, done)
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
@@ -189,10 +190,9 @@ class _Bar(Progress):
         )
         self._bar = RichProgress(*columns, console=new_console(stderr=True))
         self._bar.start()
-        self._task = self._bar.add_task("", total=self.total, rate=0.0)
-        return self
+        self._task = self._bar.add_task("", total=self.total, completed=self.done, rate=0.0)
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bar.stop()
 
     def show(self) -> None:

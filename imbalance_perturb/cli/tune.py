@@ -11,6 +11,7 @@ import typer
 from typer import Option
 
 from imbalance_perturb.cli import terminal
+from imbalance_perturb.cli.narration import Narrator
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
     CommonOptions,
@@ -27,7 +28,6 @@ from imbalance_perturb.config.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
-    from imbalance_perturb.cli.narration import Narrator
     from imbalance_perturb.config.settings import Settings
     from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
@@ -130,10 +130,9 @@ def tune_eps(
     MODEL and COUNTS may be left out where the recipe names them; the recipe then gets the chosen eps. Exit code 3:
     done, but some images have an error.
     """
-    from imbalance_perturb.cli.narration import Narrator
     from imbalance_perturb.files.writing import check_output
     from imbalance_perturb.selection.rule import SelectionRule
-    from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
+    from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune
 
     _check_given(debias, temperatures, losses)
     options = TuningOptions(
@@ -151,9 +150,9 @@ def tune_eps(
     for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):
         check_output(path, suffixes)
     _check_recipe(recipe, settings)
-    say = Narrator(common.quiet)
+    say = _TuningNarrator(common.quiet, options)
     say.recipe(recipe)
-    tuning = _tune(settings, val, labels, options, say)
+    tuning = tune(settings, val, labels, options, progress=say)
     _write_files(tuning, out, plot, report)
     _show(tuning, as_json=common.as_json)
     for text in tuning.notes:
@@ -184,37 +183,27 @@ def _lists(eps_grid: str | None, temperatures: str | None, losses: str | None) -
     return {name: parse_list(name.replace("_", "-"), text, kind) for name, text, kind in given if text is not None}
 
 
-def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:
-    from imbalance_perturb.data.labels import find_labelled_images
-    from imbalance_perturb.inference.pipeline import load_counts, load_pipeline
-    from imbalance_perturb.selection.tuning.eps_tuning import check_tuning, tune
+class _TuningNarrator(Narrator):
+    def __init__(self, quiet: bool, options: TuningOptions) -> None:
+        super().__init__(quiet)
+        self._options = options
 
-    counts_file = load_counts(settings.model)
-    labelled = find_labelled_images(val, labels, counts_file.counts.names)
-    say.images(labelled.images)
-    check_tuning(labelled, settings, counts_file.counts, options.rule)
-    pipeline = load_pipeline(settings, labelled.images, counts_file=counts_file, exact=True)
-    _say_pipeline(say, pipeline, options)
-    with say.progress(len(labelled.images)) as progress:
-        return tune(pipeline, labelled, options, progress=progress)
-
-
-def _say_pipeline(say: Narrator, pipeline: Pipeline, options: TuningOptions) -> None:
-    debias, execution = pipeline.settings.debias, pipeline.execution
-    say.model(pipeline.model.info, pipeline.probe)
-    say.line(f"each image: {pipeline.preprocessing.describe()}")
-    variants = options.variants(debias)
-    loss_specs = len({variant.loss_spec for variant in variants})
-    space = "model input" if debias.eps_space == "input" else "[0, 1] pixels"
-    tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
-    say.line(
-        f"trying: {len(variants)} corrections with eps in units of the {space}, target {debias.target}{tau};"
-        f" 1 + {loss_specs} + {len(variants)} passes an image"
-    )
-    say.line(
-        f"running on {execution.device_name} ({execution.device}), {execution.precision}, batches of"
-        f" {execution.batch_size}, {execution.workers} workers"
-    )
+    def loaded(self, pipeline: Pipeline) -> None:
+        debias, execution = pipeline.settings.debias, pipeline.execution
+        self.model(pipeline.model.info, pipeline.probe)
+        self.line(f"each image: {pipeline.preprocessing.describe()}")
+        variants = self._options.variants(debias)
+        loss_specs = len({variant.loss_spec for variant in variants})
+        space = "model input" if debias.eps_space == "input" else "[0, 1] pixels"
+        tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
+        self.line(
+            f"trying: {len(variants)} corrections with eps in units of the {space}, target {debias.target}{tau};"
+            f" 1 + {loss_specs} + {len(variants)} passes an image"
+        )
+        self.line(
+            f"running on {execution.device_name} ({execution.device}), {execution.precision}, batches of"
+            f" {execution.batch_size}, {execution.workers} workers"
+        )
 
 
 def _write_files(tuning: Tuning, out: Path, plot: Path | None, report: Path | None) -> None:

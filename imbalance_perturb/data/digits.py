@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -130,12 +129,19 @@ def write_digit_images(folder: str | Path, images: NDArray[np.uint8], labels: ND
     return path
 
 
-def write_demo(folder: Path, announce: Callable[[str], None] = lambda line: None) -> None:
+def write_demo(folder: str | Path) -> DigitSplits:
     """Write the demonstration's images, labels, counts and model into a new or empty folder.
+
+    They are ``model.safetensors``, ``counts.json``, ``val/`` with ``val.csv`` and ``images/`` with ``labels.csv``; the
+    model sees grey pixels of 64 x 64 (``preset="none"``, ``resize=64``, mean and standard deviation 0.5).
+
+    Returns:
+        The digits: those that the model was trained on, and those that were written.
 
     Raises:
         OutputFileError: if the folder is not empty or cannot be written.
     """
+    folder = Path(folder)
     _make_folder(folder)
     splits = load_digit_splits()
     for (images, labels), digits in ((VAL, splits.val), (TEST, splits.test)):
@@ -144,13 +150,7 @@ def write_demo(folder: Path, announce: Callable[[str], None] = lambda line: None
     write_whole(
         folder / MODEL, (files("imbalance_perturb") / "data" / "assets" / "demo_digits.safetensors").read_bytes()
     )
-    counts = splits.counts
-    announce(
-        f"{folder}: a small network trained on {counts.total} handwritten digits (scikit-learn's), long-tailed from"
-        f" {max(counts.counts)} of '{counts.names[0]}' down to {min(counts.counts)} of"
-        f" '{counts.names[counts.smallest]}', and {len(splits.val.labels)} + {len(splits.test.labels)} digits it has"
-        " not seen, to choose eps on and to score."
-    )
+    return splits
 
 
 def _make_folder(folder: Path) -> None:
