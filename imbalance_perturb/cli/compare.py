@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from typer import Option
 
 from imbalance_perturb.cli import terminal
+from imbalance_perturb.cli.narration import Narrator
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
     CommonOptions,
@@ -26,6 +26,9 @@ from imbalance_perturb.config.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
+    from imbalance_perturb.data.image_files import ImageList
+    from imbalance_perturb.inference.pipeline import Pipeline
+    from imbalance_perturb.predictions.shards import Shard
     from imbalance_perturb.selection.comparison.results import Comparison
 
 #: Options of the shared group that a comparison chooses by itself, and what to give instead.
@@ -110,12 +113,11 @@ def compare(
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     if settings.debias.steps != 1:
         raise SettingsError(f"steps is {settings.debias.steps} in the recipe: {_CHOSEN['steps']}")
-    from imbalance_perturb.cli import narration
     from imbalance_perturb.files.writing import check_output
 
     check_output(out, (".json",))
     check_output(report, (".html", ".htm"))
-    say = narration.Narrator(common.quiet)
+    say = _ComparisonNarrator(common.quiet)
     say.recipe(recipe)
 
     from imbalance_perturb.selection.comparison.method_comparison import ComparisonFiles, compare_methods
@@ -139,13 +141,18 @@ def compare(
         level=confidence_level,
     )
     files = ComparisonFiles(val, labels, test, test_labels)
-    chosen = settings.debias
-    perturbation = f"perturbation: T {chosen.temperature:g}, {chosen.loss}, target {chosen.target}"
-    comparison = compare_methods(
-        settings, files, options, describe=partial(say.pipeline, correction=perturbation), progress=say.progress
-    )
+    comparison = compare_methods(settings, files, options, progress=say)
     _show(comparison, out, report, common)
     raise typer.Exit(SOME_FAILED if comparison.failed else 0)
+
+
+class _ComparisonNarrator(Narrator):
+    def found(self, images: ImageList, shard: Shard | None = None) -> None:
+        """Nothing: the comparison's notes tell of the images."""
+
+    def correction(self, pipeline: Pipeline) -> str:
+        debias = pipeline.settings.debias
+        return f"perturbation: T {debias.temperature:g}, {debias.loss}, target {debias.target}"
 
 
 def _show(comparison: Comparison, out: Path, report: Path | None, common: CommonOptions) -> None:

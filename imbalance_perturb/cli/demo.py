@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
 from imbalance_perturb.cli import terminal
 from imbalance_perturb.data.demo_files import COUNTS, MODEL, TEST, VAL, write_demo
 from imbalance_perturb.errors import ImbperturbError
+
+if TYPE_CHECKING:
+    from imbalance_perturb.data.digits import DigitSplits
 
 #: How the demonstration's model was trained to see an image (``examples/train_demo_model.py``).
 _PREPROCESSING = ("--preset", "none", "--resize", "64", "--mean", "0.5", "--std", "0.5")
@@ -58,7 +61,7 @@ def run_demo(folder: Path, announce: Callable[[str], None]) -> None:
         OutputFileError: if the folder is not empty or cannot be written.
         ImbperturbError: if one of the commands fails.
     """
-    write_demo(folder, announce)
+    announce(describe_digits(folder, write_demo(folder)))
     for command in COMMANDS:
         for line in ("", command.why, f"$ imbperturb {shlex.join(command.arguments)}"):
             announce(line)
@@ -69,6 +72,17 @@ def run_demo(folder: Path, announce: Callable[[str], None]) -> None:
             raise ImbperturbError(f"'imbperturb {command.arguments[0]}' ended with exit code {result.returncode}")
     announce("")
     announce(f"Everything is in {folder}: change eps in imbperturb.toml, or point the commands at your own model.")
+
+
+def describe_digits(folder: Path, splits: DigitSplits) -> str:
+    """What the demonstration works on."""
+    counts = splits.counts
+    return (
+        f"{folder}: a small network trained on {counts.total} handwritten digits (scikit-learn's), long-tailed from"
+        f" {max(counts.counts)} of '{counts.names[0]}' down to {min(counts.counts)} of"
+        f" '{counts.names[counts.smallest]}', and {len(splits.val.labels)} + {len(splits.test.labels)} digits it has"
+        " not seen, to choose eps on and to score."
+    )
 
 
 def demo(

@@ -57,7 +57,7 @@ def evaluate(
         # Only where nothing nearer tells: a recipe may be of another run than the predictions.
         recipe_counts = resolve_settings(common)[0].model.counts
         counts = None if recipe_counts is None else Path(recipe_counts)
-    evaluation = evaluate_files(predictions, labels, counts=counts, options=options)
+    evaluation = evaluate_files(predictions, labels, options, counts=counts)
     written = _write_files(evaluation, report, plot)
     if common.as_json:
         terminal.show_json(evaluation.to_dict())

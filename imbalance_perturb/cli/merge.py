@@ -28,9 +28,9 @@ def merge(
     The file is the one that a run without --shard would have written. Exit code 3: done, but some images have an error.
     """
     from imbalance_perturb.cli import narration, terminal
-    from imbalance_perturb.predictions.merging import merge_predictions
+    from imbalance_perturb.predictions.merging import MergeOptions, merge_predictions
 
-    summary = merge_predictions(parts, out, bom=bom)
+    summary = merge_predictions(parts, out, MergeOptions(bom=bom))
     say = narration.Narrator(quiet)
     for note in summary.notes:
         say.line(f"note: {note}")

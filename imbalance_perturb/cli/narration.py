@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imbalance_perturb.cli import terminal
 from imbalance_perturb.data.picture_formats import is_unread
 from imbalance_perturb.errors import printable
+from imbalance_perturb.inference.progress import Progress
 
 if TYPE_CHECKING:
     from imbalance_perturb.config.settings import DebiasSettings
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Narrator:
+class Narrator(Progress):
     """Reports on stderr what a command does; silent where ``quiet``."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
+        self._counter = _Counter(0)
 
     def line(self, text: str) -> None:
         """Say one line."""
@@ -42,7 +43,7 @@ class Narrator:
         if path is not None:
             self.line(f"recipe: {path}")
 
-    def images(self, images: ImageList, shard: Shard | None = None) -> None:
+    def found(self, images: ImageList, shard: Shard | None = None) -> None:
         """Say how many images there are, and what else was left aside."""
         part = "" if shard is None else f"part {shard}: {len(images):,} of "
         self.line(f"images: {part}{len(images.everything):,} in {images.source}")
@@ -60,17 +61,12 @@ class Narrator:
         if unread := sum(map(is_unread, images.names)):
             self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
-    def pipeline(self, pipeline: Pipeline, correction: str | None = None) -> None:
-        """Say what will be done to an image, and where, before it starts.
-
-        Args:
-            pipeline: what is going to run.
-            correction: the line on the correction where the settings alone do not say it: many are to be tried.
-        """
+    def loaded(self, pipeline: Pipeline) -> None:
+        """Say what will be done to an image, and where, before it starts."""
         execution = pipeline.execution
         self.model(pipeline.model.info, pipeline.probe)
         self.line(f"each image: {pipeline.preprocessing.describe()}")
-        self.line(_describe_correction(pipeline) if correction is None else correction)
+        self.line(self.correction(pipeline))
         self.line(
             f"running on {execution.device_name} ({execution.device}), {execution.describe_precision()}, batches of"
             f" {execution.batch_size}, {execution.workers} workers; network: {pipeline.optimisation.path}"
@@ -120,16 +116,31 @@ class Narrator:
             self.line(f"  {more}: see the column 'error'")
         self.assumptions(summary.assumptions)
 
-    @contextmanager
-    def progress(self, total: int) -> Iterator[Progress]:
-        """Yield a function to call with the number of images just done."""
-        if self._quiet:
-            yield Progress(total)
-        elif sys.stderr.isatty():
-            with _Bar(total) as bar:
-                yield bar
-        else:
-            yield _Lines(self, total)
+    def started(self, total: int, done: int = 0) -> None:
+        """Show a bar on a terminal, lines elsewhere."""
+        if not self._quiet:
+            self._counter = _Bar(total, done) if sys.stderr.isatty() else _Lines(self, total, done)
+
+    def advance(self, n: int) -> None:
+        """Move the bar, or say a line now and then."""
+        self._counter.advance(n)
+
+    def ended(self) -> None:
+        """Leave the bar where it is."""
+        self._counter.close()
+
+    def correction(self, pipeline: Pipeline) -> str:
+        """Describe the correction in a line; others do where the settings alone do not say it: many are to be tried."""
+        d = pipeline.settings.debias
+        if not pipeline.debiased.active:
+            return "correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else "")
+        steps = f", {d.steps} steps" if d.steps > 1 else ""
+        clip = ", clipped to [0, 1] pixels" if d.clip else ""
+        tau = f", tau {d.tau:g}" if d.tau else ""
+        return (
+            f"correction: eps {d.eps:g} in units of the {describe_eps_space(d)}{steps}{clip}, T {d.temperature:g},"
+            f" {d.loss}, target {d.target}{tau}"
+        )
 
 
 def describe_eps_space(debias: DebiasSettings) -> str:
@@ -137,38 +148,22 @@ def describe_eps_space(debias: DebiasSettings) -> str:
     return "model input" if debias.eps_space == "input" else "[0, 1] pixels"
 
 
-def _describe_correction(pipeline: Pipeline) -> str:
-    d = pipeline.settings.debias
-    if not pipeline.debiased.active:
-        return "correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else "")
-    steps = f", {d.steps} steps" if d.steps > 1 else ""
-    clip = ", clipped to [0, 1] pixels" if d.clip else ""
-    tau = f", tau {d.tau:g}" if d.tau else ""
-    return (
-        f"correction: eps {d.eps:g} in units of the {describe_eps_space(d)}{steps}{clip}, T {d.temperature:g},"
-        f" {d.loss}, target {d.target}{tau}"
-    )
+class _Counter:
+    """Counts images, and says nothing; those ``done`` before tell nothing of how fast it goes."""
 
-
-class Progress:
-    """Counts images; called with the number of those just done. This one says nothing."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self._skipped = total, 0, 0
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.done, self._skipped = total, done, done
         self._start = time.monotonic()
 
-    def __call__(self, advanced: int) -> None:
-        """Count images that were just done."""
-        self.done += advanced
+    def advance(self, n: int) -> None:
+        self.done += n
         self.show()
-
-    def skip(self, rows: int) -> None:
-        """Count images that an earlier run had done; they do not count for the rate."""
-        self._skipped = rows
-        self(rows)
 
     def show(self) -> None:
         """Show how many images are done."""
+
+    def close(self) -> None:
+        """Tell no more."""
 
     @property
     def rate(self) -> float:
@@ -176,9 +171,9 @@ class Progress:
         return (self.done - self._skipped) / max(time.monotonic() - self._start, 1e-9)
 
 
-class _Lines(Progress):
-    def __init__(self, narrator: Narrator, total: int) -> None:
-        super().__init__(total)
+class _Lines(_Counter):
+    def __init__(self, narrator: Narrator, total: int, done: int) -> None:
+        super().__init__(total, done)
         self._narrator, self._last = narrator, self._start
 
     def show(self) -> None:
@@ -189,8 +184,9 @@ class _Lines(Progress):
             self._narrator.line(f"{self.done:,} of {self.total:,} images, {self.rate:.1f} images/s{left}")
 
 
-class _Bar(Progress):
-    def __enter__(self) -> _Bar:
+class _Bar(_Counter):
+    def __init__(self, total: int, done: int) -> None:
+        super().__init__(total, done)
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
@@ -204,10 +200,9 @@ class _Bar(Progress):
         )
         self._bar = RichProgress(*columns, console=new_console(stderr=True))
         self._bar.start()
-        self._task = self._bar.add_task("", total=self.total, rate=0.0)
-        return self
+        self._task = self._bar.add_task("", total=self.total, completed=self.done, rate=0.0)
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bar.stop()
 
     def show(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
 from imbalance_perturb.cli import terminal
+from imbalance_perturb.cli.interruption import interruptible
+from imbalance_perturb.cli.narration import Narrator
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
     CommonOptions,
@@ -23,6 +25,7 @@ from imbalance_perturb.cli.options import (
 )
 from imbalance_perturb.cli.settings import resolve_settings
 from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.files.writing import STDOUT
 
 
 @with_options
@@ -74,56 +77,40 @@ def predict(
 
     MODEL and COUNTS may be left out where the recipe names them. Exit code 3: done, but some images have an error.
     """
-    from imbalance_perturb.cli import narration
-    from imbalance_perturb.cli.interruption import interruptible
-    from imbalance_perturb.data.image_files import find_images
-    from imbalance_perturb.files.writing import STDOUT
-    from imbalance_perturb.inference.failure_limit import select_limit
-    from imbalance_perturb.predictions.journal import check_place
-    from imbalance_perturb.predictions.shards import parse_shard
-    from imbalance_perturb.predictions.writing import check_bom
+    from imbalance_perturb.inference.prediction_job import PredictOptions, predict_folder
 
     if counts is None and images is None:
         model, images = None, model
     if images is None:
         raise SettingsError("no images are given: imbperturb predict MODEL COUNTS IMAGES (or IMAGES with a recipe)")
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
-    part = None if shard is None else parse_shard(shard)
-    if bom:
-        check_bom(out)
-    if out != STDOUT:
-        check_place(Path(out))
-    say = narration.Narrator(common.quiet)
+    options = PredictOptions(
+        probs=probs, resume=resume, shard=shard, on_error=on_error, max_failures=max_failures, bom=bom
+    )
+    say = _InterruptibleNarrator(common.quiet)
     say.recipe(recipe)
-    found = find_images(images)
-    found = found if part is None else found.part(part.holds)
-    say.images(found, part)
-    failures = select_limit(on_error, max_failures, len(found))
-
-    from imbalance_perturb.inference.folder_prediction import predict_folder
-    from imbalance_perturb.inference.pipeline import load_pipeline
-    from imbalance_perturb.predictions.resuming import check_unfinished, recorded_batch_size
-
-    check_unfinished(out, resume)
-    if resume and settings.run.batch_size is None:
-        settings = replace(settings, run=replace(settings.run, batch_size=recorded_batch_size(out)))
-    pipeline = load_pipeline(settings, found)
-    say.pipeline(pipeline)
-    with interruptible() as should_stop, say.progress(len(found)) as progress:
-        summary = predict_folder(
-            pipeline,
-            found,
-            out,
-            probabilities=probs,
-            bom=bom,
-            resume=resume,
-            shard=part,
-            failures=failures,
-            progress=progress,
-            resumed=progress.skip,
-            should_stop=should_stop,
-        )
+    summary = predict_folder(settings, images, out, options, progress=say)
     say.summary(summary)
     if common.as_json and out != STDOUT:
         terminal.show_json(summary)
     raise typer.Exit(SOME_FAILED if summary.failed else 0)
+
+
+class _InterruptibleNarrator(Narrator):
+    """While images are counted, the first Ctrl-C or SIGTERM stops the run where nothing is lost."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(quiet)
+        self._counting = ExitStack()
+        self._asked: Callable[[], str | None] = lambda: None
+
+    def started(self, total: int, done: int = 0) -> None:
+        self._asked = self._counting.enter_context(interruptible())
+        super().started(total, done)
+
+    def should_stop(self) -> str | None:
+        return self._asked()
+
+    def ended(self) -> None:
+        super().ended()
+        self._counting.close()

@@ -11,6 +11,7 @@ import typer
 from typer import Option
 
 from imbalance_perturb.cli import terminal
+from imbalance_perturb.cli.narration import Narrator, describe_eps_space
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
     CommonOptions,
@@ -27,8 +28,8 @@ from imbalance_perturb.config.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
-    from imbalance_perturb.cli.narration import Narrator
-    from imbalance_perturb.config.settings import DebiasSettings, Settings
+    from imbalance_perturb.config.settings import Settings
+    from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
     from imbalance_perturb.selection.tuning.results import Tuning
 
@@ -129,10 +130,9 @@ def tune_eps(
     MODEL and COUNTS may be left out where the recipe names them; the recipe then gets the chosen eps. Exit code 3:
     done, but some images have an error.
     """
-    from imbalance_perturb.cli.narration import Narrator
     from imbalance_perturb.files.writing import check_output
     from imbalance_perturb.selection.rule import SelectionRule
-    from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
+    from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune
 
     _check_given(debias, temperatures, losses)
     options = TuningOptions(
@@ -150,9 +150,9 @@ def tune_eps(
     for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):
         check_output(path, suffixes)
     _check_recipe(recipe, settings)
-    say = Narrator(common.quiet)
+    say = _TuningNarrator(common.quiet, options)
     say.recipe(recipe)
-    tuning = _tune(settings, val, labels, options, say)
+    tuning = tune(settings, val, labels, options, progress=say)
     _write_files(tuning, out, plot, report)
     _show(tuning, as_json=common.as_json)
     for text in tuning.notes:
@@ -183,31 +183,20 @@ def _lists(eps_grid: str | None, temperatures: str | None, losses: str | None) -
     return {name: parse_list(name.replace("_", "-"), text, kind) for name, text, kind in given if text is not None}
 
 
-def _tune(settings: Settings, val: str, labels: Path | None, options: TuningOptions, say: Narrator) -> Tuning:
-    from imbalance_perturb.data.labels import find_labelled_images
-    from imbalance_perturb.inference.pipeline import load_counts, load_pipeline
-    from imbalance_perturb.selection.tuning.eps_tuning import check_tuning, tune
+class _TuningNarrator(Narrator):
+    def __init__(self, quiet: bool, options: TuningOptions) -> None:
+        super().__init__(quiet)
+        self._options = options
 
-    counts_file = load_counts(settings.model)
-    labelled = find_labelled_images(val, labels, counts_file.counts.names)
-    say.images(labelled.images)
-    check_tuning(labelled, settings, counts_file.counts, options.rule)
-    pipeline = load_pipeline(settings, labelled.images, counts_file=counts_file, exact=True)
-    say.pipeline(pipeline, _describe_grid(settings.debias, options))
-    with say.progress(len(labelled.images)) as progress:
-        return tune(pipeline, labelled, options, progress=progress)
-
-
-def _describe_grid(debias: DebiasSettings, options: TuningOptions) -> str:
-    from imbalance_perturb.cli.narration import describe_eps_space
-
-    variants = options.variants(debias)
-    loss_specs = len({variant.loss_spec for variant in variants})
-    tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
-    return (
-        f"trying: {len(variants)} corrections with eps in units of the {describe_eps_space(debias)}, target"
-        f" {debias.target}{tau}; 1 + {loss_specs} + {len(variants)} passes an image"
-    )
+    def correction(self, pipeline: Pipeline) -> str:
+        debias = pipeline.settings.debias
+        variants = self._options.variants(debias)
+        loss_specs = len({variant.loss_spec for variant in variants})
+        tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
+        return (
+            f"trying: {len(variants)} corrections with eps in units of the {describe_eps_space(debias)}, target"
+            f" {debias.target}{tau}; 1 + {loss_specs} + {len(variants)} passes an image"
+        )
 
 
 def _write_files(tuning: Tuning, out: Path, plot: Path | None, report: Path | None) -> None:

@@ -52,10 +52,9 @@ def verify(
     """
     from imbalance_perturb.cli import narration, terminal
     from imbalance_perturb.errors import VerificationError, printable
-    from imbalance_perturb.inference.verification import verify_run
+    from imbalance_perturb.inference.verification import VerifyOptions, verify_run
 
-    found = verify_run(
-        run,
+    options = VerifyOptions(
         sample=sample,
         seed=seed,
         model=model,
@@ -65,6 +64,7 @@ def verify(
         factory=factory,
         trust_model_file=trust_model_file,
     )
+    found = verify_run(run, options)
     say = narration.Narrator(quiet)
     for note in found.notes:
         say.line(f"note: other than in the run: {note}")

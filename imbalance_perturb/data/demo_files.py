@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from imbalance_perturb.errors import OutputFileError
 from imbalance_perturb.files.writing import check_writable, write_json, write_whole
 
 if TYPE_CHECKING:
-    from imbalance_perturb.data.digits import DigitSet
+    from imbalance_perturb.data.digits import DigitSet, DigitSplits
 
 
 MODEL, COUNTS = "model.safetensors", "counts.json"
@@ -20,14 +19,21 @@ MODEL, COUNTS = "model.safetensors", "counts.json"
 VAL, TEST = ("val", "val.csv"), ("images", "labels.csv")
 
 
-def write_demo(folder: Path, announce: Callable[[str], None] = lambda line: None) -> None:
+def write_demo(folder: str | Path) -> DigitSplits:
     """Write the demonstration's images, labels, counts and model into a new or empty folder.
+
+    They are ``model.safetensors``, ``counts.json``, ``val/`` with ``val.csv`` and ``images/`` with ``labels.csv``; the
+    model sees grey pixels of 64 x 64 (``preset="none"``, ``resize=64``, mean and standard deviation 0.5).
+
+    Returns:
+        The digits: those that the model was trained on, and those that were written.
 
     Raises:
         OutputFileError: if the folder is not empty or cannot be written.
     """
     from imbalance_perturb.data.digits import load_digit_splits
 
+    folder = Path(folder)
     _make_folder(folder)
     splits = load_digit_splits()
     for (images, labels), digits in ((VAL, splits.val), (TEST, splits.test)):
@@ -36,13 +42,7 @@ def write_demo(folder: Path, announce: Callable[[str], None] = lambda line: None
     write_whole(
         folder / MODEL, (files("imbalance_perturb") / "data" / "assets" / "demo_digits.safetensors").read_bytes()
     )
-    counts = splits.counts
-    announce(
-        f"{folder}: a small network trained on {counts.total} handwritten digits (scikit-learn's), long-tailed from"
-        f" {max(counts.counts)} of '{counts.names[0]}' down to {min(counts.counts)} of"
-        f" '{counts.names[counts.smallest]}', and {len(splits.val.labels)} + {len(splits.test.labels)} digits it has"
-        " not seen, to choose eps on and to score."
-    )
+    return splits
 
 
 def _make_folder(folder: Path) -> None:

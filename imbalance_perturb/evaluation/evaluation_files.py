@@ -19,17 +19,17 @@ _PUT_RIGHT = "predict it again; if the change is meant, move {beside} away and g
 def evaluate_files(
     predictions: str | Path,
     labels: str | Path,
+    options: IntervalOptions | None = None,
     *,
     counts: str | Path | None = None,
-    options: IntervalOptions | None = None,
 ) -> Evaluation:
     """Evaluate a predictions file against labels.
 
     Args:
         predictions: ``.csv`` or ``.jsonl`` as ``predict`` writes it; the run file is looked for beside it.
         labels: CSV with ``image,label``, or a folder whose sub-folders are class names.
-        counts: JSON of the training counts; needed only where there is no run file.
         options: confidence level, seed and number of resamples.
+        counts: JSON of the training counts; needed only where there is no run file.
 
     Raises:
         PredictionsError: if the predictions or their run file cannot be used, do not belong together, or were made

@@ -38,7 +38,7 @@ class FailureLimit:
         )
 
 
-def select_limit(on_error: str, max_failures: str | None, total: int) -> FailureLimit:
+def select_limit(on_error: str, max_failures: int | str | None, total: int) -> FailureLimit:
     """The limit that the options ask for.
 
     Args:
@@ -57,7 +57,7 @@ def select_limit(on_error: str, max_failures: str | None, total: int) -> Failure
         return FailureLimit(0, "--on-error fail")
     if max_failures is None:
         return FailureLimit()
-    return FailureLimit(_parse_most(max_failures, total), f"--max-failures {max_failures}")
+    return FailureLimit(_parse_most(str(max_failures), total), f"--max-failures {max_failures}")
 
 
 def _parse_most(text: str, total: int) -> int:

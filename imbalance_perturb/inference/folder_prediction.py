@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +15,19 @@ from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.failure_limit import FailureLimit
 from imbalance_perturb.inference.pipeline import Pipeline, make_predictor
+from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.inference.provenance import describe_making, describe_run
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.deep_images import DeepImages
-from imbalance_perturb.predictions.journal import Journal, check_place, open_journal
+from imbalance_perturb.predictions.journal import Journal, open_journal
 from imbalance_perturb.predictions.progress_file import rows_path
-from imbalance_perturb.predictions.resuming import check_unfinished, find_finished, read_state
+from imbalance_perturb.predictions.resuming import find_finished, read_state
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.run_file import RunFile, run_path
 from imbalance_perturb.predictions.run_state import RunState, Standing
 from imbalance_perturb.predictions.shards import Shard
-from imbalance_perturb.predictions.writing import check_bom, open_rows
+from imbalance_perturb.predictions.writing import open_rows
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,21 @@ class RunSummary:
         return self.total / self.seconds if self.seconds > 0 else 0.0
 
 
-def predict_folder(
+def write_predictions(
     pipeline: Pipeline,
     images: ImageList,
     out: str,
     *,
-    probabilities: bool = False,
-    bom: bool = False,
-    resume: bool | None = None,
-    shard: Shard | None = None,
-    failures: FailureLimit | None = None,
-    progress: Callable[[int], None] = lambda advanced: None,
-    resumed: Callable[[int], None] = lambda rows: None,
-    should_stop: Callable[[], str | None] = lambda: None,
+    probabilities: bool,
+    bom: bool,
+    resume: bool | None,
+    shard: Shard | None,
+    failures: FailureLimit,
+    progress: Progress,
 ) -> RunSummary:
     """Predict all images and write one row for each, then the run file.
+
+    What can be refused before a model is loaded has been, by :func:`predict_folder`.
 
     Args:
         pipeline: the checked model and its surroundings.
@@ -83,31 +84,24 @@ def predict_folder(
         resume: go on with an unfinished run's rows, or start anew; ``None`` starts where there are none.
         shard: which part of all images these are, for the run file.
         failures: how many images may fail.
-        progress: called with the number of images done since the last call.
-        resumed: called once with the number of images that had been done before.
-        should_stop: asked after each batch; a name (of a signal, say) ends the run there, its rows kept.
+        progress: told how far it is, and asked whether to stop; rows are kept then.
 
     Raises:
-        SettingsError: if ``bom`` is asked for where no CSV is written.
-        ResumeError: if there is an unfinished run and ``resume`` does not fit it.
+        ResumeError: if there is an unfinished run that does not fit this one.
         PredictionsError: if what is to be resumed has a run file or progress file that cannot be used.
         TooManyFailuresError: if more images fail than may.
-        InterruptedRunError: if ``should_stop`` said so.
+        InterruptedRunError: if ``progress`` said to stop.
         OutputFileError: if the rows cannot be written.
     """
-    if bom:
-        check_bom(out)
-    check_unfinished(out, resume)
     layout = RowLayout(pipeline.counts.names if probabilities else (), pipeline.settings.run.close_calls_only, bom)
-    run = _Run(pipeline, images, failures or FailureLimit(), progress, should_stop, probabilities)
+    run = _Run(pipeline, images, failures, progress, probabilities)
     if out == STDOUT:
-        with open_rows(out, layout) as write:
+        with open_rows(out, layout) as write, progress.counting(len(images)):
             for rows in run.iter_rows():
                 for row in rows:
                     write(row)
         return run.summary(None)
     path = Path(out)
-    check_place(path)
     made_by = describe_making(pipeline, images, layout, path.suffix, shard)
     if resume:
         finished = find_finished(path, made_by)
@@ -116,17 +110,17 @@ def predict_folder(
     with open_journal(path, layout, made_by.to_dict(), resume=bool(resume)) as (journal, mark):
         if mark is not None:
             run.go_on(read_state(path, mark), mark.rows)
-            resumed(mark.rows)
-        with _naming_rows(journal, path):
-            for rows in run.iter_rows():
-                with run.stopwatch.timing("write"):
-                    journal.write(rows)
-                    journal.commit(run.state().to_dict())
-        journal.finish()
-        summary = run.summary(path)
-        account = describe_run(made_by, path, run.state(), seconds=summary.seconds, agreement=summary.agreement)
-        write_json(run_path(path), account.to_dict())
-        journal.forget()
+        with progress.counting(len(images), journal.count):
+            with _naming_rows(journal, path):
+                for rows in run.iter_rows():
+                    with run.stopwatch.timing("write"):
+                        journal.write(rows)
+                        journal.commit(run.state().to_dict())
+            journal.finish()
+            summary = run.summary(path)
+            account = describe_run(made_by, path, run.state(), seconds=summary.seconds, agreement=summary.agreement)
+            write_json(run_path(path), account.to_dict())
+            journal.forget()
     return summary
 
 
@@ -138,12 +132,11 @@ class _Run:
         pipeline: Pipeline,
         images: ImageList,
         failures: FailureLimit,
-        progress: Callable[[int], None],
-        should_stop: Callable[[], str | None],
+        progress: Progress,
         probabilities: bool,
     ) -> None:
         self._pipeline, self._images, self._failures = pipeline, images, failures
-        self._progress, self._should_stop, self._probabilities = progress, should_stop, probabilities
+        self._progress, self._probabilities = progress, probabilities
         self.stopwatch, self.predictor, self.deep = Stopwatch(), make_predictor(pipeline), DeepImages()
         self._standing, self._resumed = Standing(), 0
         self._start = time.perf_counter()
@@ -167,11 +160,8 @@ class _Run:
                 self._failures.check(self._standing.failed, broken)
                 self._standing.add(rows, broken)
                 yield rows
-                self._progress(len(rows))
-                if self._standing.images < len(self._images) and (name := self._should_stop()):
-                    raise InterruptedRunError(
-                        f"stopped by {name} after {self._standing.images:,} of {len(self._images):,} images"
-                    )
+                self._progress.advance(len(rows))
+                self._progress.check_stop(self._standing.images, len(self._images))
 
     def state(self) -> RunState:
         """All that going on from here needs."""

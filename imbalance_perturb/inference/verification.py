@@ -18,6 +18,7 @@ from imbalance_perturb.files.writing import FORMATS, sha256
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_predictor
+from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
@@ -62,22 +63,11 @@ class Verification:
     notes: tuple[str, ...] = ()
 
 
-def verify_run(
-    path: str | Path,
-    *,
-    sample: int = 32,
-    seed: int | None = None,
-    model: str | Path | None = None,
-    counts: str | Path | None = None,
-    images: str | Path | None = None,
-    device: str | None = None,
-    factory: str | None = None,
-    trust_model_file: bool = False,
-) -> Verification:
-    """Check the files of a run by their hashes, and compute a random sample of its rows again.
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """How much is computed again, where the files of the run are now, and what of it may run code.
 
     Args:
-        path: the run file, or the predictions file beside it.
         sample: rows to compute again, all where there are fewer.
         seed: of the sample; ``None`` draws one.
         model, counts, images: where these are now, if not where the run file says.
@@ -87,13 +77,40 @@ def verify_run(
         trust_model_file: load a model file that runs code of its own, whatever the run file says.
 
     Raises:
-        SettingsError: if ``sample`` is below 1, or the run file names a factory and ``factory`` is not given.
+        SettingsError: if ``sample`` is below 1.
+    """
+
+    sample: int = 32
+    seed: int | None = None
+    model: str | Path | None = None
+    counts: str | Path | None = None
+    images: str | Path | None = None
+    device: str | None = None
+    factory: str | None = None
+    trust_model_file: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise SettingsError(f"sample is {self.sample}; expected a number of rows, at least 1")
+
+
+def verify_run(path: str | Path, options: VerifyOptions | None = None, progress: ProgressLike = None) -> Verification:
+    """Check the files of a run by their hashes, and compute a random sample of its rows again.
+
+    Args:
+        path: the run file, or the predictions file beside it.
+        options: how many rows, where the files are now, and what may run code.
+        progress: told what is loaded and how far it is; or called with the number of images just done.
+
+    Raises:
+        SettingsError: if the run file names a factory and ``options.factory`` is not given.
+        InterruptedRunError: if ``progress`` said to stop.
         PredictionsError: if the run file cannot be used, or predictions, model or counts are not those of the run.
         ImbperturbError: if the model cannot be run here.
     """
-    if sample < 1:
-        raise SettingsError(f"sample is {sample}; expected a number of rows, at least 1")
-    path = Path(path)
+    path, options = Path(path), options or VerifyOptions()
+    sample, seed, model, counts, images = options.sample, options.seed, options.model, options.counts, options.images
+    device, factory, trust_model_file = options.device, options.factory, options.trust_model_file
     given = path if path.suffix.lower() in FORMATS else None
     path = path if given is None else run_path(path)
     run = load_run_file(path)
@@ -113,7 +130,7 @@ def verify_run(
     seed = secrets.randbits(32) if seed is None else seed
     recorded = _sample_rows(predictions, run.layout, run.images.total, sample, seed)
     root = _find_images(path, run, images, recorded.first)
-    again = _Again(path, run, settings, root, recorded, predictions)
+    again = _Again(path, run, settings, root, recorded, predictions, as_progress(progress))
     return _compare(recorded.rows, again, seed=seed, predictions=predictions)
 
 
@@ -128,10 +145,17 @@ class _Again:
     """The sampled rows, computed again."""
 
     def __init__(
-        self, path: Path, run: RunFile, settings: Settings, root: Path, recorded: _Recorded, predictions: Path
+        self,
+        path: Path,
+        run: RunFile,
+        settings: Settings,
+        root: Path,
+        recorded: _Recorded,
+        predictions: Path,
+        progress: Progress,
     ) -> None:
         self.path, self.run, self._predictions = path, run, predictions
-        self._settings = settings
+        self._settings, self._progress = settings, progress
         source = Path(self.run.images.source)
         names = [row.image for row in recorded.rows]
         self._images = ImageList(source, root, names, whole=recorded.first)
@@ -142,8 +166,15 @@ class _Again:
         if not len(self._images):
             return {}, []
         pipeline = load_pipeline(self._settings, self._images, n_images=self.run.images.list_total)
+        self._progress.loaded(pipeline)
         notes = self._differences(pipeline)
-        return {row.image: row for row in self._iter_rows(pipeline)}, notes
+        found: dict[str, PredictionRow] = {}
+        with self._progress.counting(len(self._images)):
+            for rows in self._iter_rows(pipeline):
+                found |= {row.image: row for row in rows}
+                self._progress.advance(len(rows))
+                self._progress.check_stop(len(found), len(self._images))
+        return found, notes
 
     def _differences(self, pipeline: Pipeline) -> list[str]:
         for what, then, digest in (
@@ -172,7 +203,7 @@ class _Again:
         names, again = (iter_images(self._predictions) for _ in range(2))
         return files_sha256(names, iter_sizes(self._images.root, again))
 
-    def _iter_rows(self, pipeline: Pipeline) -> Iterator[PredictionRow]:
+    def _iter_rows(self, pipeline: Pipeline) -> Iterator[list[PredictionRow]]:
         for names, state in self._by_part():
             if names and state.close_calls_only and state.bounds.reach is None:
                 raise PredictionsError(
@@ -188,8 +219,7 @@ class _Again:
                 probabilities=bool(self.layout.classes),
             )
             with applied(pipeline.execution), closing(batches):
-                for rows in batches:
-                    yield from rows
+                yield from batches
 
     def _by_part(self) -> Iterator[tuple[list[str], PredictorState]]:
         """Images with the state of the predictor that they were predicted by; a merged run had several."""

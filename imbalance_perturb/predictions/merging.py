@@ -22,6 +22,13 @@ from imbalance_perturb.predictions.shards import Shard, list_sha256
 from imbalance_perturb.predictions.writing import check_bom, open_rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """How the merged file is written: ``bom`` begins a CSV with a byte-order mark, also where the parts do not."""
+
+    bom: bool = False
+
+
 @dataclass(frozen=True)
 class MergeSummary:
     """What a merge came to: numbers of parts and images, the files written, and what is to be known about them."""
@@ -69,7 +76,9 @@ class _Part:
             )
 
 
-def merge_predictions(parts: Sequence[str | Path], out: str | Path, *, bom: bool = False) -> MergeSummary:
+def merge_predictions(
+    parts: Sequence[str | Path], out: str | Path, options: MergeOptions | None = None
+) -> MergeSummary:
     """Merge the files that ``predict --shard I/N`` wrote, all N of them, in any order.
 
     Everything is proved before anything is written: that each is whole and unchanged, that one run's settings made
@@ -79,15 +88,15 @@ def merge_predictions(parts: Sequence[str | Path], out: str | Path, *, bom: bool
     Args:
         parts: the files, each with its run file beside it.
         out: the file to write, of the parts' format; its run file is written beside it.
-        bom: whether the CSV begins with a byte-order mark, also where the parts do not.
+        options: how it is written.
 
     Raises:
-        SettingsError: if no part is given, or ``bom`` is asked for where no CSV is written.
+        SettingsError: if no part is given, or a byte-order mark is asked for where no CSV is written.
         PredictionsError: if a part or its run file cannot be used or was changed.
         MergeError: if they are not the parts of one run, or not all.
         OutputFileError: if ``out`` cannot be written.
     """
-    out = Path(out)
+    out, bom = Path(out), (options or MergeOptions()).bom
     if not parts:
         raise SettingsError("no parts are given: imbperturb merge PART... -o OUT")
     paths = [Path(part) for part in parts]

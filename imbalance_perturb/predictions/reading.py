@@ -41,6 +41,10 @@ class Record:
     def __contains__(self, column: str) -> bool:
         return column in self._cells
 
+    def columns(self) -> Iterator[str]:
+        """The names of its columns, in order."""
+        return iter(self._cells)
+
     def is_empty(self, column: str) -> bool:
         """Whether there is no value, or an empty text."""
         return self._cells.get(column) in (None, "")

@@ -7,7 +7,7 @@ forward and one backward pass for each loss and temperature, and one more forwar
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from imbalance_perturb.inference.batching import BatchLimit
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.pipeline import Pipeline
+from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.perturbation import LossSpec, gradient_signs, step
 from imbalance_perturb.predictions.deep_images import DeepImages
@@ -73,7 +74,7 @@ def run_sweep(
     images: ImageList,
     variants: Sequence[Variant],
     *,
-    progress: Callable[[int], None] = lambda advanced: None,
+    progress: Progress | None = None,
 ) -> Sweep:
     """Run every variant on every image.
 
@@ -82,16 +83,18 @@ def run_sweep(
             ``clip`` are.
         images: decoded once each.
         variants: distinct; one-step corrections.
-        progress: called with the number of images done since the last call.
+        progress: told how far it is, and asked whether to stop.
 
     Raises:
         SettingsError: if the pipeline asks for more than one step, which cannot share a gradient.
+        InterruptedRunError: if ``progress`` said to stop.
     """
     if pipeline.debiased.steps != 1:
         raise SettingsError(f"steps is {pipeline.debiased.steps}; a sweep shares one gradient, so it needs steps = 1")
     stopwatch, limit, deep = Stopwatch(), BatchLimit(pipeline.execution.batch_size), DeepImages()
     collected = _Collected(logits={variant: [] for variant in variants if variant.eps > 0})
-    with applied(pipeline.execution):
+    progress, done = progress or Progress(), 0
+    with applied(pipeline.execution), progress.counting(len(images)):
         for batch in iter_inputs(images, pipeline.preprocessing, pipeline.execution, stopwatch, deep):
             collected.errors |= {
                 name: error for name, error in zip(batch.names, batch.errors, strict=True) if error is not None
@@ -109,7 +112,9 @@ def run_sweep(
                 collected.base.append(found[None])
                 for variant, parts in collected.logits.items():
                     parts.append(found[variant])
-            progress(len(batch.names))
+            done += len(batch.names)
+            progress.advance(len(batch.names))
+            progress.check_stop(done, len(images))
     classes = len(pipeline.counts)
     base = _stack(collected.base, classes)
     logits = {v: _stack(collected.logits[v], classes) if v.eps > 0 else base for v in variants}

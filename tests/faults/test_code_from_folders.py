@@ -22,7 +22,7 @@ from imbalance_perturb import __main__
 from imbalance_perturb.cli import app
 from imbalance_perturb.errors import ArchitectureError, SettingsError
 from imbalance_perturb.inference import verification
-from imbalance_perturb.inference.verification import verify_run
+from imbalance_perturb.inference.verification import VerifyOptions, verify_run
 from imbalance_perturb.models import load_classifier
 from imbalance_perturb.models.formats.trust import importable_from_here
 from tests.biased import PLAIN, Biased, write_biased
@@ -241,7 +241,7 @@ def test_a_factory_of_another_run_is_not_looked_for_beside_its_file(
     """From another folder, ``helpers.py`` beside the run file or the model is not found even where it is granted."""
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     with pytest.raises(ArchitectureError, match="'helpers' is not found"):
-        verify_run(place.folder / predicted, factory="helpers:build")
+        verify_run(place.folder / predicted, VerifyOptions(factory="helpers:build"))
     with pytest.raises(ArchitectureError, match="'helpers' is not found"):
         load_classifier(place.folder / "model.pth", factory="helpers:build")
     assert not mark.exists()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.labels import LabelledImages
 from imbalance_perturb.errors import LabelsError
 from imbalance_perturb.inference.pipeline import Pipeline
+from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.selection.comparison.methods import (
@@ -26,9 +26,6 @@ from imbalance_perturb.selection.comparison.methods import (
 )
 from imbalance_perturb.selection.cross_validation import select_by_cross_validation
 from imbalance_perturb.selection.sweep import PERTURB, Variant, run_sweep
-
-#: A context that yields a function to call with the number of images just done, given their total.
-Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -73,8 +70,7 @@ class ComparisonRun:
 
     def cache(self, images: ImageList, variants: Sequence[Variant]) -> CachedLogits:
         """All that the methods need of the images, from one sweep over them."""
-        with self.progress(len(images)) as advance:
-            sweep = run_sweep(self.pipeline, images, list(dict.fromkeys(variants)), progress=advance)
+        sweep = run_sweep(self.pipeline, images, list(dict.fromkeys(variants)), progress=self.progress)
         if not sweep.names:
             raise LabelsError(f"{images.root}: none of the images can be used (first: {first_error(sweep.errors)})")
         return CachedLogits(sweep, self._loss_spec, self.pipeline.counts, self.last_layer)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.config.settings import Settings
@@ -14,12 +14,12 @@ from imbalance_perturb.errors import LabelsError, first_few
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.pipeline import Pipeline, load_counts, load_pipeline
+from imbalance_perturb.inference.progress import ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.comparison.held_out_predictions import (
     ComparisonRun,
-    Progress,
     Scored,
     Tuned,
     first_error,
@@ -43,19 +43,17 @@ from imbalance_perturb.selection.sweep import Sweep
 class ComparisonFiles:
     """Where the images are: ``val`` to choose on, ``test`` to score on; labels as for :func:`find_labelled_images`."""
 
-    val: str
-    labels: str | None = None
-    test: str | None = None
-    test_labels: str | None = None
+    val: str | Path
+    labels: str | Path | None = None
+    test: str | Path | None = None
+    test_labels: str | Path | None = None
 
 
 def compare_methods(
     settings: Settings,
     files: ComparisonFiles,
     options: ComparisonOptions | None = None,
-    *,
-    describe: Callable[[Pipeline], None] = lambda pipeline: None,
-    progress: Progress = lambda total: nullcontext(lambda advanced: None),
+    progress: ProgressLike = None,
 ) -> Comparison:
     """Choose each method's parameters on the validation images, and score all methods on the same other images.
 
@@ -67,13 +65,14 @@ def compare_methods(
         settings: model, counts, preprocessing, and of the correction the loss, T, target, ``eps_space`` and ``clip``.
         files: images and labels.
         options: methods, grids and the rule of choice.
-        describe: called with what was loaded, before the first image.
-        progress: for each sweep over images.
+        progress: told what is found and loaded, and for each sweep over images how far it is; or called with the number
+            of images just done.
 
     Raises:
+        InterruptedRunError: if ``progress`` said to stop.
         ImbperturbError: the first thing that is wrong, before a model runs where that can be told before.
     """
-    options = options or ComparisonOptions()
+    options, progress = options or ComparisonOptions(), as_progress(progress)
     counts_file = load_counts(settings.model)
     counts = counts_file.counts
     val = find_labelled_images(files.val, files.labels, counts.names)
@@ -81,8 +80,11 @@ def compare_methods(
     test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
     if test is not None:
         _check_disjoint(val.images, test.images, files)
+    for labelled in (val, test):
+        if labelled is not None:
+            progress.found(labelled.images)
     pipeline = load_pipeline(settings, val.images, counts_file=counts_file, exact=True)
-    describe(pipeline)
+    progress.loaded(pipeline)
     run = ComparisonRun(pipeline, options, progress, _last_layer(pipeline, val.images, options))
     cached = run.cache(val.images, run.grid())
     tuned = run.tune(cached, val.select_labels(cached.sweep.names))
@@ -221,7 +223,7 @@ def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
     options, source = run.options, describe_source(run.pipeline)
     debias = {k: v for k, v in asdict(run.pipeline.settings.debias).items() if k not in ("eps", "tau", "steps")}
     return {
-        "files": {name: path for name, path in asdict(files).items() if path is not None},
+        "files": {name: str(path) for name, path in asdict(files).items() if path is not None},
         "counts_file": source.pop("counts"),  # 'counts' are the classes' own numbers there
         "settings": {
             "eps_grid": list(options.eps_grid),

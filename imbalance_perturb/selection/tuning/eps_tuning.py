@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imbalance_perturb.config.settings import LOSSES, DebiasSettings, Settings
-from imbalance_perturb.data.labels import LabelledImages
+from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, SettingsError, first_few
 from imbalance_perturb.evaluation.intervals import difference_interval
 from imbalance_perturb.evaluation.results import Interval
-from imbalance_perturb.inference.pipeline import Pipeline
+from imbalance_perturb.inference.pipeline import Pipeline, load_counts, load_pipeline
+from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.perturbation import LossSpec
@@ -96,36 +98,40 @@ def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCoun
 
 
 def tune(
-    pipeline: Pipeline,
-    labelled: LabelledImages,
+    settings: Settings | Pipeline,
+    images: str | Path | LabelledImages,
+    labels: str | Path | None = None,
     options: TuningOptions | None = None,
-    *,
-    progress: Callable[[int], None] = lambda advanced: None,
+    progress: ProgressLike = None,
 ) -> Tuning:
     """Try every eps on every image (2 + K passes for K values of eps, one loss and one temperature) and choose one.
 
     Args:
-        pipeline: the checked model; its own eps is not used; loss and temperature where ``options`` has none.
-        labelled: images that the model was not trained on.
+        settings: of the model and the correction, or a pipeline that is loaded already (with ``exact=True``); its own
+            eps is not used; loss and temperature where ``options`` has none.
+        images: images that the model was not trained on: a folder or CSV, or what :func:`find_labelled_images` gave.
+        labels: CSV with ``image,label``, or a folder of class folders; by default ``images`` itself.
         options: what to try and how to choose.
-        progress: called with the number of images done since the last call.
+        progress: told what is found and loaded and how far it is; or called with the number of images just done.
 
     Raises:
+        SettingsError: for more than one step, or labels beside images that have theirs.
+        InterruptedRunError: if ``progress`` said to stop.
         LabelsError: as for :func:`check_tuning`, of the images that could be used.
         ImageFolderError: if no image could be used.
     """
-    options = options or TuningOptions()
+    options, progress = options or TuningOptions(), as_progress(progress)
+    pipeline, labelled = _prepare(settings, images, labels, options, progress)
     counts = pipeline.counts
-    check_tuning(labelled, pipeline.settings, counts, options.rule)
     variants = options.variants(pipeline.settings.debias)
     sweep = run_sweep(pipeline, labelled.images, variants, progress=progress)
     if not sweep.names:
         first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
         raise ImageFolderError(f"{labelled.images.root}: none of the images could be used (first: {first})")
-    labels = labelled.select_labels(sweep.names)
+    truth = labelled.select_labels(sweep.names)
     preds = _predict(pipeline, sweep, variants)
     selection = select_by_cross_validation(
-        labels,
+        truth,
         preds,
         [0.0, *(variant.eps for variant in variants)],
         num_classes=len(counts),
@@ -137,13 +143,13 @@ def tune(
         tried=_list_tried(variants, preds, selection),
         chosen=selection.chosen,
         splits=tuple(splits.tolist()),
-        held_out=_score_held_out(labels, preds, selection, counts),
+        held_out=_score_held_out(truth, preds, selection, counts),
         rule=options.rule,
         classes=counts.names,
         counts=counts.counts,
-        support=tuple(np.bincount(labels, minlength=len(counts)).tolist()),
+        support=tuple(np.bincount(truth, minlength=len(counts)).tolist()),
         smallest_class=counts.names[counts.smallest],
-        n=len(labels),
+        n=len(truth),
         failed=sweep.errors,
         unused_labels=labelled.unused_labels,
         passes=sweep.passes,
@@ -152,6 +158,32 @@ def tune(
         source=_source(pipeline, labelled),
     )
     return replace(tuning, summary=tuple(summarise(tuning)), notes=(*sweep.warnings, *note(tuning)))
+
+
+def _prepare(
+    settings: Settings | Pipeline,
+    images: str | Path | LabelledImages,
+    labels: str | Path | None,
+    options: TuningOptions,
+    progress: Progress,
+) -> tuple[Pipeline, LabelledImages]:
+    """The model and its images with their labels; what cannot be decided is refused before a model is loaded."""
+    if isinstance(images, LabelledImages) and labels is not None:
+        raise SettingsError(f"labels is {str(labels)!r}, but the images have theirs already; leave it out")
+    counts_file = None
+    if isinstance(settings, Settings):
+        counts_file = load_counts(settings.model)
+        asked, counts = settings, counts_file.counts
+    else:
+        asked, counts = settings.settings, settings.counts
+    labelled = images if isinstance(images, LabelledImages) else find_labelled_images(images, labels, counts.names)
+    progress.found(labelled.images)
+    check_tuning(labelled, asked, counts, options.rule)
+    if not isinstance(settings, Settings):
+        return settings, labelled
+    pipeline = load_pipeline(settings, labelled.images, counts_file=counts_file, exact=True)
+    progress.loaded(pipeline)
+    return pipeline, labelled
 
 
 def _predict(pipeline: Pipeline, sweep: Sweep, variants: Sequence[Variant]) -> NDArray[np.int64]:

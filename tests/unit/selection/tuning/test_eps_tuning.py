@@ -40,7 +40,7 @@ def prepared(place: Path, **debias: object) -> tuple[Pipeline, LabelledImages]:
 
 def test_the_step_that_undoes_the_bias_is_found(place: Path) -> None:
     """Half the rare images are wrong without correction, none with the right eps, most common ones with a large one."""
-    tuning = tune(*prepared(place), OPTIONS)
+    tuning = tune(*prepared(place), options=OPTIONS)
     assert tuning.choice.eps == RIGHT_EPS
     assert (tuning.choice.loss, tuning.choice.temperature) == ("cross-entropy", 1000)
     assert tuning.splits == (0, 0, 10, 0)
@@ -59,12 +59,12 @@ def test_the_step_that_undoes_the_bias_is_found(place: Path) -> None:
 def test_a_sweep_costs_two_passes_and_one_for_each_eps(place: Path) -> None:
     """K values of eps: one forward, one backward and K final passes for each of the 4 batches; 0 costs none."""
     pipeline, labelled = prepared(place)
-    grid = tune(pipeline, labelled, TuningOptions(eps_grid=(0.0, *EPS_GRID), rule=SelectionRule(repeats=1)))
+    grid = tune(pipeline, labelled, options=TuningOptions(eps_grid=(0.0, *EPS_GRID), rule=SelectionRule(repeats=1)))
     assert grid.passes == {"forward": 4, "backward": 4, "final": 4 * len(EPS_GRID)}
     several = TuningOptions(
         eps_grid=(0.01, 0.02, 0.01), temperatures=(1, 1000), losses=("mse", "focal"), rule=SelectionRule(repeats=1)
     )
-    tuning = tune(pipeline, labelled, several)
+    tuning = tune(pipeline, labelled, options=several)
     assert tuning.passes == {"forward": 4, "backward": 16, "final": 32}
     assert len(tuning.tried) == 1 + 8
     assert tuning.loss_specs == [("mse", 1), ("mse", 1000), ("focal", 1), ("focal", 1000)]
@@ -74,7 +74,7 @@ def test_a_sweep_costs_two_passes_and_one_for_each_eps(place: Path) -> None:
 def test_figures_are_those_of_predictions_with_that_eps(place: Path, tau: float) -> None:
     """Each line of the sweep is scikit-learn's figure of what `predict` answers with that eps, tau included."""
     pipeline, labelled = prepared(place, tau=tau)
-    tuning = tune(pipeline, labelled, OPTIONS)
+    tuning = tune(pipeline, labelled, options=OPTIONS)
     for attempt in tuning.tried:
         single, _ = prepared(place, tau=tau, eps=attempt.eps)
         batches = iter_predictions(make_predictor(single), labelled.images, single.preprocessing, single.execution)
@@ -86,7 +86,7 @@ def test_figures_are_those_of_predictions_with_that_eps(place: Path, tau: float)
 
 def test_no_correction_is_a_legal_answer(place: Path) -> None:
     """A grid in which no eps changes an answer gives eps 0, and says why."""
-    tuning = tune(*prepared(place), TuningOptions(eps_grid=(1e-6, 1e-5), rule=SelectionRule(repeats=1)))
+    tuning = tune(*prepared(place), options=TuningOptions(eps_grid=(1e-6, 1e-5), rule=SelectionRule(repeats=1)))
     assert tuning.choice.eps == 0
     assert tuning.choice.loss is None
     assert tuning.summary[0] == "Chosen: eps 0, no correction: no eps changed a single prediction."
@@ -95,7 +95,7 @@ def test_no_correction_is_a_legal_answer(place: Path) -> None:
 
 def test_what_was_found_is_plain_json(place: Path) -> None:
     """The result goes to JSON and back without loss: choice, sweep, held-out figures, spread, rule, hashes."""
-    tuning = tune(*prepared(place), OPTIONS)
+    tuning = tune(*prepared(place), options=OPTIONS)
     data = json.loads(json.dumps(tuning.to_dict(), allow_nan=False))
     assert data["choice"] == {
         "eps": 0.05,
@@ -119,7 +119,7 @@ def test_what_was_found_is_plain_json(place: Path) -> None:
 def test_broken_images_are_left_out_and_named(place: Path) -> None:
     """An image that cannot be read is in no figure; with none left there is an error."""
     (place / "val" / "rare" / "00.png").write_text("broken")
-    tuning = tune(*prepared(place), OPTIONS)
+    tuning = tune(*prepared(place), options=OPTIONS)
     assert tuning.support == (30, 29)
     assert tuning.failed == {"rare/00.png": "not an image in a known format"}
     assert any("1 images could not be used and are left out: rare/00.png" in note for note in tuning.notes)
@@ -127,7 +127,7 @@ def test_broken_images_are_left_out_and_named(place: Path) -> None:
     for path in (place / "val").rglob("*.png"):
         path.write_text("broken")
     with pytest.raises(ImageFolderError, match=r"none of the images could be used \(first: common/00.png: not an"):
-        tune(pipeline, labelled, OPTIONS)
+        tune(pipeline, labelled, options=OPTIONS)
 
 
 def test_what_cannot_decide_is_refused_before_the_model_runs(place: Path) -> None:
@@ -136,11 +136,11 @@ def test_what_cannot_decide_is_refused_before_the_model_runs(place: Path) -> Non
     images = labelled.images
     one_class = LabelledImages(images, dict.fromkeys(images.names, 0), 0)
     with pytest.raises(LabelsError, match="all labelled images are of one class"):
-        tune(pipeline, one_class, OPTIONS)
+        tune(pipeline, one_class, options=OPTIONS)
     with pytest.raises(LabelsError, match="60 labelled images cannot be split into 61 folds"):
-        tune(pipeline, labelled, TuningOptions(rule=SelectionRule(folds=61)))
+        tune(pipeline, labelled, options=TuningOptions(rule=SelectionRule(folds=61)))
     with pytest.raises(SettingsError, match="steps is 2; all eps are tried with one gradient"):
-        tune(*prepared(place, steps=2), OPTIONS)
+        tune(*prepared(place, steps=2), options=OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_classes_without_and_with_few_images_are_named(place: Path) -> None:
         (place / "val" / "rare" / f"{index:02d}.png").unlink()
     settings = prepared(place)[0].settings
     labelled = find_labelled_images(place / "val", None, ("common", "rare", "none"))
-    tuning = tune(load_pipeline(settings, labelled.images), labelled, OPTIONS)
+    tuning = tune(load_pipeline(settings, labelled.images), labelled, options=OPTIONS)
     assert tuning.tried[0].figures.scr is None
     assert tuning.held_out["scr"].difference is None
     assert "classes without validation images, left out of all figures: none" in tuning.notes
@@ -192,11 +192,11 @@ def test_an_image_of_another_size_has_its_own_logits(place: Path) -> None:
         with Image.open(path) as image:
             colour = image.getpixel((0, 0))
         Image.new("RGB", (int(rng.integers(3, 7)), 5), colour).save(path)
-    assert tune(*prepared(place), OPTIONS).splits == (0, 0, 10, 0)
+    assert tune(*prepared(place), options=OPTIONS).splits == (0, 0, 10, 0)
 
 
 def test_of_equal_temperatures_the_own_one_is_chosen(place: Path) -> None:
     """Where T makes no difference, the settings' own stays, wherever it stands in the list."""
     options = TuningOptions(eps_grid=(RIGHT_EPS,), temperatures=(1, 1000, 10), rule=SelectionRule(repeats=1))
-    tuning = tune(*prepared(place), options)
+    tuning = tune(*prepared(place), options=options)
     assert (tuning.choice.eps, tuning.choice.temperature) == (RIGHT_EPS, 1000)

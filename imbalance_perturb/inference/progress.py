@@ -1,0 +1,77 @@
+"""What a use case tells while it works, and how it is asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from imbalance_perturb.errors import InterruptedRunError
+
+if TYPE_CHECKING:
+    from imbalance_perturb.data.image_files import ImageList
+    from imbalance_perturb.inference.pipeline import Pipeline
+    from imbalance_perturb.predictions.shards import Shard
+
+
+class Progress:
+    """Listens to a use case: override what you want to hear. Here every method does nothing.
+
+    Methods are called in their order below, in the thread of the caller; a comparison counts several times.
+    """
+
+    def found(self, images: ImageList, shard: Shard | None = None) -> None:
+        """These images are what the work is about, or ``shard`` of them; nothing is loaded yet."""
+
+    def loaded(self, pipeline: Pipeline) -> None:
+        """The model is loaded and checked; no image has been computed yet."""
+
+    def started(self, total: int, done: int = 0) -> None:
+        """Counting starts: of ``total`` images an earlier run has done ``done``."""
+
+    def advance(self, n: int) -> None:
+        """``n`` images more are done."""
+
+    def should_stop(self) -> str | None:
+        """Asked after each batch: a word (the name of a signal, say) ends the work there, ``None`` lets it go on."""
+        return None
+
+    def ended(self) -> None:
+        """Counting ends, be it with an error."""
+
+    @contextmanager
+    def counting(self, total: int, done: int = 0) -> Iterator[None]:
+        """Tell :meth:`started`, and :meth:`ended` however the block ends."""
+        self.started(total, done)
+        try:
+            yield
+        finally:
+            self.ended()
+
+    def check_stop(self, done: int, total: int) -> None:
+        """End the work where that is wanted and something is left to do.
+
+        Raises:
+            InterruptedRunError: saying how far it was.
+        """
+        if done < total and (word := self.should_stop()):
+            raise InterruptedRunError(f"stopped by {word} after {done:,} of {total:,} images")
+
+
+#: What ``progress=`` takes: a listener, or a function that is called with the number of images just done.
+ProgressLike = Progress | Callable[[int], object] | None
+
+
+class _Calling(Progress):
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self._advance = advance
+
+    def advance(self, n: int) -> None:
+        self._advance(n)
+
+
+def as_progress(progress: ProgressLike) -> Progress:
+    """A listener that does what ``progress=`` was given for."""
+    if isinstance(progress, Progress):
+        return progress
+    return Progress() if progress is None else _Calling(progress)
