@@ -1,4 +1,4 @@
-"""The names of the classes in class-index order, where a model file has them."""
+"""Find the names of the classes, in class-index order, in model files that have them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ClassNames(NamedTuple):
 
 
 def read_class_names(path: str | Path, num_classes: int, *, trust_model_file: bool | str = False) -> ClassNames | None:
-    """The class names in a model file, without building the network; None where it has none.
+    """Read the class names in a model file, without building the network; None where it has none.
 
     Raises:
         ModelFileError, UntrustedModelError: as :func:`load_classifier` does.
@@ -49,13 +49,13 @@ def read_class_names(path: str | Path, num_classes: int, *, trust_model_file: bo
 
 
 def find_class_names(content: object) -> list[ClassNames]:
-    """Whatever may name classes in a loaded checkpoint, the clearest first: plain values only."""
+    """Find whatever may name classes in a loaded checkpoint, the clearest first: plain values only."""
     found = list(_iter_names(content, "", 0))
     return sorted(found, key=lambda names: _KEYS.index(names.key.rpartition(".")[2].lower()))
 
 
 def attached_class_names(snapshot: Snapshot) -> list[ClassNames]:
-    """The same in what a file of another kind has beside the network: its metadata, or the extra parts of an archive.
+    """Find them in what a file of another kind has beside the network: its metadata, or the extra parts of an archive.
 
     Raises:
         ModelFileError: if an extra part is damaged.
@@ -77,7 +77,7 @@ def attached_class_names(snapshot: Snapshot) -> list[ClassNames]:
 def select_class_names(
     found: Sequence[ClassNames], num_classes: int, path: Path
 ) -> tuple[ClassNames | None, tuple[str, ...]]:
-    """The class names of a network with so many classes, and a note on them.
+    """Select the class names of a network with so many classes, and write a note on them.
 
     Raises:
         ModelFileError: if the file has them in two orders.
@@ -165,7 +165,7 @@ def _safetensors_metadata(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _extra_texts(archive: Archive) -> dict[str, str]:
-    """What ``torch.jit.save`` and ``torch.export.save`` were given as extra files, by name without suffix."""
+    """Read what ``torch.jit.save`` and ``torch.export.save`` were given as extra files, by name without suffix."""
     texts: dict[str, str] = {}
     for part in archive.parts:
         folder, _, name = part.filename.rpartition("/")

@@ -1,4 +1,4 @@
-"""Find the tensors of a network in what people save: wrapped, prefixed, with a loss's buffers beside them."""
+"""Check and read ``torch.save`` and safetensors files, and find a network's tensors among what people save."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def parse_checkpoint(content: object, path: Path) -> Checkpoint | nn.Module:
-    """The network's tensors in a loaded object, or the whole module where that was saved.
+    """Find the network's tensors in a loaded object, or the whole module where that was saved.
 
     Raises:
         ModelFileError: if there are none, or more than one candidate.

@@ -1,4 +1,4 @@
-"""``torch.export`` programs: checked for operators, expressions and payloads, then read."""
+"""Check ``torch.export`` programs for operators, expressions and payloads, then read them."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ _INERT_KEYS = frozenset({"metadata", "guards_code", "as_string", "as_strings", "
 #: Parts of an exported program that torch reads as files of ``torch.save``, and those it may by their description.
 _SAVED = re.compile(r"(.*/)?(data/(weights|constants|sample_inputs)/[^/]*|serialized_\w+)\.pt")
 _PAYLOAD_PART = re.compile(r"(.*/)?data/(weights|constants)/(weight|tensor)_\d+")
+#: How many times more than the archive's bytes its tensors may show, by sharing them.
 _SOME_BYTES, _MOST_SHARED = 64 * 2**20, 8
 
 
@@ -214,7 +215,7 @@ def _check_contents(snapshot: Snapshot) -> None:
 
 
 def _declared(content: bytes) -> int:
-    """Bytes that the tensors in a description take at most, if none shared its content."""
+    """Add up the bytes that the tensors in a description take at most, if none shared its content."""
     try:
         entries = json.loads(content)["config"].values()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

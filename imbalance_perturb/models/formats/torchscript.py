@@ -1,4 +1,4 @@
-"""TorchScript: checked for nesting, pickles and operators, then read."""
+"""Check TorchScript for nesting, pickles and operators, then read it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SCRIPT_CLASSES = frozenset({"quantized", "sparse", "xnnpack", "mkldnn", "onednn
 
 
 def code_depth(text: str) -> int:
-    """An upper bound of how deeply the expressions and blocks of source code are nested."""
+    """Bound from above how deeply the expressions and blocks of source code are nested."""
     deepest, total, levels = 0, 1, [0]  # for each open bracket, operators since the last comma
     for token in _TOKENS.finditer(text):
         match token.lastgroup:
@@ -58,7 +58,7 @@ def code_depth(text: str) -> int:
 
 
 def text_depth(text: str) -> int:
-    """How deeply the brackets of a type's name are nested."""
+    """Count how deeply the brackets of a type's name are nested."""
     depth = deepest = 0
     for bracket in re.findall(r"[\[\](){}]", text):
         depth += 1 if bracket in "[({" else -1

@@ -54,14 +54,14 @@ def importable_from_here() -> Iterator[None]:
 
 
 def named_globals(error: BaseException) -> list[str]:
-    """The names of the code that torch's unpickler refused, as its error tells them."""
+    """List the names of the code that torch's unpickler refused, from its error."""
     # torch wraps its unpickler's message and shortens it; the original is in the chain.
     text = f"{error} {error.__cause__} {error.__context__}"
     return sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*\.\w+)", text)))
 
 
 def some_names(names: list[str], most: int = 4) -> str:
-    """Names of code for a message, the first few of many."""
+    """Join names of code for a message, the first few of many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "not named"
 
