@@ -21,15 +21,12 @@ from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_p
 from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
-from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
+from imbalance_perturb.predictions.rows import PredictionRow, RowLayout, describe_difference, largest_difference
 from imbalance_perturb.predictions.run_differences import differences
 from imbalance_perturb.predictions.run_file import RunFile, check_unchanged, find_beside, load_run_file, run_path
 from imbalance_perturb.predictions.run_state import PredictorState
 from imbalance_perturb.predictions.shards import files_sha256
 from imbalance_perturb.predictions.writing import text_rows
-
-#: A confidence reproduces if it is as close as this: another batch or machine rounds differently.
-TOLERANCE = 1e-4
 
 #: Images at the start of the file that may be looked at for the size of the model's input.
 _FIRST = 100
@@ -72,8 +69,7 @@ class VerifyOptions:
         seed: of the sample; ``None`` draws one.
         model, counts, images: where these are now, if not where the run file says.
         device: to compute on; that of the run's settings by default.
-        factory: ``package.module:function`` that builds the network. A run that had one needs it again, since its run
-            file may have come from anywhere.
+        factory: ``package.module:function`` that builds the network; a run that had one needs it again.
         trust_model_file: load a model file that runs code of its own, whatever the run file says.
 
     Raises:
@@ -288,7 +284,7 @@ def _sample_rows(predictions: Path, layout: RowLayout, total: int, sample: int, 
 def _compare(recorded: Sequence[PredictionRow], again: _Again, *, seed: int, predictions: Path) -> Verification:
     found, notes = again.compute()
     line = text_rows(again.suffix, again.layout).line
-    reasons = [(row.image, _difference(row, found[row.image])) for row in recorded]
+    reasons = [(row.image, describe_difference(row, found[row.image])) for row in recorded]
     mismatches = tuple(Mismatch(image, reason) for image, reason in reasons if reason is not None)
     return Verification(
         run=str(again.path),
@@ -298,29 +294,7 @@ def _compare(recorded: Sequence[PredictionRow], again: _Again, *, seed: int, pre
         seed=seed,
         reproduced=len(recorded) - len(mismatches),
         identical=sum(line(row) == line(found[row.image]) for row in recorded),
-        largest_difference=max((_distance(row, found[row.image]) for row in recorded), default=0.0),
+        largest_difference=max((largest_difference(row, found[row.image]) for row in recorded), default=0.0),
         mismatches=mismatches,
         notes=tuple(notes),
     )
-
-
-def _difference(then: PredictionRow, now: PredictionRow) -> str | None:
-    for name in ("error", "base_pred", "pred"):
-        one, other = getattr(then, name), getattr(now, name)
-        if one != other:
-            return f"{name} {_told(one)} then, {_told(other)} now"
-    distance = _distance(then, now)
-    return None if distance <= TOLERANCE else f"confidences or probabilities differ by up to {distance:.2g}"
-
-
-def _told(value: str | None) -> str:
-    return "none" if value is None else repr(value)
-
-
-def _distance(then: PredictionRow, now: PredictionRow) -> float:
-    """The largest difference of a confidence or probability; 0 where one of the two has none."""
-    values = [(row.base_confidence, row.confidence, *row.base_probs, *row.probs) for row in (then, now)]
-    if then.error is not None or now.error is not None:
-        return 0.0
-    pairs = zip(*values, strict=True)
-    return max((abs(one - other) for one, other in pairs if one is not None and other is not None), default=0.0)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+#: A confidence reproduces if it is as close as this: another batch or machine rounds differently.
+TOLERANCE = 1e-4
+
 #: Columns of every predictions file, in order; class probabilities follow where asked for.
 COLUMNS = ("image", "base_pred", "base_confidence", "pred", "confidence", "changed", "error")
 
@@ -72,3 +75,26 @@ class RowLayout(NamedTuple):
             record |= {f"p_{name}": p for name, p in zip(self.classes, row.probs, strict=bool(self.classes))}
             record |= {f"base_p_{name}": p for name, p in zip(self.classes, row.base_probs, strict=bool(self.classes))}
         return record
+
+
+def describe_difference(then: PredictionRow, now: PredictionRow) -> str | None:
+    """Say why one of two rows of an image is not the other computed again; ``None`` where it is."""
+    for name in ("error", "base_pred", "pred"):
+        one, other = getattr(then, name), getattr(now, name)
+        if one != other:
+            return f"{name} {_quoted(one)} then, {_quoted(other)} now"
+    distance = largest_difference(then, now)
+    return None if distance <= TOLERANCE else f"confidences or probabilities differ by up to {distance:.2g}"
+
+
+def _quoted(value: str | None) -> str:
+    return "none" if value is None else repr(value)
+
+
+def largest_difference(then: PredictionRow, now: PredictionRow) -> float:
+    """Compare confidences and probabilities of two rows: their largest difference, 0 where one of the two has none."""
+    values = [(row.base_confidence, row.confidence, *row.base_probs, *row.probs) for row in (then, now)]
+    if then.error is not None or now.error is not None:
+        return 0.0
+    pairs = zip(*values, strict=True)
+    return max((abs(one - other) for one, other in pairs if one is not None and other is not None), default=0.0)

@@ -58,3 +58,11 @@ def test_a_page_names_files_that_are_there(page: Path) -> None:
     named = re.findall(r"`(?:python )?([\w/]+\.py)\b", page.read_text(encoding="utf-8"))
     gone = [name for name in named if not any(path.endswith(f"/{name}") for path in there)]
     assert set(gone) <= USERS_OWN
+
+
+def test_no_module_is_longer_than_a_reader_holds() -> None:
+    """A module of the package has at most 300 lines."""
+    lengths = {
+        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")
+    }
+    assert {path: lines for path, lines in lengths.items() if lines > 300} == {}
