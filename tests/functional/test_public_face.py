@@ -191,9 +191,10 @@ def test_the_whole_job(tmp_path: Path) -> None:
     assert (frame["pred"] == frame["image"].map(truth)).mean() == pytest.approx(evaluation.perturbed.accuracy)
     files = ip.ComparisonFiles(val=folder / "val", labels=folder / "val.csv")
     compared = ip.compare_methods(settings, files, ip.ComparisonOptions(methods=("none", "la"), rule=options.rule))
-    assert json.loads(json.dumps(compared.to_dict()))["source"]["files"]["val"] == str(folder / "val")
-    with pytest.raises(ip.InterruptedRunError):
-        ip.compare_methods(settings, files, progress=Stopping())
+    assert json.loads(json.dumps(compared.to_dict()))["files"]["val"] == str(folder / "val")
+    small = replace(settings, run=replace(settings.run, batch_size=16))
+    with pytest.raises(ip.InterruptedRunError, match="stopped by a test after 64 of 240 images"):
+        ip.compare_methods(small, files, progress=Stopping())
 
 
 @pytest.mark.parametrize(
