@@ -244,7 +244,7 @@ def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None
 
 
 def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
-    """Read the tensors of a ``.safetensors`` file.
+    """Read the tensors of a ``.safetensors`` file, in the order of their names.
 
     Raises:
         ModelFileError: if it is damaged.
@@ -252,7 +252,7 @@ def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     try:
-        return load(snapshot.content)
+        return dict(sorted(load(snapshot.content).items()))  # they come in another order each time
     except LOAD_ERRORS as error:
         raise ModelFileError(
             f"{snapshot.path}: this safetensors file is damaged or cut off ({first_line(error)});"

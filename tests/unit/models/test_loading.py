@@ -22,6 +22,8 @@ from imbalance_perturb.errors import (
 )
 from imbalance_perturb.models import load_classifier, probe_classifier
 from imbalance_perturb.models.classifier import one_row_each
+from imbalance_perturb.models.formats.checkpoint import read_safetensors
+from imbalance_perturb.models.formats.snapshot import read_snapshot
 
 SHAPE = (3, 16, 16)
 
@@ -521,3 +523,10 @@ def test_the_skin7_checkpoints_load(shared_dir: Path) -> None:
     assert (lite.info.format, lite.info.num_classes, lite.info.in_channels) == ("torchscript", 7, 3)
     assert probe_classifier(resnet18, (3, 64, 64), num_classes=7).gradient_nonzero > 0.99
     assert probe_classifier(lite, (3, 112, 112), num_classes=7).gradient_nonzero > 0.99
+
+
+def test_safetensors_have_one_order(tmp_path: Path) -> None:
+    """A factory is given the same number of classes each time, where the order of the tensors decides it."""
+    save_file({f"{layer:02}.weight": torch.zeros(3, 3) for layer in range(20)}, tmp_path / "m.safetensors")
+    orders = {tuple(read_safetensors(read_snapshot(tmp_path / "m.safetensors"))) for _ in range(5)}
+    assert orders == {tuple(f"{layer:02}.weight" for layer in range(20))}
