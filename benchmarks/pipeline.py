@@ -37,8 +37,8 @@ from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.inference import engine
 from imbalance_perturb.inference.allocator import keep_freed_memory
 from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
-from imbalance_perturb.inference.folder_prediction import predict_folder
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
+from imbalance_perturb.inference.prediction_job import predict_folder
 
 #: Height and width of the JPEGs.
 SIZE = (450, 600)

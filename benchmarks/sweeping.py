@@ -16,8 +16,8 @@ from torch import nn
 
 from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import ImageList, find_images
-from imbalance_perturb.inference.folder_prediction import predict_folder
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
+from imbalance_perturb.inference.prediction_job import predict_folder
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.selection.sweep import Variant, run_sweep
 

@@ -45,6 +45,12 @@ def network() -> nn.Module:
 COUNTS = ClassCounts(("a", "b", "c"), (100, 20, 5))
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_a_benchmark_finds_what_it_measures(load: Load, name: str) -> None:
+    """Every benchmark's imports are there: none is run here, so nothing else would say that a name has moved."""
+    assert load(name).__doc__
+
+
 def test_every_contender_is_measured_once_a_round_in_changing_order(load: Load) -> None:
     """In each round each contender runs once; the order is not always the same; answers are kept."""
     ran: list[str] = []
