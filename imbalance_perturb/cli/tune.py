@@ -110,7 +110,7 @@ def tune_eps(
         ),
     ] = 0.07,
     folds: Annotated[int, Option(help="Parts held out in turn.", rich_help_panel=_PANEL)] = 5,
-    repeats: Annotated[int, Option(help="How often the images are parted anew.", rich_help_panel=_PANEL)] = 10,
+    repeats: Annotated[int, Option(help="How often the images are split anew.", rich_help_panel=_PANEL)] = 10,
     seed: Annotated[int, Option(help="Of the parting and the test.", rich_help_panel=_PANEL)] = 0,
     out: Annotated[Path, Option("--out", "-o", metavar="FILE", help="JSON to write.")] = Path("tune-eps.json"),
     plot: Annotated[

@@ -1,4 +1,4 @@
-"""Predict a folder: rows written as they come, gone on with where a run was cut off, and the run that made them."""
+"""Predict a folder: write rows as they come, resume a run that was cut off, and say what made them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from imbalance_perturb.predictions.writing import open_rows
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to: numbers of images, seconds of wall clock, and the files written (``None``: stdout).
+    """The result of a run: numbers of images, seconds of wall clock, and the files written (``None``: stdout).
 
     ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed. Of the
     images, ``resumed`` had been done by an earlier run that was cut off; its seconds are counted, too.
@@ -109,7 +109,7 @@ def write_predictions(
             return _summary_of(finished, path, pipeline)
     with open_journal(path, layout, made_by.to_dict(), resume=bool(resume)) as (journal, mark):
         if mark is not None:
-            run.go_on(read_state(path, mark), mark.rows)
+            run.resume(read_state(path, mark), mark.rows)
         with progress.counting(len(images), journal.count):
             with _naming_rows(journal, path):
                 for rows in run.iter_rows():
@@ -172,7 +172,7 @@ class _Run:
             deep=self.deep,
         )
 
-    def go_on(self, state: RunState, rows: int) -> None:
+    def resume(self, state: RunState, rows: int) -> None:
         """Start from where an earlier run stood when it had so many rows."""
         self._standing, self._resumed = state.standing, rows
         self.stopwatch.seconds.update(state.seconds)
@@ -180,7 +180,7 @@ class _Run:
         self.deep = state.deep
 
     def summary(self, path: Path | None) -> RunSummary:
-        """What it came to."""
+        """Sum up the run so far."""
         standing, pipeline = self._standing, self._pipeline
         approximate = pipeline.low is not None or pipeline.execution.close_calls_only
         return RunSummary(

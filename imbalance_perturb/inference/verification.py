@@ -41,7 +41,7 @@ class Mismatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification came to.
+    """The result of a verification.
 
     Of ``total`` rows ``sampled`` were computed again (chosen by ``seed``), and ``reproduced`` of them came out again,
     ``identical`` to the last digit. ``largest_difference`` is of their confidences and probabilities. ``notes``:

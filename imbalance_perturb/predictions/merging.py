@@ -31,7 +31,7 @@ class MergeOptions:
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What a merge came to: numbers of parts and images, the files written, and what is to be known about them."""
+    """The result of a merge: numbers of parts and images, the files written, and what is to be known about them."""
 
     parts: int
     total: int

@@ -24,7 +24,7 @@ def check_unfinished(out: str, resume: bool | None) -> None:
     """Refuse to write where an unfinished run has rows, unless it is said what to do with them.
 
     Raises:
-        ResumeError: if there are some and ``resume`` is ``None``, or rows on stdout are to be gone on with.
+        ResumeError: if there are some and ``resume`` is ``None``, or rows on stdout are to be resumed.
     """
     if out == STDOUT:
         if resume:

@@ -60,7 +60,7 @@ def differences(then: Making, now: Making, *, part: bool = True) -> list[str]:
         if one != other and not (name == _FILES and _LIST in words):
             told = all(value is None or isinstance(value, str | int | float) for value in (one, other))
             told = told and not any(isinstance(value, str) and len(value) > 40 for value in (one, other))
-            words.append(f"{name} ({_told(one)} {then_is}, {_told(other)} {now_is})" if told else name)
+            words.append(f"{name} ({_as_text(one)} {then_is}, {_as_text(other)} {now_is})" if told else name)
     return words
 
 
@@ -82,5 +82,5 @@ def _look_up(account: Any, entry: str) -> Any:
     return account
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return "none" if value is None else str(value)
