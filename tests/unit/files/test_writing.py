@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,16 +215,17 @@ def test_an_interrupted_parquet_file_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 4,096 bytes."""
+    """No file may grow beyond 4,096 bytes. As no fixture: pytest's own report goes to a file, too, and would be cut."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.parquet"])
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
     """No space left ends in one line that names the file, and nothing stands under the final name."""
@@ -236,7 +238,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, name: str) 
             for index in range(20000):
                 write_row(PredictionRow(f"{index}.png", error="x" * 100))
 
-    with pytest.raises(OutputFileError, match=rf"{name}: writing stopped \(File too large\)"):
+    with pytest.raises(OutputFileError, match=rf"{name}: writing stopped \(File too large\)"), small_disk():
         fill()
     assert list(tmp_path.iterdir()) == []
 
