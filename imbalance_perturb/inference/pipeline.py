@@ -243,6 +243,7 @@ def load_probed(
         outputs=settings.model.outputs,
         trust_model_file=settings.model.trust_model_file,
         input_shape=(provisional.channels, *size),
+        num_classes=None if counts is None else len(counts),
     )
     if counts is not None and model.info.classes is not None and len(counts) == model.info.num_classes:
         _agree(counts, model.info.classes, settings.model)

@@ -46,6 +46,7 @@ class _Asked(NamedTuple):
     arch: str | None
     factory: str | None
     head_activation: str | None
+    num_classes: int | None
 
 
 def load_classifier(
@@ -57,6 +58,7 @@ def load_classifier(
     outputs: str = "auto",
     trust_model_file: bool | str = False,
     input_shape: tuple[int, ...] = (3, 224, 224),
+    num_classes: int | None = None,
 ) -> LoadedClassifier:
     """A trained classifier as a frozen module that returns (N, C) logits, on the CPU and in float32.
 
@@ -72,6 +74,8 @@ def load_classifier(
         outputs: what the network returns: ``logits``, ``probabilities``, or ``auto`` to find out.
         trust_model_file: accept a file that needs code to load; with a SHA-256, in hexadecimal, only the file of that.
         input_shape: (channels, height, width) of an input, to try a network of unknown make on.
+        num_classes: C where the caller knows it, from COUNTS: it settles what a file leaves open, and is otherwise not
+            held against the network.
 
     Raises:
         ModelFileError: if the file is missing, damaged or of another format.
@@ -87,7 +91,7 @@ def load_classifier(
     if arch and factory:
         raise SettingsError("arch and factory are both given; each names the network, so give one")
     try:
-        network = _Asked(arch, factory, head_activation)
+        network = _Asked(arch, factory, head_activation, num_classes)
         loaded = _load(Path(path), network, outputs, trust_model_file, input_shape)
     except (ModelFileError, ModelOutputError) as error:
         raise type(error)(_plain(str(error))) from error
@@ -118,8 +122,8 @@ def _load(
         found, names = _tensors(snapshot, asked, trust=trust)
     if isinstance(found, Built):
         return _name_classes(_wrap_built(found, snapshot, outputs, input_shape), names, path)
-    for option, given in asked._asdict().items():
-        if given:
+    for option in ("arch", "factory", "head_activation"):
+        if getattr(asked, option):
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
     return _name_classes(_wrap_opaque(found, snapshot, outputs, input_shape), names, path)

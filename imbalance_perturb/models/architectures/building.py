@@ -33,6 +33,7 @@ def build_network(
     factory: str | None,
     kind: str,
     head_activation: str | None = None,
+    num_classes: int | None = None,
 ) -> Built:
     """Build the network for a checkpoint's tensors.
 
@@ -41,13 +42,14 @@ def build_network(
         factory: ``package.module:function``, called with ``num_classes=``.
         kind: the file's format, to be named in the result.
         head_activation: what stands between the Linears of a replaced head, where the file does not show it.
+        num_classes: C where the caller knows it, for networks whose head cannot be told from the tensors.
 
     Raises:
         ArchitectureError: if there is no such network or the tensors do not fit it.
     """
     hints = HeadHints(checkpoint.ordered, head_activation)
     if factory is not None:
-        return _noting_unused(build_by_factory(checkpoint, path, factory), head_activation)
+        return _noting_unused(build_by_factory(checkpoint, path, factory, num_classes), head_activation)
     if arch is None:
         return _by_recognition(checkpoint, path, kind, hints)
     name, options = parse_arch(arch)

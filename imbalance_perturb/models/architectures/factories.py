@@ -13,13 +13,20 @@ from imbalance_perturb.models.formats.checkpoint import Checkpoint
 from imbalance_perturb.models.formats.trust import importable_from_here
 
 
-def build_by_factory(checkpoint: Checkpoint, path: Path, factory: str) -> Built:
-    """Call ``package.module:function`` with the checkpoint's number of classes and load its tensors.
+def build_by_factory(checkpoint: Checkpoint, path: Path, factory: str, expected: int | None = None) -> Built:
+    """Call ``package.module:function`` with the number of classes and load the checkpoint's tensors.
+
+    Args:
+        expected: C where the caller knows it; else it is read off the layer that is taken for the last.
 
     Raises:
         ArchitectureError: if there is no such function, it fails, or the tensors do not fit its network.
     """
-    num_classes, head = last_rows(checkpoint, path)
+    if expected is None:
+        num_classes, head = last_rows(checkpoint, path)
+        whence = f"the rows of {head}, taken for the last layer"
+    else:
+        num_classes, whence = expected, "as many as COUNTS has"
     module_name, _, function_name = factory.partition(":")
     if not module_name or not function_name:
         raise ArchitectureError(f"--factory {factory}: expected package.module:function")
@@ -51,6 +58,6 @@ def build_by_factory(checkpoint: Checkpoint, path: Path, factory: str) -> Built:
     load_strictly(network, checkpoint.tensors, path, f"the tensors do not fit the network of --factory {factory}")
     notes = (
         *checkpoint.notes,
-        f"built by {factory} with num_classes={num_classes}, the rows of {head}, taken for the last layer",
+        f"built by {factory} with num_classes={num_classes}, {whence}",
     )
     return Built(network.float().eval(), "factory", factory, num_classes, None, None, notes)
