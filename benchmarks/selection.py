@@ -1,257 +1,245 @@
-"""Is tune-eps fooled? How often it answers 'no correction' where none helps, and what it finds where one does.
+"""How good is the choice? Its regret on real logits, how often it is fooled, and what that costs.
 
-Simulated validation sets with the class sizes of one fold of Skin7, of smaller sets and of other shapes. A base
-prediction is right with a known recall in each class; every eps changes a growing share of the predictions, with
-known chances of gain and loss, so the true figures of every candidate are known. For each scenario: the share of
-sets in which 0 is answered (with the whole rule, and with the one-standard-error rule alone), the true gain of the
-answer, the true gain of the best candidate, and what two estimates of the gain say on average: that of the chosen
-candidate on the images that chose it, and the nested one.
+The logits are those of the checkpoints under every candidate correction (``benchmarks/real_logits.py``). A design is a
+checkpoint with one fold to choose on and another to score on. From the first, ``--sets`` samples of each size are
+drawn without replacement; on each a rule chooses, and the regret is what its choice lacks of the best candidate's mean
+class recall on the other fold, in points. Rules: the package's (class-balanced Brier score, eps with its test), the
+same without a test, and the highest mean class recall.
 
-    python benchmarks/selection.py [--sets 500] [--nested 30] [--seed 0]
+Two worlds in which nothing helps. *Exchanged*: the logits of each image are dealt out to the candidates at random, so
+that all are alike and differ by noise alone. *Best already*: labels are drawn from the calibrated probabilities, and
+candidate 0 is what is best for them, logit adjustment with tau 1; every step away from it harms. Shown: how often a
+correction is chosen all the same (the size of the test), and the points of mean class recall that this costs.
+
+    python benchmarks/selection.py FOLDER [--sets 200] [--sizes 500,1000] [--seed 0]
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from imbalance_perturb.selection.candidates import make_candidates
-from imbalance_perturb.selection.cross_validation import select_by_cross_validation
+from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.logit_corrections import adjust_logits, normalise_rows
+from imbalance_perturb.selection.brier import class_weights, fitted_brier_scores
+from imbalance_perturb.selection.candidates import Candidates, make_candidates
+from imbalance_perturb.selection.comparison.methods import TAU_GRID
 from imbalance_perturb.selection.rule import SelectionRule, choose_among
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
-#: One fold of Skin7, with recalls like those of a plain network on it.
-SKIN7 = (1341, 223, 220, 103, 65, 28, 23)
-RECALLS = (0.94, 0.49, 0.55, 0.68, 0.40, 0.68, 0.39)
-GRID = (0.0, *np.geomspace(1e-4, 3e-2, 13).tolist())
-
-#: Share of the predictions that change at the largest eps, growing from there down as a power of eps.
-CHANGED, POWER = 0.45, 0.8
+TESTED, UNTESTED = SelectionRule(), SelectionRule(significance=None)
 
 
-@dataclass(frozen=True)
-class World:
-    """What is true: for each class its images and its recall under every candidate, and how much changes.
+class Logits(NamedTuple):
+    """What one file holds: (N,) labels, (N, C) plain and (K, N, C) moved logits, the last layer if it has one."""
 
-    ``gain`` and ``loss`` (C, K): chance of an image that is wrong at first to be right, and the reverse.
-    """
+    labels: Ints
+    base: torch.Tensor
+    moved: torch.Tensor
+    counts: ClassCounts
+    norms: torch.Tensor | None
+    bias: torch.Tensor | None
 
-    sizes: tuple[int, ...]
-    recalls: tuple[float, ...]
-    gain: Floats
-    loss: Floats
-    strengths: Floats
-    independent: bool = False
+    @property
+    def steps(self) -> list[torch.Tensor]:
+        """Logits for eps 0 and every eps of the grid."""
+        return [self.base, *self.moved]
 
-    def true_recalls(self) -> Floats:
-        """(C, K) expected recalls."""
-        r = np.array(self.recalls)[:, None]
-        return np.asarray(r * (1 - self.loss) + (1 - r) * self.gain)
+    def adjusted(self, logits: torch.Tensor, tau: float) -> torch.Tensor:
+        """Logits (N, C) after logit adjustment."""
+        return adjust_logits(logits, self.counts, tau)
 
-    def true_values(self, objective: str) -> Floats:
-        """(K,) expected objective."""
-        recalls = self.true_recalls()
-        if objective == "scr":
-            return np.asarray(recalls[-1])
-        if objective == "worst":
-            return np.asarray(recalls.min(axis=0))
-        if objective == "gmean":
-            return np.asarray(np.exp(np.log(recalls).mean(axis=0)))
-        return np.asarray(recalls.mean(axis=0))
-
-    def draw(self, random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """A validation set: (N,) labels and (N, K) predictions, in which a wrong one is of the next class."""
-        labels = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        images, candidates = len(labels), len(self.strengths)
-        right = random.random(images) < np.array(self.recalls)[labels]
-        # One threshold for an image: what a small eps changes, a larger one changes too.
-        threshold = random.random((images, candidates if self.independent else 1))
-        changed = np.where(right[:, None], threshold < self.loss[labels], threshold < self.gain[labels])
-        correct = right[:, None] ^ changed
-        return labels, np.where(correct, labels[:, None], (labels[:, None] + 1) % len(self.sizes))
+    def candidates(self, logits: Sequence[torch.Tensor], labels: Ints | None = None) -> Candidates:
+        """All images under these candidates."""
+        return make_candidates(
+            self.labels if labels is None else labels,
+            np.stack([each.argmax(1).numpy() for each in logits], axis=1),
+            range(len(logits)),
+            num_classes=len(self.counts),
+            smallest_class=self.counts.smallest,
+            logits=[each.numpy() for each in logits],
+        )
 
 
-def flows(sizes: tuple[int, ...], recalls: tuple[float, ...], grid: Floats, churn: float = 1.0) -> Floats:
-    """(C, K) share of the images of a class that are gained, and as many lost, at every eps."""
-    r = np.array(recalls)[:, None]
-    share = churn * CHANGED / 2 * (np.asarray(grid) / max(grid)) ** POWER
-    return np.asarray(np.minimum(share[None] * np.ones((len(sizes), 1)), np.minimum(r, 1 - r)))
+def read_logits(path: Path) -> Logits:
+    """One file of ``benchmarks/real_logits.py``."""
+    with np.load(path) as data:
+        counts = ClassCounts(tuple(map(str, range(len(data["counts"])))), tuple(data["counts"].tolist()))
+        layer = [torch.from_numpy(data[name]) for name in ("norms", "bias")] if "norms" in data else [None, None]
+        return Logits(data["labels"], torch.from_numpy(data["base"]), torch.from_numpy(data["moved"]), counts, *layer)
 
 
-def make_world(
-    sizes: tuple[int, ...] = SKIN7,
-    recalls: tuple[float, ...] = RECALLS,
-    *,
-    shift: Callable[[Floats], Floats] | None = None,
-    churn: float = 1.0,
-    copies: int = 1,
-    independent: bool = False,
-) -> World:
-    """Equal gains and losses in every class, and on top the ``shift`` (C, K) of the recalls along the grid."""
-    grid = np.array([0.0] + [eps for _ in range(copies) for eps in GRID[1:]])
-    flow = flows(sizes, recalls, grid, churn)
-    r = np.array(recalls)[:, None]
-    moved = np.zeros_like(flow) if shift is None else shift(grid / max(GRID))
-    gain = np.clip((flow + np.maximum(moved, 0)) / (1 - r), 0, 1)
-    loss = np.clip((flow + np.maximum(-moved, 0)) / r, 0, 1)
-    return World(sizes, recalls, gain, loss, grid, independent or copies > 1)
+def recalls(labels: Ints, preds: Ints) -> float:
+    """Mean class recall in points."""
+    return 100 * float(np.sum(class_weights(labels, int(labels.max()) + 1) * (preds == labels)))
 
 
-def trade(classes: int) -> Callable[[Floats], Floats]:
-    """The rarer half gains recall, the commoner half loses as much: the MCR stays where it is."""
-    sign = np.sign(np.arange(classes) - (classes - 1) / 2)
-    return lambda x: np.asarray(0.12 * sign[:, None] * np.minimum(x, 1)[None] ** 0.7)
+def by_recall(candidates: Candidates) -> int:
+    """The candidate with the highest mean class recall, the mildest of equals."""
+    return int(np.argmax(class_weights(candidates.labels, candidates.num_classes) @ candidates.correct))
 
 
-def harm(classes: int) -> Callable[[Floats], Floats]:
-    """Every class loses a little, more with eps."""
-    return lambda x: np.asarray(-0.05 * np.ones((classes, 1)) * x[None])
+#: Chooses one of the candidates.
+Rule = Callable[[Candidates, np.random.Generator], int]
 
-
-def help_(size: float, classes: int) -> Callable[[Floats], Floats]:
-    """The rarer classes gain, the commonest loses; best in the middle of the grid, harmful at its end."""
-    tilt = np.linspace(-0.5, 1.5, classes)
-
-    def shift(x: Floats) -> Floats:
-        position = np.where(x > 0, np.log(np.maximum(x, 1e-9)) / math.log(300) + 1, 0.0)
-        rise = np.sin(np.pi * np.clip(position / 1.2, 0, 1)) - 1.5 * np.maximum(position - 0.8, 0)
-        return np.asarray(2 * size * tilt[:, None] * rise[None] * (x > 0))
-
-    return shift
+RULES: dict[str, Rule] = {
+    "the package's": lambda found, random: choose_among(found, TESTED, random).chosen,
+    "Brier, no test": lambda found, random: choose_among(found, UNTESTED, random).chosen,
+    "highest MCR": lambda found, random: by_recall(found),
+}
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """A world, and the rule tried on it."""
+class Design:
+    """Images to choose on and images to score on, of one checkpoint."""
 
     name: str
-    world: World
-    rule: SelectionRule
+    tuned: Logits
+    scored: Logits
 
 
-def scenarios() -> tuple[list[Scenario], list[Scenario]]:
-    """Those where no eps helps, and those where one does."""
-    tiny, tiny_recalls = (60, 20, 10), (0.9, 0.6, 0.5)
-    many = tuple(int(n) for n in np.geomspace(100, 5, 50))
-    many_recalls = tuple(np.linspace(0.9, 0.4, 50).tolist())
-    half, fifth = (tuple(max(n // k, 4) for n in SKIN7) for k in (2, 5))
-    large = tuple(4 * n for n in SKIN7)
-    balanced = (100,) * 7
-    mcr = SelectionRule()
-    null = [
-        Scenario("Skin7 fold, noise", make_world(), mcr),
-        Scenario("Skin7 fold, noise, each eps on its own", make_world(independent=True), mcr),
-        Scenario("Skin7 fold, little noise", make_world(churn=0.15), mcr),
-        Scenario("Skin7 fold, trade at equal MCR", make_world(shift=trade(7)), mcr),
-        Scenario("Skin7 fold, harm", make_world(shift=harm(7)), mcr),
-        Scenario("Skin7 fold, 6 T/loss x 13 eps, all on their own", make_world(copies=6), mcr),
-        Scenario("Skin7 fold / 2, noise", make_world(half), mcr),
-        Scenario("Skin7 fold / 5, noise", make_world(fifth), mcr),
-        Scenario("Skin7 fold / 5, trade at equal MCR", make_world(fifth, shift=trade(7)), mcr),
-        Scenario("Skin7 fold x 4, noise", make_world(large), mcr),
-        Scenario("90 images of 3 classes, noise", make_world(tiny, tiny_recalls), mcr),
-        Scenario("50 classes of 100 to 5, noise", make_world(many, many_recalls), mcr),
-        Scenario("50 classes of 100 to 5, trade", make_world(many, many_recalls, shift=trade(50)), mcr),
-        Scenario("7 classes of 100, noise", make_world(balanced), mcr),
-        Scenario("Skin7 fold, noise, accuracy drop <= 0.01", make_world(), replace(mcr, max_accuracy_drop=0.01)),
-        Scenario("Skin7 fold, noise, for SCR", make_world(), replace(mcr, objective="scr")),
-        Scenario("Skin7 fold, noise, for the worst class", make_world(), replace(mcr, objective="worst")),
-        Scenario("Skin7 fold, noise, for the gmean", make_world(), replace(mcr, objective="gmean")),
-    ]
-    gains = [
-        Scenario(f"Skin7 fold{where}, best eps gains {size:+.2f} MCR", make_world(sizes, shift=help_(size, 7)), mcr)
-        for where, sizes in (("", SKIN7), (" / 2", half), (" / 5", fifth))
-        for size in (0.02, 0.04, 0.07)
-    ]
-    gains += [
-        Scenario(
-            f"Skin7 fold, the same gain of +0.07, for {name}",
-            make_world(shift=help_(0.07, 7)),
-            replace(mcr, objective=name),
-        )
-        for name in ("scr", "worst", "gmean")
-    ]
-    return null, gains
+def regrets(design: Design, size: int, sets: int, random: np.random.Generator) -> Iterator[tuple[str, str, Floats]]:
+    """(method, rule, (sets, 2) regret and whether no correction was chosen)."""
+    tuned, scored = design.tuned, design.scored
+    of_tau = [(tuned.adjusted(tuned.base, tau), scored.adjusted(scored.base, tau)) for tau in TAU_GRID]
+    methods = {"la": of_tau, "eps": list(zip(tuned.steps, scored.steps, strict=True))}
+    if tuned.norms is not None and tuned.bias is not None:
+        methods["tau-norm"] = [
+            tuple(normalise_rows(each.base, tuned.norms, tuned.bias, tau) for each in (tuned, scored))  # type: ignore[misc]
+            for tau in TAU_GRID
+        ]
+    samples = [_sample(tuned.labels, size, random) for _ in range(sets)]
+    for method, pairs in methods.items():
+        found = tuned.candidates([first for first, _ in pairs])
+        truth = np.array([recalls(scored.labels, second.argmax(1).numpy()) for _, second in pairs])
+        rules = RULES if method == "eps" else {k: v for k, v in RULES.items() if k != "the package's"}
+        for name, rule in rules.items():
+            chosen = np.array([rule(found.subset(sample), random) for sample in samples])
+            yield method, name, np.stack([truth.max() - truth[chosen], chosen == 0], axis=1)
+    both = [[(tuned.adjusted(a, tau), scored.adjusted(b, tau)) for a, b in methods["eps"]] for tau in TAU_GRID]
+    prepared = [tuned.candidates([first for first, _ in row]) for row in both]
+    table = np.array([[recalls(scored.labels, second.argmax(1).numpy()) for _, second in row] for row in both])
+    taus = tuned.candidates([first for first, _ in of_tau])
+    lacks = []
+    for sample in samples:
+        tau = choose_among(taus.subset(sample), UNTESTED, random).chosen
+        eps = choose_among(prepared[tau].subset(sample), TESTED, random).chosen
+        lacks.append((table.max() - table[tau, eps], eps == 0))
+    yield "eps + la", "the package's", np.array(lacks, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One line of the result."""
-
-    zero: float
-    zero_plain: float
-    true_gain: float
-    plain_gain: float
-    best_gain: float
-    apparent: float
-    nested: float
-    nested_truth: float
+def _sample(labels: Ints, size: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    """(N,) true for ``size`` images drawn at random, two of each class among them."""
+    order = random.permutation(len(labels))
+    first = np.concatenate([order[labels[order] == label][:2] for label in np.unique(labels)])
+    rest = order[~np.isin(order, first)][: max(0, size - len(first))]
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[np.concatenate([first, rest])] = True
+    return chosen
 
 
-def run(scenario: Scenario, sets: int, nested: int, random: np.random.Generator) -> Outcome:
-    world, rule = scenario.world, scenario.rule
-    truth = world.true_values(rule.objective)
-    plain = replace(rule, significance=None)
-    about = {"num_classes": len(world.sizes), "smallest_class": len(world.sizes) - 1}
-    answers, plain_answers, apparent, estimates, worth = [], [], [], [], []
-    for index in range(sets):
-        labels, preds = world.draw(random)
-        candidates = make_candidates(labels, preds, world.strengths, **about)
-        choice = choose_among(candidates, rule, random)
-        answers.append(choice.chosen)
-        plain_answers.append(choose_among(candidates, plain, random).chosen)
-        apparent.append(choice.gains[choice.chosen])
-        if index < nested:
-            found = select_by_cross_validation(labels, preds, world.strengths, rule=replace(rule, seed=index), **about)
-            name = {"worst": "worst_class_recall"}.get(rule.objective, rule.objective)
-            estimates.append(getattr(found.selected, name) - getattr(found.base, name))
-            worth.append(float((truth[found.fold_choices] - truth[0]).mean()))
-    chosen, plainly = np.array(answers), np.array(plain_answers)
-    return Outcome(
-        zero=float((chosen == 0).mean()),
-        zero_plain=float((plainly == 0).mean()),
-        true_gain=float((truth[chosen] - truth[0]).mean()),
-        plain_gain=float((truth[plainly] - truth[0]).mean()),
-        best_gain=float(truth.max() - truth[0]),
-        apparent=float(np.mean(apparent)),
-        nested=float(np.mean(estimates)) if estimates else math.nan,
-        nested_truth=float(np.mean(worth)) if worth else math.nan,
+def fooled(design: Design, size: int, sets: int, random: np.random.Generator) -> Iterator[tuple[str, Floats]]:
+    """(world, (sets, 2): whether a correction was chosen, and the points of MCR lost by it)."""
+    tuned = design.tuned
+    columns = torch.stack(tuned.steps)
+    found = []
+    for _ in range(sets):
+        deal = torch.from_numpy(random.permuted(np.tile(np.arange(len(columns)), (columns.shape[1], 1)), axis=1).T)
+        dealt = [columns.gather(0, row[None, :, None].expand(1, -1, columns.shape[2]))[0] for row in deal]
+        part = _sample(tuned.labels, size, random)
+        candidates = tuned.candidates(dealt).subset(part)
+        found.append((choose_among(candidates, TESTED, random).chosen != 0, 0.0))
+    yield "exchanged", np.array(found, dtype=np.float64)
+    temperature = _temperature(tuned)
+    posterior = torch.softmax(tuned.base.double() / temperature, dim=1).numpy()
+    share = posterior.mean(axis=0)
+    best = tuned.base.double() / temperature - torch.from_numpy(np.log(share))
+    moved = [each.double() / temperature - torch.from_numpy(np.log(share)) for each in tuned.moved]
+    preds = [each.argmax(1).numpy() for each in (best, *moved)]
+    # The true recalls: each image is of each class with its probability.
+    truth = np.array(
+        [100 * np.mean([posterior[p == c, c].sum() / posterior[:, c].sum() for c in range(len(share))]) for p in preds]
     )
+    lost = []
+    for _ in range(sets):
+        labels = (posterior.cumsum(axis=1) > random.random((len(posterior), 1))).argmax(axis=1)
+        if len(np.unique(labels)) < len(share):
+            continue
+        part = _sample(labels, size, random)
+        candidates = Candidates(
+            labels[part],
+            np.stack(preds, axis=1)[part] == labels[part, None],
+            np.arange(float(len(preds))),
+            len(share),
+            tuned.counts.smallest,
+            np.stack(
+                [fitted_brier_scores(each.numpy()[part], labels[part], len(share)) for each in (best, *moved)], axis=1
+            ),
+        )
+        chosen = choose_among(candidates, TESTED, random).chosen
+        lost.append((chosen != 0, truth[0] - truth[chosen]))
+    yield "best already", np.array(lost, dtype=np.float64)
+
+
+def _temperature(logits: Logits) -> float:
+    """The temperature with the least log-loss, all images alike."""
+    z, y = logits.base.double(), torch.from_numpy(logits.labels)
+    grid = np.geomspace(0.3, 10, 60)
+    return float(min(grid, key=lambda t: float(torch.nn.functional.cross_entropy(z / t, y))))
+
+
+def designs(folder: Path) -> Iterator[Design]:
+    """Each checkpoint, chosen on one fold and scored on the other."""
+    for path in sorted(folder.glob("*-fold0.npz")):
+        name = path.name.removesuffix("-fold0.npz")
+        first, second = read_logits(path), read_logits(folder / f"{name}-fold1.npz")
+        yield Design(f"{name}, fold 1 -> 0", second, first)
+        yield Design(f"{name}, fold 0 -> 1", first, second)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--sets", type=int, default=500, help="simulated validation sets of each scenario")
-    parser.add_argument("--nested", type=int, default=30, help="of these, with the nested estimate too")
+    parser.add_argument("folder", type=Path, help="what benchmarks/real_logits.py wrote")
+    parser.add_argument("--sets", type=int, default=200, help="samples of each size")
+    parser.add_argument("--sizes", default="500,1000", help="images of a sample")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    print(
-        "answers 0: share of sets; '1-SE' is the one-standard-error rule without the test. Gains are in the objective:"
-        "\ntrue gain of the answers (with the test, without), of the best candidate; on average, the gain of the"
-        " chosen\ncandidate on the images that chose it, the nested estimate, and what the nested one is to estimate.\n"
-    )
-    for title, group in zip(("No eps helps", "An eps helps"), scenarios(), strict=True):
-        print(
-            f"{title:52} {'0':>6} {'0 1-SE':>7} | {'true':>7} {'1-SE':>7} {'best':>7} | {'own':>7} {'nested':>7}"
-            f" {'truth':>7}"
-        )
-        for number, scenario in enumerate(group):
-            start = time.perf_counter()
-            o = run(scenario, options.sets, options.nested, np.random.default_rng((options.seed, number)))
+    found = list(designs(options.folder))
+    if not found:
+        raise SystemExit(f"{options.folder}: no logits; run benchmarks/real_logits.py first")
+    for size in map(int, options.sizes.split(",")):
+        began = time.perf_counter()
+        print(f"\n{size} images: regret in points of MCR, mean of {options.sets} sets (share without correction)\n")
+        sums: dict[tuple[str, str], list[Floats]] = {}
+        for design in found:
+            random = np.random.default_rng((options.seed, size))
+            for method, rule, values in regrets(design, size, options.sets, random):
+                sums.setdefault((method, rule), []).append(values)
+        print("| method | rule | " + " | ".join(d.name for d in found) + " | mean |")
+        print("| --- | --- |" + " --- |" * (len(found) + 1))
+        for (method, rule), values in sums.items():
+            cells = [f"{v[:, 0].mean():.2f} ({v[:, 1].mean():.0%})" for v in values]
             print(
-                f"{scenario.name:52} {o.zero:6.1%} {o.zero_plain:7.1%} | {o.true_gain:+7.4f} {o.plain_gain:+7.4f}"
-                f" {o.best_gain:+7.4f} | {o.apparent:+7.4f} {o.nested:+7.4f} {o.nested_truth:+7.4f}"
-                f"   {time.perf_counter() - start:.0f} s",
-                flush=True,
+                f"| {method} | {rule} | " + " | ".join(cells) + f" | {np.mean([v[:, 0].mean() for v in values]):.2f} |"
             )
-        print()
+        print("\n| nothing helps | design | a correction chosen | points lost |\n| --- | --- | --- | --- |")
+        for design in found:
+            random = np.random.default_rng((options.seed, size, 1))
+            for world, values in fooled(design, size, options.sets, random):
+                print(
+                    f"| {world} | {design.name} | {values[:, 0].mean():.1%} | {values[:, 1].mean():.3f} |", flush=True
+                )
+        print(f"\n{time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

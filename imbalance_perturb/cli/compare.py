@@ -85,9 +85,10 @@ def compare(
         float | None,
         Option("--max-accuracy-drop", metavar="SHARE", help="Largest loss of accuracy in the choice. (default: any)"),
     ] = None,
-    standard_errors: Annotated[
-        float, Option("--standard-errors", help="How far below the best a milder choice may be; 0 takes the best.")
-    ] = 1.0,
+    significance: Annotated[
+        float,
+        Option("--significance", help="Largest p-value of a gain by eps that is believed, adjusted for all attempts."),
+    ] = 0.05,
     folds: Annotated[int, Option("--folds", help="Parts of the cross-validation.")] = 5,
     repeats: Annotated[int, Option("--repeats", help="Partings of the cross-validation.")] = 10,
     seed: Annotated[int, Option("--seed", help="Of partings and resampling.")] = 0,
@@ -127,8 +128,7 @@ def compare(
     rule = SelectionRule(
         objective=objective,
         max_accuracy_drop=max_accuracy_drop,
-        standard_errors=standard_errors,
-        significance=None,
+        significance=significance,
         folds=folds,
         repeats=repeats,
         seed=seed,

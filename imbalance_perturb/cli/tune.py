@@ -108,7 +108,7 @@ def tune_eps(
             help="Largest p-value of a gain that is believed, adjusted for the number of attempts; 1 believes any.",
             rich_help_panel=_PANEL,
         ),
-    ] = 0.07,
+    ] = 0.05,
     folds: Annotated[int, Option(help="Parts held out in turn.", rich_help_panel=_PANEL)] = 5,
     repeats: Annotated[int, Option(help="How often the images are split anew.", rich_help_panel=_PANEL)] = 10,
     seed: Annotated[int, Option(help="Of the parting and the test.", rich_help_panel=_PANEL)] = 0,

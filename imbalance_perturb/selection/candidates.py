@@ -1,13 +1,15 @@
-"""Count which of several predictions of the same images are right, by class and by fold: all a choice looks at."""
+"""Several predictions of the same images: which are right, by class and by fold, and how far off they are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imbalance_perturb.errors import LabelsError
+from imbalance_perturb.selection.brier import class_weights, fitted_brier_scores
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -27,7 +29,8 @@ class Candidates:
     """K predictions of the same N images, as far as a choice looks at them.
 
     ``labels`` (N,); ``correct`` (N, K); ``strengths`` (K,), smallest for candidate 0, the uncorrected prediction;
-    ``smallest`` is the index of the class with the fewest training images.
+    ``smallest`` is the index of the class with the fewest training images; ``briers`` (N, K, G) the Brier scores at G
+    temperatures, by default those of bare predictions, 0 or 2.
     """
 
     labels: Ints
@@ -35,10 +38,26 @@ class Candidates:
     strengths: Floats
     num_classes: int
     smallest: int
+    briers: Floats | None = None
 
     def subset(self, images: Bools) -> Candidates:
         """The same candidates on some of the images, (N,) true for those."""
-        return Candidates(self.labels[images], self.correct[images], self.strengths, self.num_classes, self.smallest)
+        return Candidates(
+            self.labels[images],
+            self.correct[images],
+            self.strengths,
+            self.num_classes,
+            self.smallest,
+            None if self.briers is None else self.briers[images],
+        )
+
+    def weighted_briers(self) -> Floats:
+        """(N, K) weighted Brier scores at each candidate's best temperature: the sums are the candidates' scores."""
+        weights = class_weights(self.labels, self.num_classes)
+        if self.briers is None:
+            return np.asarray(weights[:, None] * 2.0 * ~self.correct)
+        best = np.argmin(np.einsum("n,nkg->kg", weights, self.briers), axis=1)
+        return np.asarray(weights[:, None] * self.briers[:, np.arange(len(best)), best])
 
     def count(self, folds: Ints, number: int) -> tuple[Floats, Floats]:
         """(number, C, K) images predicted right and (number, C) images, in each fold."""
@@ -57,7 +76,13 @@ class Candidates:
 
 
 def make_candidates(
-    labels: ArrayLike, preds: ArrayLike, strengths: ArrayLike, *, num_classes: int, smallest_class: int
+    labels: ArrayLike,
+    preds: ArrayLike,
+    strengths: ArrayLike,
+    *,
+    num_classes: int,
+    smallest_class: int,
+    logits: Sequence[NDArray[np.floating]] | None = None,
 ) -> Candidates:
     """Check K predictions of N images and bring them into the form that a choice looks at.
 
@@ -68,6 +93,8 @@ def make_candidates(
             least is taken (ties: the higher objective).
         num_classes: C.
         smallest_class: index of the class with the fewest training images.
+        logits: for each candidate (N, C), what the predictions were made from. Without, a prediction counts as certain:
+            the lowest Brier score is then the highest mean class recall.
 
     Raises:
         LabelsError: if the arrays do not fit each other or the classes, or only one class has images.
@@ -75,7 +102,12 @@ def make_candidates(
     truth, found = np.asarray(labels, dtype=np.int64), np.asarray(preds, dtype=np.int64)
     strength = np.asarray(strengths, dtype=np.float64)
     _check(truth, found, strength, num_classes)
-    return Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class)
+    candidates = Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class)
+    if logits is None:
+        return candidates
+    return replace(
+        candidates, briers=np.stack([fitted_brier_scores(each, truth, num_classes) for each in logits], axis=1)
+    )
 
 
 def stratified_folds(labels: ArrayLike, folds: int, random: np.random.Generator) -> Ints:

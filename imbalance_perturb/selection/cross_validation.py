@@ -6,13 +6,15 @@ that made it a choice looks too good, so what is said of the selected correction
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from imbalance_perturb.selection.candidates import (
     OBJECTIVES,
+    Bools,
     Candidates,
     Ints,
     make_candidates,
@@ -36,33 +38,18 @@ class Figures:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """A choice, how steady it is, and its figures on images that had no part in it.
+class HeldOutChoices:
+    """What was chosen without each part of the images.
 
     Args:
-        choice: made from all N images.
-        figures: of the K candidates on all N images. Those of the chosen one are of the images that chose it, and
-            so too good; ``selected`` are not.
-        base: of candidate 0; no choice is involved, so all images count.
-        selected: of the whole procedure: each image predicted with what was chosen without it, averaged over
-            the repeats.
+        chosen: on all images.
         fold_choices: (repeats, folds) the candidate chosen without each fold.
         folds: (repeats, N) the fold in which each image was held out.
-        rule: how the choice was made.
     """
 
-    choice: Choice
-    figures: tuple[Figures, ...]
-    base: Figures
-    selected: Figures
+    chosen: int
     fold_choices: Ints
     folds: Ints
-    rule: SelectionRule
-
-    @property
-    def chosen(self) -> int:
-        """The candidate to use on new images."""
-        return self.choice.chosen
 
     @property
     def held_out_candidates(self) -> Ints:
@@ -75,6 +62,52 @@ class Selection:
         return int((self.fold_choices == self.chosen).sum()), self.fold_choices.size
 
 
+#: Makes a choice on some of the images, (N,) true for those.
+Pick = Callable[[Bools, np.random.Generator], int]
+
+
+def choose_without_each_fold(labels: Ints, rule: SelectionRule, pick: Pick) -> HeldOutChoices:
+    """Choose on all images, and again without each fold, by whatever way ``pick`` goes."""
+    for_all, *for_repeats = np.random.SeedSequence(rule.seed).spawn(1 + rule.repeats)
+    folds = np.empty((rule.repeats, len(labels)), dtype=np.int64)
+    fold_choices = np.empty((rule.repeats, rule.folds), dtype=np.int64)
+    for repeat, seeds in enumerate(for_repeats):
+        random = np.random.default_rng(seeds)
+        folds[repeat] = stratified_folds(labels, rule.folds, random)
+        for fold in range(rule.folds):
+            fold_choices[repeat, fold] = pick(folds[repeat] != fold, random)
+    chosen = pick(np.ones(len(labels), dtype=bool), np.random.default_rng(for_all))
+    return HeldOutChoices(chosen, fold_choices, folds)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A choice, how steady it is, and its figures on images that had no part in it.
+
+    Args:
+        choice: made from all N images.
+        figures: of the K candidates on all N images. Those of the chosen one are of the images that chose it, and
+            so too good; ``selected`` are not.
+        base: of candidate 0; no choice is involved, so all images count.
+        selected: of the whole procedure: each image predicted with what was chosen without it, averaged over
+            the repeats.
+        held_out: what was chosen without each part of the images.
+        rule: how the choice was made.
+    """
+
+    choice: Choice
+    figures: tuple[Figures, ...]
+    base: Figures
+    selected: Figures
+    held_out: HeldOutChoices
+    rule: SelectionRule
+
+    @property
+    def chosen(self) -> int:
+        """The candidate to use on new images."""
+        return self.choice.chosen
+
+
 def select_by_cross_validation(
     labels: ArrayLike,
     preds: ArrayLike,
@@ -82,6 +115,7 @@ def select_by_cross_validation(
     *,
     num_classes: int,
     smallest_class: int,
+    logits: Sequence[NDArray[np.floating]] | None = None,
     rule: SelectionRule | None = None,
 ) -> Selection:
     """Choose one of K candidate predictions of the same N images, and estimate its figures on other images.
@@ -93,6 +127,7 @@ def select_by_cross_validation(
             least is taken (ties: the higher objective).
         num_classes: C.
         smallest_class: index of the class with the fewest training images, for ``scr``.
+        logits: (N, C) for each candidate, for the Brier score; see :func:`make_candidates`.
         rule: how to choose.
 
     Raises:
@@ -100,26 +135,25 @@ def select_by_cross_validation(
             only one class has images, or none of the class that ``scr`` is about.
     """
     rule = rule or SelectionRule()
-    candidates = make_candidates(labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class)
+    candidates = make_candidates(
+        labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class, logits=logits
+    )
     check_rule(candidates, rule)
-    for_all, *for_repeats = np.random.SeedSequence(rule.seed).spawn(1 + rule.repeats)
-    images = len(candidates.labels)
-    folds = np.empty((rule.repeats, images), dtype=np.int64)
-    fold_choices = np.empty((rule.repeats, rule.folds), dtype=np.int64)
-    for repeat, seeds in enumerate(for_repeats):
-        random = np.random.default_rng(seeds)
-        folds[repeat] = stratified_folds(candidates.labels, rule.folds, random)
-        for fold in range(rule.folds):
-            fold_choices[repeat, fold] = choose_among(candidates.subset(folds[repeat] != fold), rule, random).chosen
-    held_out = candidates.correct[np.arange(images), np.take_along_axis(fold_choices, folds, axis=1)].T
+    held_out = choose_without_each_fold(
+        candidates.labels,
+        rule,
+        lambda images, random: choose_among(candidates.subset(images), rule, random).chosen,
+    )
+    selected = candidates.correct[np.arange(len(candidates.labels)), held_out.held_out_candidates].T
     figures = _figures(candidates)
     return Selection(
-        choice=choose_among(candidates, rule, np.random.default_rng(for_all)),
+        choice=_choose(candidates, rule),
         figures=figures,
         base=figures[0],
-        selected=_mean_figures(_figures(replace(candidates, correct=held_out, strengths=np.zeros(rule.repeats)))),
-        fold_choices=fold_choices,
-        folds=folds,
+        selected=_mean_figures(
+            _figures(replace(candidates, correct=selected, strengths=np.zeros(rule.repeats), briers=None))
+        ),
+        held_out=held_out,
         rule=rule,
     )
 
@@ -131,12 +165,19 @@ def choose(
     *,
     num_classes: int,
     smallest_class: int,
+    logits: Sequence[NDArray[np.floating]] | None = None,
     rule: SelectionRule | None = None,
 ) -> Choice:
     """The choice of :func:`select_by_cross_validation` alone, without the estimate."""
     rule = rule or SelectionRule()
-    candidates = make_candidates(labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class)
+    candidates = make_candidates(
+        labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class, logits=logits
+    )
     check_rule(candidates, rule)
+    return _choose(candidates, rule)
+
+
+def _choose(candidates: Candidates, rule: SelectionRule) -> Choice:
     return choose_among(candidates, rule, np.random.default_rng(np.random.SeedSequence(rule.seed).spawn(1)[0]))
 
 

@@ -1,14 +1,13 @@
 """Choose among corrections without being fooled by noise.
 
-The candidates are predictions that are there already (nothing is fitted), so a choice is fooled in one way only:
-the largest of many noisy figures is large by luck. Two things stand against that:
+The candidates are predictions that are there already, so a choice is fooled in one way only: the largest of many noisy
+figures is large by luck. Recalls of rare classes are the noisiest figures there are; hence mean class recall is served
+by the class-balanced Brier score, which has the same images decide with all that their probabilities say. What costs
+more passes than candidate 0 must also show a gain beyond what chance among so many candidates gives (a max-T test of
+all of them at once), and may not lower the mean class recall of the images at hand.
 
-* a candidate is considered only if its gain over candidate 0, the uncorrected prediction, is more than chance
-  among this many candidates gives: a paired permutation test of all of them at once (Westfall and Young's max-T);
-* among those considered, the mildest one within one standard error of the best is taken (Breiman et al. 1984).
-  The error is that of the paired difference, from leaving out each fold of repeated stratified folds in turn.
-
-``benchmarks/selection.py`` measures how often the rule answers 'no correction' where none helps, and where one does.
+``benchmarks/selection.py`` measures the regret of the rule on real logits, and how often it answers 'no correction'
+where none helps, and where one does.
 """
 
 from __future__ import annotations
@@ -26,14 +25,16 @@ from imbalance_perturb.selection.candidates import (
     objective_values,
     stratified_folds,
 )
-from imbalance_perturb.selection.max_t_test import adjusted_p_values
+from imbalance_perturb.selection.max_t_test import adjusted_p_values, mean_gain_p_values
 
 #: Figures closer than this are ties: only rounding separates them.
 _TIE = 1e-12
 
-#: Where no correction helps, 'no correction' is to be the answer nine times in ten; this level keeps the measured rate
-#: above that with room for chance (``benchmarks/selection.py``), and a stricter one would miss more that do help.
-DEFAULT_SIGNIFICANCE = 0.07
+#: Largest p-value of a gain that is believed.
+DEFAULT_SIGNIFICANCE = 0.05
+
+#: Objectives that say nothing of most images: alone they would take the strongest candidate, whatever it ruins.
+_OF_ONE_CLASS = ("scr", "worst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,13 @@ class SelectionRule:
     """How a choice is made.
 
     Args:
-        objective: one of :data:`OBJECTIVES`.
-        max_accuracy_drop: candidates whose accuracy is lower than that of candidate 0 by more than this are out;
-            ``None`` for no limit. In shares, so 0.01 is one percentage point.
-        standard_errors: how far below the best a milder candidate may be.
-        significance: largest p-value of a gain over candidate 0 (one-sided, adjusted for the number of
-            candidates); ``None`` considers every candidate, whether its gain is noise or not.
+        objective: one of :data:`OBJECTIVES`. ``mcr`` takes the candidate with the least class-balanced Brier score, the
+            others the highest figure.
+        max_accuracy_drop: candidates whose accuracy is lower than that of candidate 0 by more than this, or less than
+            one standard error below the limit, are out; ``None`` for no limit. In shares, so 0.01 is one percentage
+            point. Without a limit ``scr`` and ``worst`` take no candidate with a lower mean class recall.
+        significance: largest p-value of a gain over candidate 0 (one-sided, adjusted for the number of candidates),
+            and the mean class recall must not be lower; ``None`` for candidates that cost nothing: no test at all.
         folds: parts that are held out in turn, at least 2.
         repeats: how often the images are split anew.
         seed: of the splits and the permutations.
@@ -57,7 +59,6 @@ class SelectionRule:
 
     objective: str = "mcr"
     max_accuracy_drop: float | None = None
-    standard_errors: float = 1.0
     significance: float | None = DEFAULT_SIGNIFICANCE
     folds: int = 5
     repeats: int = 10
@@ -69,8 +70,6 @@ class SelectionRule:
         drop = self.max_accuracy_drop
         if drop is not None and not 0 <= drop <= 1:
             raise SettingsError(f"max-accuracy-drop is {drop:g}; expected a share from 0 to 1, such as 0.01")
-        if not self.standard_errors >= 0:
-            raise SettingsError(f"standard-errors is {self.standard_errors:g}; expected at least 0")
         if self.significance is not None and not 0 < self.significance <= 1:
             raise SettingsError(f"significance is {self.significance:g}; expected a number above 0, at most 1")
         for name, value, least in (("folds", self.folds, 2), ("repeats", self.repeats, 1), ("seed", self.seed, 0)):
@@ -85,14 +84,17 @@ class Choice:
     Args:
         chosen: the candidate taken; 0 is the uncorrected prediction.
         values: (K,) the objective.
+        briers: (K,) class-balanced Brier scores, in [0, 2], less is better.
         gains: (K,) ``values`` minus that of candidate 0.
         gain_errors: (K,) standard errors of ``gains``.
-        p_values: (K,) of the gains, one-sided, adjusted for the number of candidates; 1 for candidate 0.
-        allowed: (K,) whether the accuracy is within ``max_accuracy_drop`` of candidate 0's.
+        p_values: (K,) of the gains (for ``mcr`` of those in the Brier score), one-sided, adjusted for the number of
+            candidates; 1 for candidate 0, and for all where there is no test.
+        allowed: (K,) whether accuracy, and where it is asked for the mean class recall, are kept.
     """
 
     chosen: int
     values: Floats
+    briers: Floats
     gains: Floats
     gain_errors: Floats
     p_values: Floats
@@ -121,26 +123,52 @@ def choose_among(candidates: Candidates, rule: SelectionRule, random: np.random.
     """Choose one of the candidates, on all their images, which cannot say how good it is on others."""
     hits, totals = candidates.count_all()
     values = objective_values(hits, totals, rule.objective, candidates.smallest)
-    accuracy = hits.sum(axis=0) / totals.sum()
-    drop = np.inf if rule.max_accuracy_drop is None else rule.max_accuracy_drop
-    allowed = accuracy[0] - accuracy <= drop + _TIE
-    left_out = _leave_out(candidates, rule, random)
-    p_values = adjusted_p_values(candidates, rule.objective, random)
+    weighted = candidates.weighted_briers()
+    briers = weighted.sum(axis=0)
+    allowed = _allowed(candidates, rule)
+    p_values = _test(candidates, weighted, rule, random)
     considered = allowed & (p_values <= (1.0 if rule.significance is None else rule.significance))
     considered[0] = True
-    chosen = _mildest(values, considered, left_out, candidates.strengths, rule.standard_errors)
-    return Choice(chosen, values, values - values[0], _error_of_difference(left_out, 0), p_values, allowed)
+    badness = briers if rule.objective == "mcr" else -values
+    chosen = _best(badness, briers, considered, candidates.strengths)
+    errors = _error_of_difference(_leave_out(candidates, rule, random), 0)
+    return Choice(chosen, values, briers, values - values[0], errors, p_values, allowed)
 
 
-def _mildest(values: Floats, considered: Bools, left_out: Floats, strengths: Floats, standard_errors: float) -> int:
-    """The one-standard-error rule."""
-    candidates = np.flatnonzero(considered & np.isfinite(values))
+def _allowed(candidates: Candidates, rule: SelectionRule) -> Bools:
+    correct = candidates.correct
+    lost = correct[:, :1].astype(np.float64) - correct
+    allowed = np.ones(correct.shape[1], dtype=bool)
+    if rule.max_accuracy_drop is not None:
+        # Other images will not show the same drop: half of all choices at the limit would break it.
+        allowed = lost.mean(axis=0) + lost.std(axis=0) / np.sqrt(len(lost)) <= rule.max_accuracy_drop + _TIE
+    tested = rule.objective == "mcr" and rule.significance is not None
+    if tested or (rule.objective in _OF_ONE_CLASS and rule.max_accuracy_drop is None):
+        mcr = objective_values(*candidates.count_all(), "mcr", candidates.smallest)
+        allowed &= mcr >= mcr[0] - _TIE
+    if tested:
+        allowed &= lost.any(axis=0)  # better probabilities for the same answers are not worth two passes
+    allowed[0] = True
+    return np.asarray(allowed)
+
+
+def _test(candidates: Candidates, weighted: Floats, rule: SelectionRule, random: np.random.Generator) -> Floats:
+    if rule.significance is None:
+        return np.ones(weighted.shape[1])
+    if rule.objective == "mcr":
+        return mean_gain_p_values(weighted[:, :1] - weighted, random)
+    return adjusted_p_values(candidates, rule.objective, random)
+
+
+def _best(badness: Floats, briers: Floats, considered: Bools, strengths: Floats) -> int:
+    """The least bad; of equals the one with the better Brier score, then the mildest."""
+    candidates = np.flatnonzero(considered & np.isfinite(badness))
     if len(candidates) == 0:
         return 0
-    best = int(min(candidates, key=lambda k: (-values[k], strengths[k])))
-    tolerance = standard_errors * _error_of_difference(left_out, best)
-    near = [int(k) for k in candidates if values[best] - values[k] <= tolerance[k] + _TIE]
-    return min(near, key=lambda k: (strengths[k], -values[k]))
+    least = badness[candidates].min()
+    near = [int(k) for k in candidates if badness[k] <= least + _TIE]
+    score = min(briers[k] for k in near)
+    return min((k for k in near if briers[k] <= score + _TIE), key=lambda k: (strengths[k], k))
 
 
 def _leave_out(candidates: Candidates, rule: SelectionRule, random: np.random.Generator) -> Floats:

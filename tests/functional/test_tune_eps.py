@@ -41,7 +41,7 @@ def test_the_choice_its_table_and_its_files(place: Workplace) -> None:
     assert finished.code == 0, finished
     assert re.search(r"^ *0\.05 +1\.0000 +1\.0000 .*<- *$", finished.out, re.MULTILINE), finished.out
     text = " ".join(finished.out.split())
-    assert "Chosen: eps 0.05, the smallest whose MCR is within one standard error of the best" in text
+    assert "Chosen: eps 0.05, which has the best class-balanced Brier score, more than chance gives (adjusted p" in text
     assert "chosen in 10 of 10 splits" in text
     assert max(map(len, finished.out.splitlines())) <= 80
     assert "trying: 3 corrections" in finished.err

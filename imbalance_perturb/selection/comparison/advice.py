@@ -12,6 +12,9 @@ from imbalance_perturb.selection.comparison.results import Advice, MethodResult
 #: Differences of the second method minus the first, on the same images, by metric.
 Compare = Callable[[str, str], Mapping[str, Difference]]
 
+#: One-sided p-values of methods' gains by a metric, adjusted for all that are named.
+Test = Callable[[str, Sequence[str]], Mapping[str, float]]
+
 #: What decides for an objective; only these have paired intervals.
 _METRIC_OF = {"mcr": "mcr", "scr": "scr"}
 
@@ -20,6 +23,7 @@ def advise(
     results: Sequence[MethodResult],
     compare: Compare,
     *,
+    test: Test,
     objective: str,
     n: int,
     level: float = 0.95,
@@ -27,34 +31,37 @@ def advise(
 ) -> Advice:
     """Name the method to use.
 
-    A method is considered if its gain over ``base`` is more than noise: the interval of the paired difference lies
-    above 0. Of those, the cheapest is taken (the better one, where several cost the same) that the best of them does
-    not beat by more than noise. Methods without figures and controls are never advised.
+    A method is considered if its gain over ``base`` is more than noise gives the best of so many methods. Of those,
+    the cheapest is taken (the better one, where several cost the same) that the best of them does not beat by more
+    than noise. Methods without figures and controls are never advised.
 
     Args:
         results: with differences against ``base``; simpler methods first.
         compare: paired differences of the second method minus the first.
+        test: p-values of the methods' gains over ``base`` in a metric, adjusted for their number.
         objective: what parameters were chosen for; MCR decides where that has no paired interval.
         n: number of images scored.
         level: of the intervals.
         base: the method that does nothing.
     """
-    return _Adviser({result.method: result for result in results if result.scores is not None}, compare, level).advise(
-        _METRIC_OF.get(objective, "mcr"), n, base
-    )
+    return _Adviser(
+        {result.method: result for result in results if result.scores is not None}, compare, test, level
+    ).advise(_METRIC_OF.get(objective, "mcr"), n, base)
 
 
 @dataclass(frozen=True)
 class _Adviser:
     results: Mapping[str, MethodResult]
     compare: Compare
+    test: Test
     level: float
 
     def advise(self, metric: str, n: int, base: str) -> Advice:
         usable = [result for result in self.results.values() if not result.control and result.method != base]
         if not all(metric in result.differences for result in usable):
             metric = "mcr"  # the class that the objective is about has no image here
-        gaining = [result for result in usable if _above_zero(result.differences[metric])]
+        p_values = self.test(metric, [result.method for result in usable])
+        gaining = [result for result in usable if p_values[result.method] <= 1 - self.level]
         if not gaining:
             return Advice(base, metric, self._nothing_helps(usable, metric, n))
         best = max(gaining, key=lambda result: result.differences[metric].value)
@@ -129,7 +136,8 @@ class _Adviser:
             if result.control and not _above_zero(self.compare(result.method, pick.method)[metric])
         ]
         if as_good:
-            yield f"but {' and '.join(as_good)} does as well within noise, so it is not the direction that helps"
+            names = " and ".join(as_good)
+            yield f"but {names} does as well within noise: that the direction helps cannot be told"
 
 
 def _above_zero(difference: Difference) -> bool:

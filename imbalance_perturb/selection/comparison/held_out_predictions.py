@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,20 @@ from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
+from imbalance_perturb.selection.candidates import Bools, Candidates, make_candidates
 from imbalance_perturb.selection.comparison.methods import (
+    ADJUST,
     BOTH,
     CONTROLS,
     NORMALISE,
+    PARAMETERS,
     CachedLogits,
     Candidate,
     ComparisonOptions,
     list_candidates,
 )
-from imbalance_perturb.selection.cross_validation import select_by_cross_validation
+from imbalance_perturb.selection.cross_validation import Pick, choose_without_each_fold
+from imbalance_perturb.selection.rule import choose_among
 from imbalance_perturb.selection.sweep import PERTURB, Variant, run_sweep
 
 Ints = NDArray[np.int64]
@@ -92,17 +97,47 @@ class ComparisonRun:
         candidates = list_candidates(method, self.options.eps_grid, self.options.tau_grid)
         if len(candidates) == 1:
             return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
-        preds = cached.predict(method, candidates)
-        selection = select_by_cross_validation(
+        held_out = choose_without_each_fold(labels, self.options.rule, self._picker(method, candidates, cached, labels))
+        return Tuned(candidates, candidates[held_out.chosen], held_out.agreement, held_out.held_out_candidates[0])
+
+    def _picker(self, method: str, candidates: Sequence[Candidate], cached: CachedLogits, labels: Ints) -> Pick:
+        """How a choice among the candidates of a method is made on some of the images."""
+        rule = self.options.rule
+        if method == BOTH:
+            return self._pick_both(cached, labels)
+        if "eps" not in PARAMETERS[method]:
+            rule = replace(rule, significance=None)  # arithmetic on logits costs nothing: the best is good enough
+        found = self._candidates(method, candidates, cached, labels)
+        return lambda images, random: choose_among(found.subset(images), rule, random).chosen
+
+    def _pick_both(self, cached: CachedLogits, labels: Ints) -> Pick:
+        """First tau, as for logit adjustment alone; then eps, which must add to what that gives."""
+        taus, steps = self.options.tau_grid, self.options.eps_grid
+        by_tau = self._candidates(ADJUST, [Candidate(tau=tau) for tau in taus], cached, labels)
+
+        @functools.cache
+        def by_eps(tau: float) -> Candidates:
+            return self._candidates(BOTH, [Candidate(eps, tau) for eps in steps], cached, labels)
+
+        def pick(images: Bools, random: np.random.Generator) -> int:
+            rule = replace(self.options.rule, significance=None)
+            tau = choose_among(by_tau.subset(images), rule, random).chosen
+            eps = choose_among(by_eps(taus[tau]).subset(images), self.options.rule, random).chosen
+            return eps * len(taus) + tau
+
+        return pick
+
+    def _candidates(
+        self, method: str, candidates: Sequence[Candidate], cached: CachedLogits, labels: Ints
+    ) -> Candidates:
+        return make_candidates(
             labels,
-            preds,
-            _strengths(method, candidates, preds),
+            cached.predict(method, candidates),
+            [candidate.eps if method == BOTH else candidate.eps + candidate.tau for candidate in candidates],
             num_classes=len(self.pipeline.counts),
             smallest_class=self.pipeline.counts.smallest,
-            rule=self.options.rule,
+            logits=[cached.correct(method, candidate).numpy() for candidate in candidates],
         )
-        chosen = candidates[selection.chosen]
-        return Tuned(candidates, chosen, selection.agreement, selection.held_out_candidates[0])
 
     def score_held_out(self, val: LabelledImages, cached: CachedLogits, tuned: Mapping[str, Tuned]) -> Scored:
         """Predict each validation image with what was chosen without it."""
@@ -149,16 +184,6 @@ class ComparisonRun:
 
     def _variant(self, eps: float, direction: str = PERTURB) -> Variant:
         return Variant(self._loss_spec, eps, direction)
-
-
-def _strengths(method: str, candidates: Sequence[Candidate], preds: Ints) -> Floats:
-    """(K,) how strong each candidate is, for the choice of the mildest: its one parameter where it has one."""
-    if method != BOTH:
-        return np.array([candidate.eps + candidate.tau for candidate in candidates])
-    # Two parameters have no common scale; how many predictions they change is one. A step that buys nothing on top
-    # of tau is left out first: it costs two passes more.
-    steps = np.array([candidate.eps > 0 for candidate in candidates])
-    return np.asarray(steps + (preds != preds[:, :1]).mean(axis=0))
 
 
 def first_error(errors: Mapping[str, str]) -> str:

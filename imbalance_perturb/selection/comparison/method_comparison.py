@@ -25,6 +25,7 @@ from imbalance_perturb.selection.comparison.held_out_predictions import (
     first_error,
 )
 from imbalance_perturb.selection.comparison.methods import (
+    BOTH,
     CONTROLS,
     NORMALISE,
     PARAMETERS,
@@ -172,6 +173,8 @@ def _describe_method(method: str, run: ComparisonRun, tuned: Mapping[str, Tuned]
     if method not in run.methods:
         return MethodResult(method, unavailable=str(run.last_layer))
     candidate = run.chosen_candidate(method, tuned)
+    if method == BOTH and not candidate.eps and len(run.options.eps_grid) > 1:
+        return MethodResult(method, unavailable=f"no eps adds to la with tau {candidate.tau:g}")
     passes = count_passes(method, candidate)
     return MethodResult(
         method,

@@ -56,8 +56,7 @@ class ComparisonOptions:
         methods: of :data:`METHODS`; `none` is always there.
         eps_grid: steps to try; 0 is added, except to a single value, which is then used as it is.
         tau_grid: strengths of logit adjustment and tau-normalisation to try, likewise.
-        rule: how to choose among them. By default without a test against the first of them: whether a gain is more
-            than noise is judged on the images that are scored.
+        rule: how to choose among them; its test is of steps alone, which cost two passes more.
         level: of all intervals.
 
     Raises:
@@ -67,7 +66,7 @@ class ComparisonOptions:
     methods: tuple[str, ...] = METHODS
     eps_grid: tuple[float, ...] = EPS_GRID
     tau_grid: tuple[float, ...] = TAU_GRID
-    rule: SelectionRule = field(default_factory=lambda: SelectionRule(significance=None))
+    rule: SelectionRule = field(default_factory=SelectionRule)
     level: float = 0.95
 
     def __post_init__(self) -> None:

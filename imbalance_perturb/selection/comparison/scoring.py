@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Difference, Evaluation
 from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.selection.candidates import Candidates
 from imbalance_perturb.selection.comparison.advice import advise
 from imbalance_perturb.selection.comparison.results import Advice, MethodResult
+from imbalance_perturb.selection.max_t_test import adjusted_p_values
 
 
 def score_lineup(
@@ -49,8 +51,15 @@ def score_lineup(
     def compare(first: str, second: str) -> Mapping[str, Difference]:
         return evaluate(labels, preds[first], preds[second], counts, options=options).differences
 
+    def test(metric: str, usable: Sequence[str]) -> Mapping[str, float]:
+        columns = np.stack([preds[base], *(preds[method] for method in usable)], axis=1)
+        correct = columns == labels[:, None]
+        candidates = Candidates(labels, correct, np.zeros(len(usable) + 1), len(counts), counts.smallest)
+        seed = (options or IntervalOptions()).seed
+        return dict(zip(usable, adjusted_p_values(candidates, metric, np.random.default_rng(seed))[1:], strict=True))
+
     level = (options or IntervalOptions()).level
-    advice = advise(results, compare, objective=objective, n=len(labels), level=level, base=base)
+    advice = advise(results, compare, test=test, objective=objective, n=len(labels), level=level, base=base)
     return tuple(results), advice, evaluated[base].notes
 
 

@@ -24,7 +24,7 @@ from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.cross_validation import Figures, Selection, select_by_cross_validation
 from imbalance_perturb.selection.rule import SelectionRule, check_rule
-from imbalance_perturb.selection.sweep import EPS_GRID, Sweep, Variant, run_sweep
+from imbalance_perturb.selection.sweep import EPS_GRID, Variant, run_sweep
 from imbalance_perturb.selection.tuning.results import FIGURES, HeldOutFigure, TriedCorrection, Tuning
 from imbalance_perturb.selection.tuning.summary import note, summarise
 
@@ -129,16 +129,18 @@ def tune(
         first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
         raise ImageFolderError(f"{labelled.images.root}: none of the images could be used (first: {first})")
     truth = labelled.select_labels(sweep.names)
-    preds = _predict(pipeline, sweep, variants)
+    logits = [pipeline.debiased.adjust(each) for each in (sweep.base, *(sweep.logits[v] for v in variants))]
+    preds = np.stack([each.argmax(dim=1).numpy() for each in logits], axis=1)
     selection = select_by_cross_validation(
         truth,
         preds,
         [0.0, *(variant.eps for variant in variants)],
         num_classes=len(counts),
         smallest_class=counts.smallest,
+        logits=[each.numpy() for each in logits],
         rule=options.rule,
     )
-    splits = np.bincount(selection.fold_choices.ravel(), minlength=1 + len(variants))
+    splits = np.bincount(selection.held_out.fold_choices.ravel(), minlength=1 + len(variants))
     tuning = Tuning(
         tried=_list_tried(variants, preds, selection),
         chosen=selection.chosen,
@@ -186,12 +188,6 @@ def _prepare(
     return pipeline, labelled
 
 
-def _predict(pipeline: Pipeline, sweep: Sweep, variants: Sequence[Variant]) -> NDArray[np.int64]:
-    """(N, 1 + K) predicted classes: eps 0, then the variants; with the settings' tau, as `predict` would."""
-    logits = [sweep.base, *(sweep.logits[variant] for variant in variants)]
-    return np.stack([pipeline.debiased.adjust(each).argmax(dim=1).numpy() for each in logits], axis=1)
-
-
 def _list_tried(
     variants: Sequence[Variant], preds: NDArray[np.int64], selection: Selection
 ) -> tuple[TriedCorrection, ...]:
@@ -204,6 +200,7 @@ def _list_tried(
             temperature=temperature,
             loss=loss,
             figures=selection.figures[k],
+            brier=float(choice.briers[k]),
             changed=float((preds[:, k] != preds[:, 0]).mean()),
             gain=float(choice.gains[k]),
             gain_error=float(choice.gain_errors[k]) if np.isfinite(choice.gain_errors[k]) else None,
@@ -219,7 +216,7 @@ def _score_held_out(
 ) -> dict[str, HeldOutFigure]:
     """Figures of the whole procedure, from images that had no part in the choice that is scored on them."""
     base, tuned = selection.base, selection.selected
-    chosen = preds[np.arange(len(labels)), selection.held_out_candidates]
+    chosen = preds[np.arange(len(labels)), selection.held_out.held_out_candidates]
     before, after = preds[:, 0] == labels, chosen == labels
     totals = np.bincount(labels, minlength=len(counts)).astype(np.float64)
     # Images of a class gained and lost, on average over the repeats.
@@ -249,6 +246,8 @@ def _score_held_out(
 
 def _compare(base: Figures, tuned: Figures, name: str, interval: Interval | None) -> HeldOutFigure:
     before, after = getattr(base, name), getattr(tuned, name)
+    if name == "worst_class_recall":
+        after = None  # the minimum over parts that were predicted with different eps is no figure of any of them
     return HeldOutFigure(before, after, None if before is None or after is None else after - before, interval)
 
 

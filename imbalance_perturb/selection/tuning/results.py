@@ -24,15 +24,17 @@ FIGURES = {
 class TriedCorrection:
     """One correction tried on all N images. eps 0, the model as it is, has no loss and no temperature.
 
-    ``changed``: share of the predictions that differ from those with eps 0; ``gain``: in the objective over eps 0,
-    ``gain_error`` its standard error (``None``: not known) and ``p_value`` that of the test whether it is more than
-    chance among so many corrections tried; ``allowed``: within the largest accuracy drop.
+    ``brier``: class-balanced Brier score with a fitted temperature, in [0, 2]; ``changed``: share of the predictions
+    that differ from those with eps 0; ``gain``: in the objective over eps 0, ``gain_error`` its standard error
+    (``None``: not known) and ``p_value`` that of the test whether there is more than chance gives among so many
+    corrections tried; ``allowed``: accuracy and mean class recall are kept, as far as the rule asks.
     """
 
     eps: float
     temperature: float | None
     loss: str | None
     figures: Figures
+    brier: float
     changed: float
     gain: float
     gain_error: float | None

@@ -74,10 +74,10 @@ def make_comparison() -> Comparison:
 
 @cache
 def make_tuning() -> Tuning:
-    tried = [TriedCorrection(0.0, None, None, Figures(0.6, 0.4, 0.3, 0.5, 0.8), 0.0, 0.0, 0.0, 1.0, True)]
+    tried = [TriedCorrection(0.0, None, None, Figures(0.6, 0.4, 0.3, 0.5, 0.8), 0.5, 0.0, 0.0, 0.0, 1.0, True)]
     for eps in (0.001, 0.01):
         figures = Figures(0.6 + eps, 0.4 + eps, 0.3, 0.5, 0.8)
-        tried.append(TriedCorrection(eps, 1000.0, "mse", figures, eps, eps, 0.01, 0.03, eps < 0.01))
+        tried.append(TriedCorrection(eps, 1000.0, "mse", figures, 0.5 - eps, eps, eps, 0.01, 0.03, eps < 0.01))
     return Tuning(
         tried=tuple(tried),
         chosen=1,

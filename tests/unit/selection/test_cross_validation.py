@@ -36,21 +36,21 @@ def test_the_choice_is_that_of_all_images_and_repeats_with_the_seed() -> None:
     alone = choose(labels, preds, range(4), num_classes=3, smallest_class=2, rule=RULE)
     assert selection.chosen == again.chosen == alone.chosen > 0
     assert np.array_equal(selection.choice.p_values, alone.p_values)
-    assert np.array_equal(selection.fold_choices, again.fold_choices)
+    assert np.array_equal(selection.held_out.fold_choices, again.held_out.fold_choices)
     assert selection.selected == again.selected
-    assert selection.agreement == (int((selection.fold_choices == selection.chosen).sum()), 15)
+    assert selection.held_out.agreement == (int((selection.held_out.fold_choices == selection.chosen).sum()), 15)
 
 
 def test_estimates_are_of_predictions_chosen_without_the_image() -> None:
     """The estimate is the mean over the repeats of scikit-learn's figures of the held-out predictions."""
     labels, preds = simulate(0.12, seed=4)
     selection = select(labels, preds)
-    assert len(np.unique(selection.fold_choices)) > 1
-    picked = selection.held_out_candidates
+    assert len(np.unique(selection.held_out.fold_choices)) > 1
+    picked = selection.held_out.held_out_candidates
     for repeat in range(RULE.repeats):
         for fold in range(RULE.folds):
-            held_out = selection.folds[repeat] == fold
-            assert set(picked[repeat, held_out]) == {selection.fold_choices[repeat, fold]}
+            held_out = selection.held_out.folds[repeat] == fold
+            assert set(picked[repeat, held_out]) == {selection.held_out.fold_choices[repeat, fold]}
     held = [preds[np.arange(len(labels)), row] for row in picked]
     recalls = [recall_score(labels, row, average=None) for row in held]
     assert selection.selected.mcr == pytest.approx(np.mean([balanced_accuracy_score(labels, row) for row in held]))
@@ -66,18 +66,18 @@ def test_held_out_images_have_no_part_in_the_choice_they_score() -> None:
     """Whatever is predicted for the images of a fold, what is chosen without that fold stays."""
     labels, preds = simulate(0.3)
     selection = select(labels, preds, SelectionRule(repeats=1))
-    held_out = selection.folds[0] == 0
+    held_out = selection.held_out.folds[0] == 0
     for other in (labels[held_out, None], (labels[held_out, None] + 1) % 3):
         changed = preds.copy()
         changed[held_out, 1:] = other
         again = select(labels, changed, SelectionRule(repeats=1))
-        assert np.array_equal(again.folds, selection.folds)
-        assert again.fold_choices[0, 0] == selection.fold_choices[0, 0]
+        assert np.array_equal(again.held_out.folds, selection.held_out.folds)
+        assert again.held_out.fold_choices[0, 0] == selection.held_out.fold_choices[0, 0]
 
 
 def test_the_estimate_is_not_optimistic() -> None:
     """Candidates without any worth: the best of many looks good on its own images, the estimate does not."""
-    rule = SelectionRule(repeats=1, significance=None, standard_errors=0)
+    rule = SelectionRule(repeats=1, significance=None)
     own, nested = [], []
     for seed in range(40):
         random = np.random.default_rng(seed)

@@ -25,8 +25,8 @@ temperature = 1000.0  # as the paper
 
 
 def tuned(eps: float, temperature: float | None = 1000.0, loss: str | None = "cross-entropy") -> Tuning:
-    none = TriedCorrection(0.0, None, None, FIGURES, 0.0, 0.0, 0.0, 1.0, True)
-    some = TriedCorrection(eps, temperature, loss, FIGURES, 0.1, 0.1, 0.01, 0.01, True)
+    none = TriedCorrection(0.0, None, None, FIGURES, 0.5, 0.0, 0.0, 0.0, 1.0, True)
+    some = TriedCorrection(eps, temperature, loss, FIGURES, 0.4, 0.1, 0.1, 0.01, 0.01, True)
     return Tuning(
         tried=(none, some),
         chosen=int(eps > 0),

@@ -18,6 +18,7 @@ def attempt(eps: float, gain: float = 0.0, p_value: float = 1.0, **more: object)
         temperature=1000.0 if eps else None,
         loss="mse" if eps else None,
         figures=Figures(mcr, 0.4, 0.4, 0.45, 0.8),
+        brier=0.5 - gain,
         changed=0.1 if eps else 0.0,
         gain=gain,
         gain_error=0.01,
@@ -44,7 +45,7 @@ def make(*attempts: TriedCorrection, chosen: int = 0, splits: tuple[int, ...] = 
         counts=(9, 1),
         support=(200, 50),
         smallest_class="b",
-        n=250,
+        n=2500,
         failed={},
         unused_labels=0,
         passes={},
@@ -61,23 +62,28 @@ GRID = (attempt(0.001, 0.02, 0.03), attempt(0.002, 0.05, 0.001), attempt(0.005, 
     ("tuning", "reason"),
     [
         (make(attempt(0.1, changed=0.0)), "no eps changed a single prediction"),
-        (make(attempt(0.1, -0.1), attempt(0.2, 0.0)), "no eps raises the MCR"),
+        (make(attempt(0.1, -0.1), attempt(0.2, 0.0)), "no eps betters the class-balanced Brier score"),
+        (
+            make(attempt(0.1, -0.1), attempt(0.2, 0.0), rule=SelectionRule(objective="worst")),
+            "no eps raises the worst class recall",
+        ),
         (
             make(attempt(0.1, 0.03, 0.4)),
-            "the largest gain in MCR, +0.0300 at eps 0.1, is no more than chance gives among 1 attempt (adjusted p"
-            " 0.40)",
+            "the largest gain in class-balanced Brier score, +0.0300 at eps 0.1, is no more than chance gives among 1"
+            " attempt (adjusted p 0.40)",
         ),
         (
-            make(attempt(0.1, 0.03, 0.01)),
-            "the largest gain in MCR, +0.0300 at eps 0.1, is within one standard error of none",
+            make(attempt(0.1, 0.03, 0.01, allowed=False)),
+            "no eps keeps the MCR (largest gain in class-balanced Brier score: +0.0300 at eps 0.1)",
         ),
         (
-            make(attempt(0.1, 0.03, 0.01, allowed=False), rule=SelectionRule(max_accuracy_drop=0.01)),
-            "every eps lowers the accuracy by more than 0.01 (largest gain: +0.0300 at eps 0.1)",
+            make(attempt(0.1, 0.03, 0.01, allowed=False), rule=SelectionRule(objective="scr", max_accuracy_drop=0.01)),
+            "no eps keeps the accuracy within 0.01 (largest gain in SCR: +0.0300 at eps 0.1)",
         ),
         (
-            make(attempt(0.1, -0.01), attempt(0.2, 0.03, allowed=False), rule=SelectionRule(max_accuracy_drop=0.01)),
-            "no eps that keeps the accuracy raises the MCR (largest gain without the limit: +0.0300 at eps 0.2)",
+            make(attempt(0.1, -0.01), attempt(0.2, 0.03, allowed=False)),
+            "no eps that keeps the MCR betters the class-balanced Brier score (largest gain without it: +0.0300 at eps"
+            " 0.2)",
         ),
     ],
 )
@@ -90,7 +96,9 @@ def test_a_choice_says_how_sure_it_is() -> None:
     """In how many splits it was chosen, what else was, and in how many any correction was."""
     tuning = make(*GRID, chosen=2, splits=(5, 2, 43, 0))
     chosen, sure, worth = summarise(tuning)
-    assert chosen.startswith("Chosen: eps 0.002, the smallest whose MCR is within one standard error of the best")
+    assert chosen == (
+        "Chosen: eps 0.002, which has the best class-balanced Brier score, more than chance gives (adjusted p 0.001)."
+    )
     assert sure == (
         "How sure: chosen in 43 of 50 splits (else eps 0 in 5, eps 0.001 in 2); some eps above 0 in 45 of 50."
     )
@@ -101,7 +109,7 @@ def test_a_choice_says_how_sure_it_is() -> None:
 def test_several_losses_and_temperatures_are_told_apart() -> None:
     """An attempt is named with what else varies."""
     tuning = make(*GRID, attempt(0.002, 0.06, 0.001, temperature=10.0, loss="focal"), chosen=4)
-    assert next(summarise(tuning)).startswith("Chosen: eps 0.002, T 10, focal, the smallest")
+    assert next(summarise(tuning)).startswith("Chosen: eps 0.002, T 10, focal, which has")
 
 
 @pytest.mark.parametrize(
