@@ -30,7 +30,9 @@ from imbalance_perturb.method.perturbation import gradient_sign, step
 from imbalance_perturb.method.target import target_distribution
 from imbalance_perturb.models import LoadedClassifier, load_classifier
 from imbalance_perturb.models.last_layer import find_last_layer
-from imbalance_perturb.selection.sweep import EPS_GRID
+
+#: Steps that are tried, about log-spaced around the paper's 0.001.
+EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)
 
 #: The centre square of 200 x 150 pictures that the official test set's images show.
 SQUARE = (25, 0, 175, 150)

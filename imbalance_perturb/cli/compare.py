@@ -122,7 +122,7 @@ def compare(
     say.recipe(recipe)
 
     from imbalance_perturb.selection.comparison.method_comparison import ComparisonFiles, compare_methods
-    from imbalance_perturb.selection.comparison.methods import EPS_GRID, METHODS, TAU_GRID, ComparisonOptions
+    from imbalance_perturb.selection.comparison.methods import METHODS, TAU_GRID, ComparisonOptions
     from imbalance_perturb.selection.rule import SelectionRule
 
     rule = SelectionRule(
@@ -135,7 +135,7 @@ def compare(
     )
     options = ComparisonOptions(
         methods=METHODS if methods is None else parse_list("methods", methods, str.strip),
-        eps_grid=EPS_GRID if eps_grid is None else parse_list("eps-grid", eps_grid),
+        eps_grid=None if eps_grid is None else parse_list("eps-grid", eps_grid),
         tau_grid=TAU_GRID if tau_grid is None else parse_list("tau-grid", tau_grid),
         rule=rule,
         level=confidence_level,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from imbalance_perturb.inference.inspection import Inspection
     from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.models import ModelInfo, ProbeResult
+    from imbalance_perturb.predictions.making import StepStrength
     from imbalance_perturb.predictions.shards import Shard
 
 #: Without a terminal, a plain line of progress is printed this often.
@@ -137,10 +138,19 @@ class Narrator(Progress):
         steps = f", {d.steps} steps" if d.steps > 1 else ""
         clip = ", clipped to [0, 1] pixels" if d.clip else ""
         tau = f", tau {d.tau:g}" if d.tau else ""
+        auto = "" if pipeline.strength is None else f" ({describe_strength(pipeline.strength)})"
         return (
-            f"correction: eps {d.eps:g} in units of the {describe_eps_space(d)}{steps}{clip}, T {d.temperature:g},"
-            f" {d.loss}, target {d.target}{tau}"
+            f"correction: eps {d.eps:g}{auto} in units of the {describe_eps_space(d)}{steps}{clip},"
+            f" T {d.temperature:g}, {d.loss}, target {d.target}{tau}"
         )
+
+
+def describe_strength(strength: StepStrength) -> str:
+    """Say what auto came to."""
+    return (
+        f"{strength.asked}: {strength.full_eps:g} takes the whole log prior from the logits of the median of"
+        f" {strength.images} images"
+    )
 
 
 def describe_eps_space(debias: DebiasSettings) -> str:

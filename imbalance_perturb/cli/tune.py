@@ -80,7 +80,7 @@ def tune_eps(
         Option(
             metavar="A,B,...",
             show_default=False,
-            help="Values of eps to try; 0 is always tried. (default: 13 from 0.0001 to 0.03)",
+            help="Values of eps to try; 0 is always tried. (default: 13 around that of --eps auto)",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -190,7 +190,7 @@ class _TuningNarrator(Narrator):
 
     def correction(self, pipeline: Pipeline) -> str:
         debias = pipeline.settings.debias
-        variants = self._options.variants(debias)
+        variants = self._options.variants(debias, pipeline.strength)
         loss_specs = len({variant.loss_spec for variant in variants})
         tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
         return (

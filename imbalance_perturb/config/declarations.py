@@ -135,6 +135,46 @@ class Number(Allowed):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class NumberOrAuto(Number):
+    """A number, or ``auto``, ``auto*X``: one that a run finds out, times X."""
+
+    metavar = "E|auto|auto*X"
+    given_as = str
+
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        """The number, or the word."""
+        return f"{super().expected}, auto, or auto*X with X above 0"
+
+    def accepts(self, value: Any) -> bool:
+        """Whether it is such a number or text."""
+        if isinstance(value, str):
+            return auto_factor(value) is not None
+        return super().accepts(value)
+
+    def parse(self, name: str, given: Any) -> Any:
+        """Parse a number; any other text is left to the check."""
+        try:
+            return float(given)
+        except ValueError:
+            return given.replace(" ", "")
+
+
+def auto_factor(text: str) -> float | None:
+    """X of ``auto*X``, 1 of ``auto``; ``None`` for any other text."""
+    word, times, number = text.partition("*")
+    if word != "auto":
+        return None
+    if not times:
+        return 1.0
+    try:
+        factor = float(number)
+    except ValueError:
+        return None
+    return factor if 0 < factor <= sys.float_info.max else None
+
+
 @dataclass(frozen=True)
 class PerChannel(Allowed):
     """A tuple of numbers, one for each channel of an image; one alone is of all channels."""

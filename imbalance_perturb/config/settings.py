@@ -10,6 +10,7 @@ from imbalance_perturb.config.declarations import (
     Flag,
     FlagOrHash,
     Number,
+    NumberOrAuto,
     PerChannel,
     Size,
     Table,
@@ -130,7 +131,12 @@ class DebiasSettings(Table):
     panel: ClassVar[str] = "Correction"
     comment: ClassVar[str] = "the correction: x~ = x - eps * sign(gradient); eps = 0 switches it off"
 
-    eps: float = setting(1e-3, Number(at_least=0), "Size of the step; 0 switches it off.")
+    eps: float | str = setting(
+        1e-3,
+        NumberOrAuto(at_least=0),
+        "Size of the step; 0 switches it off; auto finds the one at which half of the images lose all of the log prior"
+        " from their logits, auto*0.5 half of that.",
+    )
     temperature: float = setting(1000.0, Number(above=0), "T of the softened output.")
     loss: str = setting("cross-entropy", Text(LOSSES), "Between softened output and target:")
     target: str = setting(
@@ -146,6 +152,11 @@ class DebiasSettings(Table):
     clip: bool = setting(False, Flag(), "Keep perturbed pixels within [0, 1].")
     steps: int = setting(1, Number(whole=True, at_least=1), "Number of steps of size eps.")
     tau: float = setting(0.0, Number(), "Strength of post-hoc logit adjustment added on top.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.eps, str) and self.steps != 1:
+            raise SettingsError(f"eps is {self.eps} and steps is {self.steps}; auto is of one step: give eps a number")
 
 
 @dataclass(frozen=True, kw_only=True)

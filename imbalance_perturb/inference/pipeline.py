@@ -15,6 +15,7 @@ from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing, select_preprocessing
 from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError, first_line
 from imbalance_perturb.inference.acceleration.optimisation import Optimisation, compiled, lower, optimise
+from imbalance_perturb.inference.auto_eps import measure_strength, settle_eps
 from imbalance_perturb.inference.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.inference.decoding.workers import in_slices, iter_decoded
 from imbalance_perturb.inference.execution import Execution, select_execution
@@ -31,6 +32,7 @@ from imbalance_perturb.models import (
     probe_classifier,
     read_class_names,
 )
+from imbalance_perturb.predictions.making import StepStrength
 
 #: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
 MEASURED_FROM = 2000
@@ -44,6 +46,7 @@ class Pipeline:
     """Everything that turns images into predictions, checked: the model takes what preprocessing makes of an image.
 
     ``counts_sha256`` is of the bytes that the counts were read from, as that in ``model.info`` is of the model's.
+    ``settings`` have a number for eps; ``strength`` says how it was found, where it was asked for as ``auto``.
     ``debiased`` is the correction in full precision, ``low`` the same in low precision where the execution has one.
     """
 
@@ -59,6 +62,7 @@ class Pipeline:
     debiased: PerturbedClassifier
     low: PerturbedClassifier | None = None
     low_optimisation: Optimisation | None = None
+    strength: StepStrength | None = None
 
 
 class Probed(NamedTuple):
@@ -78,6 +82,7 @@ def load_pipeline(
     counts_file: CountsFile | None = None,
     exact: bool = False,
     n_images: int | None = None,
+    measure_step: bool = False,
 ) -> Pipeline:
     """Load, check and connect model, counts and preprocessing for these images.
 
@@ -87,6 +92,7 @@ def load_pipeline(
         counts_file: what :func:`load_counts` gave, where it was needed before.
         n_images: of how many images it is a part; by default those of the whole list.
         exact: in full precision throughout, as a choice between corrections must be.
+        measure_step: find out which eps is the full correction, also where the settings have a number.
 
     Raises:
         ImbperturbError: the first thing that is wrong, with its remedy.
@@ -96,6 +102,10 @@ def load_pipeline(
     n_images = len(images.everything) if n_images is None else n_images
     execution = select_execution(settings.run, n_images, exact=exact)
     probed = load_probed(settings, counts, images, execution)
+    strength = None
+    if measure_step or isinstance(settings.debias.eps, str):
+        strength = measure_strength(probed.model, images, counts, settings.debias, probed.preprocessing, execution)
+        settings = settle_eps(settings, strength)
     execution, lowered = _lower(settings, probed, execution)
     low = None
     if lowered is not None:
@@ -118,6 +128,7 @@ def load_pipeline(
         debiased=debiased,
         low=low,
         low_optimisation=None if lowered is None else lowered.optimisation,
+        strength=strength,
     )
 
 
@@ -265,6 +276,7 @@ def make_debiased(
     settings: DebiasSettings, model: LoadedClassifier, counts: ClassCounts, target: Tensor, preprocessing: Preprocessing
 ) -> PerturbedClassifier:
     """The corrected classifier, with eps and clip in units of the tensor that preprocessing makes."""
+    assert not isinstance(settings.eps, str), "auto is settled before"
     return PerturbedClassifier(
         model,
         counts,

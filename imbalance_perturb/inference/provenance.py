@@ -57,6 +57,7 @@ def describe_making(
             ignored_files=dict(images.ignored),
             hidden=HiddenEntry(**images.hidden.to_dict()),
         ),
+        strength=pipeline.strength,
     )
 
 

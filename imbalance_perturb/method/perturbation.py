@@ -87,11 +87,26 @@ def gradient_signs(
     return signs, logits.detach()
 
 
+def project_gradient(model: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
+    """Compute Jᵀv, the gradient at the input x (N, ...) of the logits' (N, C) product with v (C,), for each sample.
+
+    Arguments and errors as for :func:`gradient_sign`.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model):
+        leaf = x.detach().clone().requires_grad_(True)
+        logits = _forward(model, leaf.clone(), direction)
+        return _gradient(logits, leaf, direction.to(logits).expand_as(logits), last=True)
+
+
 def _sign(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
     """Compute the sign of vᵀ ∂z/∂x: of the gradient of the loss, up to a positive factor per sample."""
     # Only the sign is kept, so any positive factor per sample may go: the 1/T of the true gradient (about
     # 1e-6 an element at T = 1000) would underflow in half precision.
     v = v / v.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    return _gradient(logits, leaf, v, last=last).sign().to(torch.int8)
+
+
+def _gradient(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
     try:
         (gradient,) = torch.autograd.grad(logits, leaf, v.to(logits.dtype), retain_graph=not last, allow_unused=True)
     except RuntimeError as error:
@@ -107,7 +122,7 @@ def _sign(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
         raise ModelGradientError(
             "the gradient at the model's input is not finite: NaN or infinity in the input or the parameters"
         )
-    return gradient.sign().to(torch.int8)
+    return gradient
 
 
 def step(

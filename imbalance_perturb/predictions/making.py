@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from imbalance_perturb.config.settings import Settings, parse_settings
 from imbalance_perturb.errors import SettingsError
-from imbalance_perturb.files.typed_json import Count, EntryError, Form, Positive, read_typed, refuse, write_typed
+from imbalance_perturb.files.typed_json import (
+    OPTIONAL,
+    Count,
+    EntryError,
+    Form,
+    Positive,
+    read_typed,
+    refuse,
+    write_typed,
+)
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.predictions.rows import RowLayout
 from imbalance_perturb.predictions.shards import Shard, parse_shard
@@ -84,6 +93,21 @@ class CountsEntry:
 
     path: str | None
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStrength:
+    """How eps was settled that was given as auto, from the gradients of some images.
+
+    Attributes:
+        asked: eps as it was given.
+        full_eps: the eps at which the step takes the whole log prior from the logits of the median image.
+        images: on how many images that was measured.
+    """
+
+    asked: float | str
+    full_eps: float
+    images: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +260,7 @@ class Making:
         execution: how the rows were computed.
         output: what the predictions file looks like.
         images: which images were predicted, and how many of them how.
+        strength: how eps was found that was asked for as auto; the settings have the number.
     """
 
     versions: Versions
@@ -247,6 +272,7 @@ class Making:
     execution: MakingExecution
     output: OutputEntry
     images: MakingImages
+    strength: StepStrength | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def class_counts(self) -> ClassCounts:

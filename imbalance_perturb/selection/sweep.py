@@ -25,12 +25,19 @@ from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.perturbation import LossSpec, gradient_signs, step
 from imbalance_perturb.predictions.deep_images import DeepImages
+from imbalance_perturb.predictions.making import StepStrength
 
-#: Steps that are tried: about log-spaced around the paper's 0.001.
-EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)
+#: Strengths that are tried, about log-spaced: 1 takes the whole log prior from the logits of the median image.
+STRENGTH_GRID = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 #: Directions an input can be moved in: the method's, and the two controls that a real effect must beat.
 PERTURB, RANDOM_SIGN, MINUS_EPS = "perturb", "random-sign", "minus-eps"
+
+
+def eps_around(strength: StepStrength | None) -> tuple[float, ...]:
+    """The eps of these strengths, to three digits: on every network the same corrections are tried."""
+    assert strength is not None, "the pipeline was loaded with measure_step"
+    return tuple(float(f"{share * strength.full_eps:.3g}") for share in STRENGTH_GRID)
 
 
 class Variant(NamedTuple):

@@ -46,7 +46,10 @@ def test_all_methods_side_by_side_on_test_images(workplace: Workplace, digits: P
         # A step that adds nothing to logit adjustment is no method of its own.
         tables = 2 if data["methods"][method]["available"] else 1
         assert sum(line.split()[:1] == [method] for line in lines) == tables, method
-        assert tables == 2 or (method, data["methods"][method]["reason"][:23]) == ("perturb+la", "no eps adds to la with ")
+        assert tables == 2 or (method, data["methods"][method]["reason"][:23]) == (
+            "perturb+la",
+            "no eps adds to la with ",
+        )
     assert "…" not in finished.out
     assert "test images; parameters chosen on" in lines[0]
     assert list(data["methods"]) == METHODS

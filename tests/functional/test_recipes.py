@@ -130,4 +130,4 @@ def test_a_recipe_out_of_range_is_wrong_usage_and_named(workplace: Workplace) ->
     Path("imbperturb.toml").write_text("[debias]\neps = -1\n")
     for more in ((), ("--eps", "0.1")):
         message = workplace.fails("predict", "model.pth", "counts.json", "images", *more, code=2)
-        assert message.endswith("imbperturb.toml: [debias] eps is -1; expected a number, at least 0")
+        assert message.endswith("imbperturb.toml: [debias] eps is -1; expected a number, at least 0, auto, or auto*X with X above 0")

@@ -84,7 +84,7 @@ class ComparisonRun:
         """Every step that a choice may fall on."""
         if not any(method in (PERTURB, BOTH, *CONTROLS) for method in self.options.methods):
             return []
-        return [self._variant(eps) for eps in self.options.eps_grid if eps > 0]
+        return [self._variant(eps) for eps in self.options.steps if eps > 0]
 
     def tune(self, cached: CachedLogits, labels: Ints) -> dict[str, Tuned]:
         """Choose parameters for all methods that have their own."""
@@ -94,7 +94,7 @@ class ComparisonRun:
         return {method: self._tune_one(method, cached, labels) for method in own}
 
     def _tune_one(self, method: str, cached: CachedLogits, labels: Ints) -> Tuned:
-        candidates = list_candidates(method, self.options.eps_grid, self.options.tau_grid)
+        candidates = list_candidates(method, self.options.steps, self.options.tau_grid)
         if len(candidates) == 1:
             return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
         held_out = choose_without_each_fold(labels, self.options.rule, self._picker(method, candidates, cached, labels))
@@ -112,7 +112,7 @@ class ComparisonRun:
 
     def _pick_both(self, cached: CachedLogits, labels: Ints) -> Pick:
         """First tau, as for logit adjustment alone; then eps, which must add to what that gives."""
-        taus, steps = self.options.tau_grid, self.options.eps_grid
+        taus, steps = self.options.tau_grid, self.options.steps
         by_tau = self._candidates(ADJUST, [Candidate(tau=tau) for tau in taus], cached, labels)
 
         @functools.cache

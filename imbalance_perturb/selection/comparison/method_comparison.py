@@ -37,7 +37,7 @@ from imbalance_perturb.selection.comparison.methods import (
 from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
 from imbalance_perturb.selection.comparison.scoring import score_lineup
 from imbalance_perturb.selection.rule import SelectionRule, check_rule
-from imbalance_perturb.selection.sweep import Sweep
+from imbalance_perturb.selection.sweep import Sweep, eps_around
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,11 @@ def compare_methods(
     for labelled in (val, test):
         if labelled is not None:
             progress.found(labelled.images)
-    pipeline = load_pipeline(settings, val.images, counts_file=counts_file, exact=True)
+    measured = options.eps_grid is None and any("eps" in PARAMETERS[method] for method in options.methods)
+    pipeline = load_pipeline(settings, val.images, counts_file=counts_file, exact=True, measure_step=measured)
     progress.loaded(pipeline)
+    if options.eps_grid is None:
+        options = replace(options, eps_grid=(0.0, *eps_around(pipeline.strength)) if measured else (0.0,))
     run = ComparisonRun(pipeline, options, progress, _last_layer(pipeline, val.images, options))
     cached = run.cache(val.images, run.grid())
     tuned = run.tune(cached, val.select_labels(cached.sweep.names))
@@ -173,7 +176,7 @@ def _describe_method(method: str, run: ComparisonRun, tuned: Mapping[str, Tuned]
     if method not in run.methods:
         return MethodResult(method, unavailable=str(run.last_layer))
     candidate = run.chosen_candidate(method, tuned)
-    if method == BOTH and not candidate.eps and len(run.options.eps_grid) > 1:
+    if method == BOTH and not candidate.eps and len(run.options.steps) > 1:
         return MethodResult(method, unavailable=f"no eps adds to la with tau {candidate.tau:g}")
     passes = count_passes(method, candidate)
     return MethodResult(
@@ -204,7 +207,7 @@ def _notes(
         if labelled.unused_labels:
             notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
     notes += [f"{result.method} is not available: {result.unavailable}" for result in results if result.unavailable]
-    grids = {"eps": options.eps_grid, "tau": options.tau_grid}
+    grids = {"eps": options.steps, "tau": options.tau_grid}
     for result in results:
         ends = [f"{k} {v:g}" for k, v in result.parameters.items() if len(grids[k]) > 1 and v == max(grids[k])]
         if ends and not result.control:
@@ -229,7 +232,7 @@ def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
         "files": {name: str(path) for name, path in asdict(files).items() if path is not None},
         "counts_file": source.pop("counts"),  # 'counts' are the classes' own numbers there
         "settings": {
-            "eps_grid": list(options.eps_grid),
+            "eps_grid": list(options.steps),
             "tau_grid": list(options.tau_grid),
             "rule": asdict(options.rule),
             "debias": debias,

@@ -18,7 +18,6 @@ from imbalance_perturb.method.logit_corrections import adjust_logits, estimate_p
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.selection.rule import SelectionRule
-from imbalance_perturb.selection.sweep import EPS_GRID as STEPS
 from imbalance_perturb.selection.sweep import MINUS_EPS, PERTURB, RANDOM_SIGN, Sweep, Variant
 
 NONE, ADJUST, BOTH, NORMALISE, PRIOR_SHIFT = "none", "la", "perturb+la", "tau-norm", "em"
@@ -28,9 +27,6 @@ METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, PRIOR_SHIFT, RANDOM_SIGN, MIN
 
 #: What a real effect must beat; they move the input by the eps that was chosen for `perturb`.
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
-
-#: Steps that are tried: those of `tune-eps`, and none.
-EPS_GRID = (0.0, *STEPS)
 
 #: Strengths of logit adjustment and of tau-normalisation: 1 is the full correction of either.
 TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
@@ -54,7 +50,8 @@ class ComparisonOptions:
 
     Args:
         methods: of :data:`METHODS`; `none` is always there.
-        eps_grid: steps to try; 0 is added, except to a single value, which is then used as it is.
+        eps_grid: steps to try; 0 is added, except to a single value, which is then used as it is. ``None``: those of
+            `tune-eps`, of the same strengths on every network.
         tau_grid: strengths of logit adjustment and tau-normalisation to try, likewise.
         rule: how to choose among them; its test is of steps alone, which cost two passes more.
         level: of all intervals.
@@ -64,7 +61,7 @@ class ComparisonOptions:
     """
 
     methods: tuple[str, ...] = METHODS
-    eps_grid: tuple[float, ...] = EPS_GRID
+    eps_grid: tuple[float, ...] | None = None
     tau_grid: tuple[float, ...] = TAU_GRID
     rule: SelectionRule = field(default_factory=SelectionRule)
     level: float = 0.95
@@ -76,12 +73,20 @@ class ComparisonOptions:
         object.__setattr__(self, "methods", tuple(m for m in METHODS if m == NONE or m in self.methods))
         for name in ("eps_grid", "tau_grid"):
             values = getattr(self, name)
+            if values is None:
+                continue
             if not values or not all(np.isfinite(value) and value >= 0 for value in values):
                 option = name.replace("_", "-")
                 raise SettingsError(f"{option} is {', '.join(map(str, values))}; expected numbers, at least 0")
             distinct = set(values)
             object.__setattr__(self, name, tuple(sorted(distinct if len(distinct) == 1 else distinct | {0.0})))
         check_level(self.level)
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The steps to try, once it is settled what they are on this network."""
+        assert self.eps_grid is not None
+        return self.eps_grid
 
 
 class Candidate(NamedTuple):

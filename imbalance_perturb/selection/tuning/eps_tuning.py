@@ -21,10 +21,11 @@ from imbalance_perturb.inference.progress import Progress, ProgressLike, as_prog
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.perturbation import LossSpec
+from imbalance_perturb.predictions.making import StepStrength
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.cross_validation import Figures, Selection, select_by_cross_validation
 from imbalance_perturb.selection.rule import SelectionRule, check_rule
-from imbalance_perturb.selection.sweep import EPS_GRID, Variant, run_sweep
+from imbalance_perturb.selection.sweep import Variant, eps_around, run_sweep
 from imbalance_perturb.selection.tuning.results import FIGURES, HeldOutFigure, TriedCorrection, Tuning
 from imbalance_perturb.selection.tuning.summary import note, summarise
 
@@ -37,7 +38,7 @@ class TuningOptions:
     """What is tried and how it is chosen.
 
     Args:
-        eps_grid: steps to try; 0 is added.
+        eps_grid: steps to try; 0 is added. ``None``: those of :data:`STRENGTH_GRID` on this network.
         temperatures: T to try; empty: that of the settings.
         losses: losses to try; empty: that of the settings.
         rule: how to choose.
@@ -46,16 +47,16 @@ class TuningOptions:
         SettingsError: if a value is out of range.
     """
 
-    eps_grid: tuple[float, ...] = EPS_GRID
+    eps_grid: tuple[float, ...] | None = None
     temperatures: tuple[float, ...] = ()
     losses: tuple[str, ...] = ()
     rule: SelectionRule = field(default_factory=SelectionRule)
 
     def __post_init__(self) -> None:
-        for eps in self.eps_grid:
+        for eps in self.eps_grid or ():
             if not (math.isfinite(eps) and eps >= 0):
                 raise SettingsError(f"eps-grid has {eps:g}; expected numbers, at least 0")
-        if not any(self.eps_grid):
+        if self.eps_grid is not None and not any(self.eps_grid):
             raise SettingsError("eps-grid has no value above 0, so there is nothing to choose from; 0 is always tried")
         for temperature in self.temperatures:
             if not (math.isfinite(temperature) and temperature > 0):
@@ -64,7 +65,7 @@ class TuningOptions:
             if loss not in LOSSES:
                 raise SettingsError(f"losses has {loss!r}; expected some of {', '.join(LOSSES)}")
 
-    def variants(self, debias: DebiasSettings) -> list[Variant]:
+    def variants(self, debias: DebiasSettings, strength: StepStrength | None = None) -> list[Variant]:
         """The corrections to try, eps above 0, mildest first within each loss and temperature.
 
         The settings' own loss and temperature come first, where they are among them: of equals the first is chosen.
@@ -75,7 +76,8 @@ class TuningOptions:
             for temperature in dict.fromkeys(self.temperatures or (debias.temperature,))
         ]
         loss_specs.sort(key=lambda loss_spec: loss_spec != LossSpec(debias.loss, debias.temperature))
-        return [Variant(loss_spec, eps) for loss_spec in loss_specs for eps in sorted({*self.eps_grid} - {0})]
+        grid = eps_around(strength) if self.eps_grid is None else self.eps_grid
+        return [Variant(loss_spec, eps) for loss_spec in loss_specs for eps in sorted({*grid} - {0})]
 
 
 def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCounts, rule: SelectionRule) -> None:
@@ -107,8 +109,9 @@ def tune(
     """Try every eps on every image (2 + K passes for K values of eps, one loss and one temperature) and choose one.
 
     Args:
-        settings: of the model and the correction, or a pipeline that is loaded already (with ``exact=True``); its own
-            eps is not used; loss and temperature where ``options`` has none.
+        settings: of the model and the correction, or a pipeline that is loaded already (with ``exact=True``, and
+            ``measure_step=True`` where ``options`` has no grid); its own eps is not used; loss and temperature where
+            ``options`` has none.
         images: images that the model was not trained on: a folder or CSV, or what :func:`find_labelled_images` gave.
         labels: CSV with ``image,label``, or a folder of class folders; by default ``images`` itself.
         options: what to try and how to choose.
@@ -123,7 +126,7 @@ def tune(
     options, progress = options or TuningOptions(), as_progress(progress)
     pipeline, labelled = _prepare(settings, images, labels, options, progress)
     counts = pipeline.counts
-    variants = options.variants(pipeline.settings.debias)
+    variants = options.variants(pipeline.settings.debias, pipeline.strength)
     sweep = run_sweep(pipeline, labelled.images, variants, progress=progress)
     if not sweep.names:
         first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
@@ -183,7 +186,9 @@ def _prepare(
     check_tuning(labelled, asked, counts, options.rule)
     if not isinstance(settings, Settings):
         return settings, labelled
-    pipeline = load_pipeline(settings, labelled.images, counts_file=counts_file, exact=True)
+    pipeline = load_pipeline(
+        settings, labelled.images, counts_file=counts_file, exact=True, measure_step=options.eps_grid is None
+    )
     progress.loaded(pipeline)
     return pipeline, labelled
 

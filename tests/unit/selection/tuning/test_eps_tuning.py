@@ -15,8 +15,11 @@ from imbalance_perturb.errors import ImageFolderError, LabelsError, SettingsErro
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_predictor
 from imbalance_perturb.selection.rule import SelectionRule
-from imbalance_perturb.selection.tuning.eps_tuning import EPS_GRID, TuningOptions, tune
+from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune
 from tests.biased import RIGHT_EPS, write_biased
+
+#: As many steps as are tried by default.
+GRID = tuple(0.001 * k for k in range(1, 14))
 
 OPTIONS = TuningOptions(eps_grid=(0.01, RIGHT_EPS, 0.2), rule=SelectionRule(repeats=2))
 
@@ -59,8 +62,8 @@ def test_the_step_that_undoes_the_bias_is_found(place: Path) -> None:
 def test_a_sweep_costs_two_passes_and_one_for_each_eps(place: Path) -> None:
     """K values of eps: one forward, one backward and K final passes for each of the 4 batches; 0 costs none."""
     pipeline, labelled = prepared(place)
-    grid = tune(pipeline, labelled, options=TuningOptions(eps_grid=(0.0, *EPS_GRID), rule=SelectionRule(repeats=1)))
-    assert grid.passes == {"forward": 4, "backward": 4, "final": 4 * len(EPS_GRID)}
+    grid = tune(pipeline, labelled, options=TuningOptions(eps_grid=(0.0, *GRID), rule=SelectionRule(repeats=1)))
+    assert grid.passes == {"forward": 4, "backward": 4, "final": 4 * len(GRID)}
     several = TuningOptions(
         eps_grid=(0.01, 0.02, 0.01), temperatures=(1, 1000), losses=("mse", "focal"), rule=SelectionRule(repeats=1)
     )

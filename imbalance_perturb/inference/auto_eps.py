@@ -1,0 +1,76 @@
+"""Find the eps at which the step takes the whole log prior away, on a sample of the run's images and without labels."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from imbalance_perturb.config.declarations import auto_factor
+from imbalance_perturb.config.settings import DebiasSettings, Settings
+from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.preprocessing import Preprocessing
+from imbalance_perturb.errors import ImageFolderError
+from imbalance_perturb.inference.decoding.workers import in_slices, iter_decoded
+from imbalance_perturb.inference.execution import Execution
+from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.module_state import full_precision
+from imbalance_perturb.method.step_strength import full_eps, prior_gradient_norms
+from imbalance_perturb.models import LoadedClassifier
+from imbalance_perturb.predictions.making import StepStrength
+
+#: Images that are drawn, from all of a run whichever part of it this is, and at a time.
+SAMPLED, _BATCH = 64, 16
+
+
+def settle_eps(settings: Settings, strength: StepStrength) -> Settings:
+    """The settings with a number for eps, where they ask for ``auto``."""
+    eps = settings.debias.eps
+    if not isinstance(eps, str):
+        return settings
+    factor = auto_factor(eps)
+    assert factor is not None, "checked where the settings were made"
+    return replace(settings, debias=replace(settings.debias, eps=float(f"{factor * strength.full_eps:.3g}")))
+
+
+def measure_strength(
+    model: LoadedClassifier,
+    images: ImageList,
+    counts: ClassCounts,
+    debias: DebiasSettings,
+    preprocessing: Preprocessing,
+    execution: Execution,
+) -> StepStrength:
+    """Measure on at most :data:`SAMPLED` images which eps is the full correction, in units of the settings.
+
+    Raises:
+        ImageFolderError: if none of the sampled images can be used.
+        CountsError, ModelGradientError: as for :func:`full_eps`.
+    """
+    everything = images.everything
+    drawn = np.random.default_rng(0).choice(len(everything), min(SAMPLED, len(everything)), replace=False)
+    names = [everything[index] for index in sorted(drawn.tolist())]
+    unit = preprocessing.pixel_eps(1.0) if debias.eps_space == "pixel" else torch.tensor(1.0)
+    norms, errors = [], []
+    batches = iter_decoded(
+        images.root,
+        in_slices(names, _BATCH),
+        preprocessing,
+        min(1, execution.workers),
+        image_timeout=execution.image_timeout,
+    )
+    with closing(batches), full_precision(execution.device):
+        for batch in batches:
+            errors += [error for error in batch.errors if error is not None]
+            for _, pixels in batch.groups:
+                x = preprocessing.normalise(pixels.to(execution.device))
+                norms.append(prior_gradient_norms(model, x, counts, unit))
+    if not norms:
+        raise ImageFolderError(
+            f"{images.root}: none of {len(names)} sampled images can be used (first: {errors[0]}), so eps cannot be"
+            " auto; give a number"
+        )
+    found = torch.cat(norms)
+    return StepStrength(asked=debias.eps, full_eps=full_eps(found, counts), images=len(found))
