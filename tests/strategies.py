@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from imbalance_perturb.config.declarations import Declaration, Flag, Number, PerChannel, Size, Text
+from imbalance_perturb.config.declarations import Declaration, Flag, Number, NumberOrAuto, PerChannel, Size, Text
 
 #: Training counts of 2 to 12 classes, not all equal.
 imbalanced_counts = st.lists(st.integers(1, 10**6), min_size=2, max_size=12).filter(lambda c: len(set(c)) > 1)
@@ -42,6 +42,9 @@ def allowed_values(entry: Declaration) -> st.SearchStrategy[Any]:
             if entry.path and pattern:
                 patterned = _FILE_NAMES.map(lambda name: name + ".json")
             values = st.one_of(st.sampled_from(words) if words else st.nothing(), patterned, anything)
+        case NumberOrAuto() as number:
+            factors = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
+            values = _numbers(number) | st.just("auto") | factors.map(lambda factor: f"auto*{factor!r}")
         case Number() as number:
             values = _numbers(number)
         case PerChannel(number):

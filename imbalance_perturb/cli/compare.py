@@ -9,6 +9,7 @@ import typer
 from typer import Option
 
 from imbalance_perturb.cli import terminal
+from imbalance_perturb.cli.handover import hand_over
 from imbalance_perturb.cli.narration import Narrator
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
@@ -36,6 +37,8 @@ _CHOSEN = {
     "eps": "give the steps to try as --eps-grid",
     "tau": "give the strengths to try as --tau-grid",
     "steps": "methods are compared with one step",
+    "method": "name those to compare with --methods",
+    "offsets": "they are fitted",
 }
 
 
@@ -59,7 +62,7 @@ def compare(
         Option(
             "--methods",
             metavar="A,B,...",
-            help="Of none, perturb, la, perturb+la, tau-norm, em, random-sign, minus-eps. (default: all)",
+            help="Of none, perturb, la, perturb+la, tau-norm, offsets, em, random-sign, minus-eps. (default: all)",
         ),
     ] = None,
     eps_grid: Annotated[
@@ -95,6 +98,7 @@ def compare(
     confidence_level: Annotated[float, Option("--confidence-level", help="Of all intervals.")] = 0.95,
     out: Annotated[Path, Option("--out", "-o", metavar="FILE", help="JSON file to write.")] = Path("compare.json"),
     report: Annotated[Path | None, Option("--report", metavar="FILE", help="HTML page to write.")] = None,
+    no_recipe: Annotated[bool, Option("--no-recipe", help="Leave the recipe as it is.")] = False,
     model_options: ModelOptions,
     preprocess: PreprocessOptions,
     debias: DebiasOptions,
@@ -104,7 +108,8 @@ def compare(
     """Line up the method with simpler corrections on the same images, and say which to use.
 
     Each method's parameters are chosen on --val; scored are images that had no part in the choice. MODEL and COUNTS
-    may be left out where the recipe names them. Exit code 3: done, but some images have an error.
+    may be left out where the recipe names them; the recipe then gets the method that is advised. Exit code 3: done,
+    but some images have an error.
     """
     for option, instead in _CHOSEN.items():
         if getattr(debias, option) is not None:
@@ -115,14 +120,18 @@ def compare(
     if settings.debias.steps != 1:
         raise SettingsError(f"steps is {settings.debias.steps} in the recipe: {_CHOSEN['steps']}")
     from imbalance_perturb.files.writing import check_output
+    from imbalance_perturb.selection.chosen_recipe import check_recipe
 
     check_output(out, (".json",))
     check_output(report, (".html", ".htm"))
     say = _ComparisonNarrator(common.quiet)
     say.recipe(recipe)
+    kept = None if no_recipe else recipe
+    check_recipe(kept, settings)
 
     from imbalance_perturb.selection.comparison.method_comparison import ComparisonFiles, compare_methods
     from imbalance_perturb.selection.comparison.methods import METHODS, TAU_GRID, ComparisonOptions
+    from imbalance_perturb.selection.comparison.results import applied_debias
     from imbalance_perturb.selection.rule import SelectionRule
 
     rule = SelectionRule(
@@ -143,6 +152,9 @@ def compare(
     files = ComparisonFiles(val, labels, test, test_labels)
     comparison = compare_methods(settings, files, options, progress=say)
     _show(comparison, out, report, common)
+    advised = comparison.advised
+    chosen = applied_debias(advised, settings.debias)
+    hand_over(kept, settings, chosen, say, always=("method", *advised.parameters))
     raise typer.Exit(SOME_FAILED if comparison.failed else 0)
 
 

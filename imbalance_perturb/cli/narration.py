@@ -133,11 +133,18 @@ class Narrator(Progress):
     def correction(self, pipeline: Pipeline) -> str:
         """Describe the correction in a line; others do where the settings alone do not say it: many are to be tried."""
         d = pipeline.settings.debias
+        adjusted = f"logit adjustment, tau {d.used_tau:g}" if d.used_tau and d.method != "tau-norm" else ""
         if not pipeline.debiased.active:
-            return "correction: none (eps 0)" + (f", but logit adjustment with tau {d.tau:g}" if d.tau else "")
+            what = {
+                "tau-norm": f"tau-normalisation, tau {d.used_tau:g}",
+                "offsets": "offsets of the logits",
+                "none": "none",
+            }.get(d.method, adjusted or "none")
+            eps = " (eps 0)" if d.moves_input else ""
+            return f"correction: {what}{eps}"
         steps = f", {d.steps} steps" if d.steps > 1 else ""
         clip = ", clipped to [0, 1] pixels" if d.clip else ""
-        tau = f", tau {d.tau:g}" if d.tau else ""
+        tau = f"; {adjusted}" if adjusted else ""
         auto = "" if pipeline.strength is None else f" ({describe_strength(pipeline.strength)})"
         return (
             f"correction: eps {d.eps:g}{auto} in units of the {describe_eps_space(d)}{steps}{clip},"

@@ -11,6 +11,7 @@ import typer
 from typer import Option
 
 from imbalance_perturb.cli import terminal
+from imbalance_perturb.cli.handover import hand_over
 from imbalance_perturb.cli.narration import Narrator, describe_eps_space
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
@@ -28,7 +29,6 @@ from imbalance_perturb.config.declarations import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
-    from imbalance_perturb.config.settings import Settings
     from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
     from imbalance_perturb.selection.tuning.results import Tuning
@@ -131,8 +131,9 @@ def tune_eps(
     done, but some images have an error.
     """
     from imbalance_perturb.files.writing import check_output
+    from imbalance_perturb.selection.chosen_recipe import check_recipe
     from imbalance_perturb.selection.rule import SelectionRule
-    from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune
+    from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune, tuned_debias
 
     _check_given(debias, temperatures, losses)
     options = TuningOptions(
@@ -149,7 +150,7 @@ def tune_eps(
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):
         check_output(path, suffixes)
-    _check_recipe(recipe, settings)
+    check_recipe(recipe, settings)
     say = _TuningNarrator(common.quiet, options)
     say.recipe(recipe)
     tuning = tune(settings, val, labels, options, progress=say)
@@ -158,7 +159,7 @@ def tune_eps(
     for text in tuning.notes:
         say.line(f"note: {text}")
     say.line("written: " + ", ".join(str(path) for path in (out, plot, report) if path is not None))
-    _hand_over(tuning, settings, recipe, say)
+    hand_over(recipe, settings, tuned_debias(tuning, settings.debias), say)
     raise typer.Exit(SOME_FAILED if tuning.failed else 0)
 
 
@@ -192,7 +193,7 @@ class _TuningNarrator(Narrator):
         debias = pipeline.settings.debias
         variants = self._options.variants(debias, pipeline.strength)
         loss_specs = len({variant.loss_spec for variant in variants})
-        tau = f", tau {debias.tau:g} throughout" if debias.tau else ""
+        tau = f", tau {debias.used_tau:g} throughout" if debias.used_tau else ""
         return (
             f"trying: {len(variants)} corrections with eps in units of the {describe_eps_space(debias)}, target"
             f" {debias.target}{tau}; 1 + {loss_specs} + {len(variants)} passes an image"
@@ -222,35 +223,3 @@ def _show(tuning: Tuning, *, as_json: bool) -> None:
 
         print_tuning(tuning)
         sys.stdout.flush()
-
-
-def _check_recipe(recipe: Path | None, settings: Settings) -> None:
-    """Refuse a recipe that is to get the choice and cannot be written, before the work."""
-    from imbalance_perturb.files.writing import check_writable
-    from imbalance_perturb.selection.tuning.recipe import is_of_recipe
-
-    if recipe is not None and is_of_recipe(recipe, settings):
-        check_writable(recipe, "copy it to a place that can be, and name the copy with --recipe")
-
-
-def _hand_over(tuning: Tuning, settings: Settings, recipe: Path | None, say: Narrator) -> None:
-    """Put the choice where `predict` finds it, or say how to use it."""
-    from imbalance_perturb.selection.tuning.recipe import tuned_debias, update_tuned_recipe
-
-    debias = tuned_debias(tuning, settings.debias)
-    usage = f"--eps {debias.eps:g} --temperature {debias.temperature:g} --loss {debias.loss}"
-    if recipe is None and debias.eps == 0:
-        say.line("to use it: imbperturb predict ... --eps 0, which is the model as it is")
-        return
-    if recipe is None:
-        say.line(f"to use it: imbperturb predict ... {usage} (imbperturb init writes a recipe that keeps it)")
-        return
-    written = update_tuned_recipe(recipe, settings, tuning)
-    if written is None:
-        say.line(
-            f"recipe: {recipe} is left as it is, since model, counts or preprocessing of this run are not its own;"
-            f" to use the choice: imbperturb predict ... {usage}"
-        )
-    else:
-        entries = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in written.items())
-        say.line(f"recipe: {recipe}: [debias] now has {entries}")

@@ -197,6 +197,18 @@ class PerChannel(Allowed):
 
 
 @dataclass(frozen=True)
+class PerClass(PerChannel):
+    """A tuple of numbers, one for each class in class-index order."""
+
+    metavar = "A,B,..."
+
+    @property
+    def expected(self) -> str:  # type: ignore[override]
+        """The words of the number, for each class."""
+        return f"one {self.number.noun} for each class"
+
+
+@dataclass(frozen=True)
 class Size(Allowed):
     """Pixels of one side, (height, width), or ``"none"``."""
 

@@ -12,6 +12,7 @@ from imbalance_perturb.config.declarations import (
     Number,
     NumberOrAuto,
     PerChannel,
+    PerClass,
     Size,
     Table,
     Text,
@@ -19,6 +20,10 @@ from imbalance_perturb.config.declarations import (
     setting,
 )
 from imbalance_perturb.errors import SettingsError, printable
+
+#: What a correction may be, the paper's first; those that move the input take three passes, the others one.
+METHODS = ("perturb", "la", "perturb+la", "tau-norm", "offsets", "none")
+STEPPING = ("perturb", "perturb+la")
 
 LOSSES = ("cross-entropy", "mse", "focal")
 TARGETS = ("log", "inverse", "sqrt", "effective-number")
@@ -126,11 +131,17 @@ class PreprocessSettings(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class DebiasSettings(Table):
-    """The method's own parameters; defaults are the paper's (``[debias]``)."""
+    """The correction and its parameters; defaults are the paper's (``[debias]``)."""
 
     panel: ClassVar[str] = "Correction"
     comment: ClassVar[str] = "the correction: x~ = x - eps * sign(gradient); eps = 0 switches it off"
 
+    method: str = setting(
+        "perturb",
+        Text(METHODS),
+        "What corrects: a step of the input, logit adjustment, both, tau-normalisation of the last layer, offsets of"
+        " the logits, or nothing:",
+    )
     eps: float | str = setting(
         1e-3,
         NumberOrAuto(at_least=0),
@@ -151,12 +162,34 @@ class DebiasSettings(Table):
     eps_space: str = setting("input", Text(EPS_SPACES), "Units of eps, the model's input or [0, 1] pixels:")
     clip: bool = setting(False, Flag(), "Keep perturbed pixels within [0, 1].")
     steps: int = setting(1, Number(whole=True, at_least=1), "Number of steps of size eps.")
-    tau: float = setting(0.0, Number(), "Strength of post-hoc logit adjustment added on top.")
+    tau: float | None = setting(
+        None,
+        Number(),
+        "Strength of logit adjustment, which perturb adds on top as well, or of tau-normalisation; 1 is the whole.",
+        default_text="1; 0 for perturb",
+    )
+    offsets: tuple[float, ...] | None = setting(
+        None, PerClass(), "Of method offsets: what is added to the logit of each class."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method == "offsets" and self.offsets is None:
+            raise SettingsError("method is offsets, but there are none; give --offsets, or let compare find them")
         if isinstance(self.eps, str) and self.steps != 1:
             raise SettingsError(f"eps is {self.eps} and steps is {self.steps}; auto is of one step: give eps a number")
+
+    @property
+    def moves_input(self) -> bool:
+        """Whether the method moves the input, by ``eps``."""
+        return self.method in STEPPING
+
+    @property
+    def used_tau(self) -> float:
+        """``tau``, or what it is where nothing is said."""
+        if self.method in ("offsets", "none"):
+            return 0.0
+        return self.tau if self.tau is not None else float(self.method != "perturb")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from imbalance_perturb.inference.execution import Execution, select_execution
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts, CountsFile, name_classes, read_counts_file
+from imbalance_perturb.method.logit_corrections import add_offsets, normalise_rows
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
 from imbalance_perturb.method.target import load_target, target_distribution
@@ -32,6 +34,7 @@ from imbalance_perturb.models import (
     probe_classifier,
     read_class_names,
 )
+from imbalance_perturb.models.last_layer import find_last_layer
 from imbalance_perturb.predictions.making import StepStrength
 
 #: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
@@ -103,14 +106,15 @@ def load_pipeline(
     execution = select_execution(settings.run, n_images, exact=exact)
     probed = load_probed(settings, counts, images, execution)
     strength = None
-    if measure_step or isinstance(settings.debias.eps, str):
+    if measure_step or (isinstance(settings.debias.eps, str) and settings.debias.moves_input):
         strength = measure_strength(probed.model, images, counts, settings.debias, probed.preprocessing, execution)
         settings = settle_eps(settings, strength)
+    correction = _logit_correction(settings.debias, probed, counts, execution.device)
     execution, lowered = _lower(settings, probed, execution)
     low = None
     if lowered is not None:
-        low = make_debiased(settings.debias, lowered.model, counts, target, probed.preprocessing)
-    debiased = make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing)
+        low = make_debiased(settings.debias, lowered.model, counts, target, probed.preprocessing, correction)
+    debiased = make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing, correction)
     if settings.run.batch_size is None:
         execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, n_images))
     if settings.run.compile:
@@ -273,21 +277,45 @@ def make_trial(shape: tuple[int, int, int], device: torch.device, n: int = 2) ->
 
 
 def make_debiased(
-    settings: DebiasSettings, model: LoadedClassifier, counts: ClassCounts, target: Tensor, preprocessing: Preprocessing
+    settings: DebiasSettings,
+    model: LoadedClassifier,
+    counts: ClassCounts,
+    target: Tensor,
+    preprocessing: Preprocessing,
+    correction: Callable[[Tensor], Tensor] | None = None,
 ) -> PerturbedClassifier:
     """The corrected classifier, with eps and clip in units of the tensor that preprocessing makes."""
-    assert not isinstance(settings.eps, str), "auto is settled before"
+    eps = settings.eps if settings.moves_input else 0.0
+    assert not isinstance(eps, str), "auto is settled before"
     return PerturbedClassifier(
         model,
         counts,
-        eps=preprocessing.pixel_eps(settings.eps) if settings.eps_space == "pixel" else settings.eps,
+        eps=preprocessing.pixel_eps(eps) if settings.eps_space == "pixel" else eps,
         temperature=settings.temperature,
         loss=settings.loss,
         target=target,
         clip=preprocessing.bounds() if settings.clip else None,
         steps=settings.steps,
-        tau=settings.tau,
+        tau=0.0 if settings.method == "tau-norm" else settings.used_tau,
+        correction=correction,
     )
+
+
+def _logit_correction(
+    settings: DebiasSettings, probed: Probed, counts: ClassCounts, device: torch.device
+) -> Callable[[Tensor], Tensor] | None:
+    """What the method does to logits beside logit adjustment."""
+    if settings.method == "offsets":
+        assert settings.offsets is not None, "checked where the settings were made"
+        if len(settings.offsets) != len(counts):
+            raise SettingsError(f"offsets has {len(settings.offsets)} numbers for {len(counts)} classes; give one each")
+        return partial(add_offsets, offsets=settings.offsets)
+    if settings.method != "tau-norm":
+        return None
+    layer = find_last_layer(probed.model, make_trial(probed.input_shape, device))
+    if isinstance(layer, str):
+        raise SettingsError(f"method is tau-norm, which this model cannot have: {layer}; choose another")
+    return partial(normalise_rows, norms=layer.norms, bias=layer.bias, tau=settings.used_tau)
 
 
 def _trial_size(preprocessing: Preprocessing, images: ImageList | None, execution: Execution) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class PerturbedClassifier(nn.Module):
         clip: optional (lowest, highest) value of a perturbed input.
         steps: number of steps of size eps, at least 1; the paper has one.
         tau: strength of post-hoc logit adjustment added on top; 0 is none.
+        correction: another function of logits (N, C) that is applied to them at the end.
 
     Raises:
         SettingsError: if an argument is out of range.
@@ -55,6 +57,7 @@ class PerturbedClassifier(nn.Module):
         clip: tuple[float | Tensor, float | Tensor] | None = None,
         steps: int = 1,
         tau: float = 0.0,
+        correction: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(target, str):
@@ -79,6 +82,7 @@ class PerturbedClassifier(nn.Module):
         self.clip = clip
         self.steps = int(steps)
         self.tau = float(tau)
+        self.correction = correction
         # Plain attributes, no buffers: half() or to(bfloat16) on the module must not round p* and eps.
         self.target = target
         self.eps = eps
@@ -115,8 +119,9 @@ class PerturbedClassifier(nn.Module):
         return self.adjust(self.predict_plain(moved))
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Apply the module's tau to logits (N, C) (see :func:`adjust_logits`)."""
-        return adjust_logits(logits, self.counts, self.tau)
+        """Apply the module's tau to logits (N, C) (see :func:`adjust_logits`), and its correction."""
+        adjusted = adjust_logits(logits, self.counts, self.tau)
+        return adjusted if self.correction is None else self.correction(adjusted)
 
     def predict_plain(self, x: Tensor) -> Tensor:
         """Compute the wrapped model's logits (N, C) of an input without perturbing it, in full precision."""

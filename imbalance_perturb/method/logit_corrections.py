@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,17 @@ def normalise_rows(logits: Tensor, norms: Tensor, bias: Tensor, tau: float) -> T
     scale = torch.exp(-tau * (lengths - lengths.mean())).to(logits)
     offset = bias.to(logits)
     return (logits - offset) * scale + offset
+
+
+def add_offsets(logits: Tensor, offsets: Sequence[float]) -> Tensor:
+    """Add a number for each of C classes to logits (N, C).
+
+    Raises:
+        SettingsError: if there are not as many as classes.
+    """
+    if len(offsets) != logits.shape[1]:
+        raise SettingsError(f"offsets has {len(offsets)} numbers for {logits.shape[1]} classes; give one for each")
+    return logits + torch.tensor(offsets, dtype=torch.float64).to(logits)
 
 
 def estimate_prior(logits: Tensor, counts: ClassCounts) -> Tensor:

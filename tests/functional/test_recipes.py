@@ -29,6 +29,7 @@ OTHER = {
     "image_timeout": ("45", 45.0),
     "exif_orientation": (None, True),
     "jpeg_draft": (None, True),
+    "method": ("perturb+la", "perturb+la"),
     "eps": ("0.05", 0.05),
     "temperature": ("100", 100.0),
     "loss": ("mse", "mse"),
@@ -47,7 +48,7 @@ OTHER = {
 
 #: Settings that go with no other value of those above, take a compiler or a replaced head, or are granted by the
 #: command line alone.
-APART = {"model", "counts", "target_m", "compile", "factory", "trust_model_file", "head_activation"}
+APART = {"model", "counts", "target_m", "compile", "factory", "trust_model_file", "head_activation", "offsets"}
 
 
 def recorded() -> dict[str, Any]:
@@ -130,4 +131,6 @@ def test_a_recipe_out_of_range_is_wrong_usage_and_named(workplace: Workplace) ->
     Path("imbperturb.toml").write_text("[debias]\neps = -1\n")
     for more in ((), ("--eps", "0.1")):
         message = workplace.fails("predict", "model.pth", "counts.json", "images", *more, code=2)
-        assert message.endswith("imbperturb.toml: [debias] eps is -1; expected a number, at least 0, auto, or auto*X with X above 0")
+        assert message.endswith(
+            "imbperturb.toml: [debias] eps is -1; expected a number, at least 0, auto, or auto*X with X above 0"
+        )

@@ -57,7 +57,7 @@ class _Adviser:
     level: float
 
     def advise(self, metric: str, n: int, base: str) -> Advice:
-        usable = [result for result in self.results.values() if not result.control and result.method != base]
+        usable = [r for r in self.results.values() if not r.control and r.applicable and r.method != base]
         if not all(metric in result.differences for result in usable):
             metric = "mcr"  # the class that the objective is about has no image here
         p_values = self.test(metric, [result.method for result in usable])

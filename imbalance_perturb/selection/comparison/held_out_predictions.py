@@ -16,12 +16,14 @@ from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
-from imbalance_perturb.selection.candidates import Bools, Candidates, make_candidates
+from imbalance_perturb.selection.candidates import Bools, Candidates, make_candidates, stratified_folds
+from imbalance_perturb.selection.comparison.class_offsets import fit_offsets
 from imbalance_perturb.selection.comparison.methods import (
     ADJUST,
     BOTH,
     CONTROLS,
     NORMALISE,
+    OFFSETS,
     PARAMETERS,
     CachedLogits,
     Candidate,
@@ -94,11 +96,22 @@ class ComparisonRun:
         return {method: self._tune_one(method, cached, labels) for method in own}
 
     def _tune_one(self, method: str, cached: CachedLogits, labels: Ints) -> Tuned:
+        if method == OFFSETS:
+            return self._fit_offsets(cached, labels)
         candidates = list_candidates(method, self.options.steps, self.options.tau_grid)
         if len(candidates) == 1:
             return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
         held_out = choose_without_each_fold(labels, self.options.rule, self._picker(method, candidates, cached, labels))
         return Tuned(candidates, candidates[held_out.chosen], held_out.agreement, held_out.held_out_candidates[0])
+
+    def _fit_offsets(self, cached: CachedLogits, labels: Ints) -> Tuned:
+        """Offsets are fitted, not chosen: to all images, and again without each fold."""
+        rule, logits = self.options.rule, cached.sweep.base.numpy()
+        folds = stratified_folds(labels, rule.folds, np.random.default_rng(rule.seed))
+        parts = [np.ones(len(labels), dtype=bool), *(folds != fold for fold in range(rule.folds))]
+        classes = len(self.pipeline.counts)
+        candidates = [Candidate(offsets=fit_offsets(logits[part], labels[part], classes)) for part in parts]
+        return Tuned(candidates, candidates[0], None, 1 + folds)
 
     def _picker(self, method: str, candidates: Sequence[Candidate], cached: CachedLogits, labels: Ints) -> Pick:
         """How a choice among the candidates of a method is made on some of the images."""

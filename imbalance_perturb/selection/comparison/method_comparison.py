@@ -37,7 +37,7 @@ from imbalance_perturb.selection.comparison.methods import (
 from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
 from imbalance_perturb.selection.comparison.scoring import score_lineup
 from imbalance_perturb.selection.rule import SelectionRule, check_rule
-from imbalance_perturb.selection.sweep import Sweep, eps_around
+from imbalance_perturb.selection.sweep import PERTURB, Sweep, eps_around
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def compare_methods(
         if labelled is not None:
             progress.found(labelled.images)
     measured = options.eps_grid is None and any("eps" in PARAMETERS[method] for method in options.methods)
+    # The recipe may have the method that an earlier comparison advised; here the step is what is varied.
+    settings = replace(settings, debias=replace(settings.debias, method=PERTURB, tau=None))
     pipeline = load_pipeline(settings, val.images, counts_file=counts_file, exact=True, measure_step=measured)
     progress.loaded(pipeline)
     if options.eps_grid is None:
@@ -209,7 +211,11 @@ def _notes(
     notes += [f"{result.method} is not available: {result.unavailable}" for result in results if result.unavailable]
     grids = {"eps": options.steps, "tau": options.tau_grid}
     for result in results:
-        ends = [f"{k} {v:g}" for k, v in result.parameters.items() if len(grids[k]) > 1 and v == max(grids[k])]
+        ends = [
+            f"{k} {v:g}"
+            for k, v in result.parameters.items()
+            if not isinstance(v, tuple) and len(grids[k]) > 1 and v == max(grids[k])
+        ]
         if ends and not result.control:
             notes.append(f"{result.method}: {', '.join(ends)} is the largest value tried; a larger one may do better")
         same, splits = result.agreement or (1, 1)
@@ -227,7 +233,11 @@ def _notes(
 
 def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
     options, source = run.options, describe_source(run.pipeline)
-    debias = {k: v for k, v in asdict(run.pipeline.settings.debias).items() if k not in ("eps", "tau", "steps")}
+    debias = {
+        k: v
+        for k, v in asdict(run.pipeline.settings.debias).items()
+        if k not in ("method", "eps", "tau", "offsets", "steps")
+    }
     return {
         "files": {name: str(path) for name, path in asdict(files).items() if path is not None},
         "counts_file": source.pop("counts"),  # 'counts' are the classes' own numbers there

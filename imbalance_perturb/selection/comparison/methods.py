@@ -14,16 +14,22 @@ from torch import Tensor
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.evaluation.intervals import check_level
 from imbalance_perturb.method.counts import ClassCounts
-from imbalance_perturb.method.logit_corrections import adjust_logits, estimate_prior, normalise_rows, shift_prior
+from imbalance_perturb.method.logit_corrections import (
+    add_offsets,
+    adjust_logits,
+    estimate_prior,
+    normalise_rows,
+    shift_prior,
+)
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.selection.rule import SelectionRule
 from imbalance_perturb.selection.sweep import MINUS_EPS, PERTURB, RANDOM_SIGN, Sweep, Variant
 
-NONE, ADJUST, BOTH, NORMALISE, PRIOR_SHIFT = "none", "la", "perturb+la", "tau-norm", "em"
+NONE, ADJUST, BOTH, NORMALISE, OFFSETS, PRIOR_SHIFT = "none", "la", "perturb+la", "tau-norm", "offsets", "em"
 
 #: All methods, in the order of the table.
-METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, PRIOR_SHIFT, RANDOM_SIGN, MINUS_EPS)
+METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, OFFSETS, PRIOR_SHIFT, RANDOM_SIGN, MINUS_EPS)
 
 #: What a real effect must beat; they move the input by the eps that was chosen for `perturb`.
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
@@ -38,6 +44,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     ADJUST: ("tau",),
     BOTH: ("eps", "tau"),
     NORMALISE: ("tau",),
+    OFFSETS: ("offsets",),
     PRIOR_SHIFT: (),
     RANDOM_SIGN: ("eps",),
     MINUS_EPS: ("eps",),
@@ -90,10 +97,11 @@ class ComparisonOptions:
 
 
 class Candidate(NamedTuple):
-    """The free parameters of a method; 0 where it has none of the kind."""
+    """The free parameters of a method; 0 where it has none of the kind, no offsets where it has none."""
 
     eps: float = 0.0
     tau: float = 0.0
+    offsets: tuple[float, ...] = ()
 
 
 def list_candidates(method: str, eps_grid: Sequence[float], tau_grid: Sequence[float]) -> list[Candidate]:
@@ -140,6 +148,8 @@ class CachedLogits:
             case "tau-norm":
                 assert not isinstance(self.last_layer, str), "the method is left out where there is no last layer"
                 return normalise_rows(base, self.last_layer.norms, self.last_layer.bias, candidate.tau)
+            case "offsets":
+                return add_offsets(base, candidate.offsets) if candidate.offsets else base
             case "em":
                 return shift_prior(base, self.counts, estimate_prior(base, self.counts))
         return base

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from imbalance_perturb.config.settings import METHODS as APPLICABLE
+from imbalance_perturb.config.settings import DebiasSettings
 from imbalance_perturb.evaluation.results import Difference, Scores, interval_key
 
 
@@ -22,7 +24,7 @@ class MethodResult:
 
     method: str
     control: bool = False
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
     agreement: tuple[int, int] | None = None
     passes: int = 1
     images_per_second: float | None = None
@@ -32,9 +34,17 @@ class MethodResult:
     unavailable: str | None = None
 
     @property
+    def applicable(self) -> bool:
+        """Whether `predict` has the method: it looks at one image at a time, and takes no control for a correction."""
+        return self.method in APPLICABLE
+
+    @property
     def setting(self) -> str:
         """The parameters as text, such as ``eps 0.005, tau 0.75``."""
-        return ", ".join(f"{name} {value:g}" for name, value in self.parameters.items())
+        return ", ".join(
+            f"{name} fitted" if isinstance(value, tuple) else f"{name} {value:g}"
+            for name, value in self.parameters.items()
+        )
 
     def to_dict(self, interval_key: str) -> dict[str, Any]:
         """The result as JSON has it."""
@@ -62,6 +72,14 @@ class Advice:
     sentence: str
 
 
+def applied_debias(result: MethodResult, debias: DebiasSettings) -> DebiasSettings:
+    """The settings with which `predict` makes a method's predictions; T, loss, target and units stay as they are."""
+    found = dict(result.parameters)
+    if result.method == "perturb" and debias.tau:
+        found["tau"] = 0.0
+    return replace(debias, method=result.method, **found)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Methods on the same ``n`` images.
@@ -83,6 +101,11 @@ class Comparison:
     confidence_level: float
     notes: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def advised(self) -> MethodResult:
+        """The result of the method that is advised."""
+        return next(result for result in self.results if result.method == self.advice.method)
 
     @property
     def headline(self) -> str:

@@ -80,6 +80,14 @@ class TuningOptions:
         return [Variant(loss_spec, eps) for loss_spec in loss_specs for eps in sorted({*grid} - {0})]
 
 
+def tuned_debias(tuning: Tuning, debias: DebiasSettings) -> DebiasSettings:
+    """The settings with the chosen eps, and its loss and temperature; with eps 0 those stay as they are."""
+    choice, debias = tuning.choice, tunable(debias)
+    if choice.loss is None or choice.temperature is None:
+        return replace(debias, eps=0.0)
+    return replace(debias, eps=choice.eps, loss=choice.loss, temperature=choice.temperature)
+
+
 def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCounts, rule: SelectionRule) -> None:
     """Refuse labels and settings that cannot decide now, not after the model has run.
 
@@ -165,6 +173,11 @@ def tune(
     return replace(tuning, summary=tuple(summarise(tuning)), notes=(*sweep.warnings, *note(tuning)))
 
 
+def tunable(debias: DebiasSettings) -> DebiasSettings:
+    """The settings with a method that moves the input: what is tuned is how far."""
+    return debias if debias.moves_input else replace(debias, method="perturb", tau=0.0)
+
+
 def _prepare(
     settings: Settings | Pipeline,
     images: str | Path | LabelledImages,
@@ -186,6 +199,7 @@ def _prepare(
     check_tuning(labelled, asked, counts, options.rule)
     if not isinstance(settings, Settings):
         return settings, labelled
+    settings = replace(settings, debias=tunable(settings.debias))
     pipeline = load_pipeline(
         settings, labelled.images, counts_file=counts_file, exact=True, measure_step=options.eps_grid is None
     )
@@ -260,6 +274,8 @@ def _source(pipeline: Pipeline, labelled: LabelledImages) -> dict[str, Any]:
     """On what the figures rest: files, settings, versions."""
     return {
         "images": str(labelled.images.root),
-        "settings": {"debias": {k: v for k, v in asdict(pipeline.settings.debias).items() if k != "eps"}},
+        "settings": {
+            "debias": {k: v for k, v in asdict(pipeline.settings.debias).items() if k not in ("eps", "offsets")}
+        },
         **describe_source(pipeline),
     }

@@ -97,6 +97,10 @@ def values_of_all(draw: st.DrawFn) -> dict[str, Any]:
         values[name] = values[name] or name
     if None not in (values["arch"], values["factory"]):
         del values[draw(st.sampled_from(["arch", "factory"]))]
+    if values["method"] == "offsets" and values["offsets"] is None:
+        values["method"] = "perturb"
+    if isinstance(values["eps"], str):
+        values["steps"] = 1
     values["preset"] = draw(st.sampled_from(["imagenet", "none"]))
     channels = 1 if values["color"] == "gray" else 3
     for name in ("mean", "std"):

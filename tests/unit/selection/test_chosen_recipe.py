@@ -7,9 +7,10 @@ import pytest
 
 from imbalance_perturb.config.recipe import load_recipe, merge_settings
 from imbalance_perturb.config.settings import DebiasSettings
+from imbalance_perturb.selection.chosen_recipe import update_chosen_recipe
 from imbalance_perturb.selection.cross_validation import Figures
 from imbalance_perturb.selection.rule import SelectionRule
-from imbalance_perturb.selection.tuning.recipe import tuned_debias, update_tuned_recipe
+from imbalance_perturb.selection.tuning.eps_tuning import tuned_debias
 from imbalance_perturb.selection.tuning.results import TriedCorrection, Tuning
 
 FIGURES = Figures(0.5, 0.5, 0.5, 0.5, 0.5)
@@ -56,14 +57,14 @@ def recipe(tmp_path: Path) -> Path:
 def test_the_choice_goes_into_the_recipe_and_all_else_stays(recipe: Path) -> None:
     """Only eps changes; comments, order and the other tables stay."""
     settings = merge_settings(load_recipe(recipe))
-    assert update_tuned_recipe(recipe, settings, tuned(0.005)) == {"eps": 0.005}
+    assert update_chosen_recipe(recipe, settings, tuned_debias(tuned(0.005), settings.debias)) == {"eps": 0.005}
     assert recipe.read_text() == RECIPE.replace("eps = 0.001", "eps = 0.005")
 
 
 def test_what_eps_was_tuned_with_goes_along(recipe: Path) -> None:
     """Loss and temperature that won, and what the command line said about the correction."""
     settings = merge_settings(load_recipe(recipe), {"debias": {"target": "sqrt", "clip": True}})
-    written = update_tuned_recipe(recipe, settings, tuned(0.005, 100.0, "mse"))
+    written = update_chosen_recipe(recipe, settings, tuned_debias(tuned(0.005, 100.0, "mse"), settings.debias))
     assert written == {"eps": 0.005, "temperature": 100.0, "loss": "mse", "target": "sqrt", "clip": True}
     after = merge_settings(load_recipe(recipe)).debias
     assert after == DebiasSettings(eps=0.005, temperature=100.0, loss="mse", target="sqrt", clip=True)
@@ -73,7 +74,7 @@ def test_a_target_file_stays_relative_to_the_recipe(recipe: Path) -> None:
     """A distribution named from elsewhere is found again by whoever reads the recipe."""
     target = str(recipe.parent / "more" / "p.json")
     settings = merge_settings(load_recipe(recipe), {"debias": {"target": target}})
-    written = update_tuned_recipe(recipe, settings, tuned(0.005))
+    written = update_chosen_recipe(recipe, settings, tuned_debias(tuned(0.005), settings.debias))
     assert written == {"eps": 0.005, "target": "more/p.json"}
     assert merge_settings(load_recipe(recipe)).debias.target == target
 
@@ -84,7 +85,7 @@ def test_a_target_file_stays_relative_to_the_recipe(recipe: Path) -> None:
 def test_a_recipe_for_something_else_is_left_alone(recipe: Path, other: dict[str, dict[str, str]]) -> None:
     """An eps tuned for another model, other counts or other preprocessing does not belong into it."""
     settings = merge_settings(load_recipe(recipe), other)
-    assert update_tuned_recipe(recipe, settings, tuned(0.005)) is None
+    assert update_chosen_recipe(recipe, settings, tuned_debias(tuned(0.005), settings.debias)) is None
     assert recipe.read_text() == RECIPE
 
 
@@ -93,4 +94,4 @@ def test_no_correction_is_written_as_eps_0(recipe: Path) -> None:
     settings = merge_settings(load_recipe(recipe))
     none = replace(tuned(0.005), chosen=0)
     assert tuned_debias(none, settings.debias) == replace(settings.debias, eps=0.0)
-    assert update_tuned_recipe(recipe, settings, none) == {"eps": 0.0}
+    assert update_chosen_recipe(recipe, settings, tuned_debias(none, settings.debias)) == {"eps": 0.0}
