@@ -15,7 +15,7 @@ DIGITS = ("--preset", "none", "--resize", "64", "--mean", "0.5", "--std", "0.5")
 
 QUICK = ("--eps-grid", "0.02,0.05", "--tau-grid", "0.5,1", "--folds", "3", "--repeats", "2")
 
-METHODS = ["none", "perturb", "la", "perturb+la", "tau-norm", "em", "random-sign", "minus-eps"]
+METHODS = ["none", "perturb", "la", "perturb+la", "tau-norm", "offsets", "em", "random-sign", "minus-eps"]
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,8 @@ def _above_zero(difference: Difference) -> bool:
 
 
 def _name(result: MethodResult) -> str:
-    return f"{result.method} with {result.setting}" if result.parameters else result.method
+    chosen = bool(result.parameters) and result.setting != "fitted"
+    return f"{result.method} with {result.setting}" if chosen else result.method
 
 
 def _value(result: MethodResult, metric: str) -> str:

@@ -42,8 +42,7 @@ class MethodResult:
     def setting(self) -> str:
         """The parameters as text, such as ``eps 0.005, tau 0.75``."""
         return ", ".join(
-            f"{name} fitted" if isinstance(value, tuple) else f"{name} {value:g}"
-            for name, value in self.parameters.items()
+            "fitted" if isinstance(value, tuple) else f"{name} {value:g}" for name, value in self.parameters.items()
         )
 
     def to_dict(self, interval_key: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def advise(objective: str = "mcr", **preds: Ints) -> tuple[Advice, dict[str, Met
         "la": MethodResult("la", parameters={"tau": 0.75}),
         "random_sign": MethodResult("random-sign", control=True, parameters={"eps": 0.005}),
         "em": MethodResult("em"),
+        "tau_norm": MethodResult("tau-norm", parameters={"tau": 1.0}),
     }
     preds = {"none": NONE, **preds}
     named = {kinds[key].method: values for key, values in preds.items()}
@@ -82,13 +83,15 @@ def test_a_control_is_never_advised() -> None:
     """Not even where it is the best of all."""
     advice, _ = advise(random_sign=predictions(1.0, 1.0, 1.0))
     assert advice.method == "none"
+    # Nor is what `predict` cannot do: it looks at one image at a time.
+    assert advise(em=predictions(1.0, 1.0, 1.0))[0].method == "none"
 
 
 def test_a_method_that_keeps_more_accuracy_is_named() -> None:
     """Of two that are alike in MCR, one that loses less accuracy is mentioned beside the one advised."""
-    advice, _ = advise(la=predictions(0.7, 0.8, 0.66), em=predictions(0.95, 0.62, 0.5))
+    advice, _ = advise(la=predictions(0.7, 0.8, 0.66), tau_norm=predictions(0.95, 0.62, 0.5))
     assert advice.method == "la"
-    assert "em comes to 0." in advice.sentence
+    assert "tau-norm with tau 1 comes to 0." in advice.sentence
     assert "within noise of it, with more accuracy (+0." in advice.sentence
 
 

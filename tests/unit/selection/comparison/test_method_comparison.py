@@ -124,6 +124,7 @@ def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None
         ("perturb+la", Candidate(0.0, 0.75)): base - 0.75 * prior,
         # Row lengths relative to their geometric mean.
         ("tau-norm", Candidate(tau=1.5)): (base - bias) / (norms / np.prod(norms) ** 0.25) ** 1.5 + bias,
+        ("offsets", Candidate(offsets=(0.0, 0.5, 1.0, 2.0))): base + np.array([0, 0.5, 1, 2]),
         ("em", Candidate()): np.log(softmax) + np.log(np.maximum(shares, 1e-300)) - prior,
         ("random-sign", Candidate(0.01)): coin,
         ("minus-eps", Candidate(0.01)): away,
@@ -149,7 +150,8 @@ def test_costs_in_forward_passes() -> None:
     """A step costs forward, backward, forward; what works on logits, or does not move, costs the one pass."""
     moving = {method: count_passes(method, Candidate(0.01, 1.0)) for method in METHODS}
     assert moving == {
-        "none": 1, "perturb": 3, "la": 1, "perturb+la": 3, "tau-norm": 1, "em": 1, "random-sign": 1, "minus-eps": 3,
+        "none": 1, "perturb": 3, "la": 1, "perturb+la": 3, "tau-norm": 1, "offsets": 1, "em": 1, "random-sign": 1,
+        "minus-eps": 3,
     }  # fmt: skip
     assert all(count_passes(method, Candidate(0.0, 1.0)) == 1 for method in METHODS)
 
