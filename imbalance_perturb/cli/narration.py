@@ -107,6 +107,12 @@ class Narrator(Progress):
             self.line(f"precision: {summary.agreement.describe()}")
             if summary.agreement.warning is not None:
                 self.line(f"warning: {summary.agreement.warning}")
+        if summary.strength is not None:
+            whole = "" if summary.strength >= 0.95 else "; --eps auto takes all of it"
+            self.line(
+                f"strength: the step takes {summary.strength:.2g} of the log prior from the logits of the median"
+                f" image{whole}"
+            )
         for warning in summary.warnings:
             self.line(f"warning: {warning}")
         for image, error in summary.first_errors:

@@ -42,15 +42,16 @@ def measure_strength(
     debias: DebiasSettings,
     preprocessing: Preprocessing,
     execution: Execution,
+    sampled: int = SAMPLED,
 ) -> StepStrength:
-    """Measure on at most :data:`SAMPLED` images which eps is the full correction, in units of the settings.
+    """Measure on at most ``sampled`` images which eps is the full correction, in units of the settings.
 
     Raises:
         ImageFolderError: if none of the sampled images can be used.
         CountsError, ModelGradientError: as for :func:`full_eps`.
     """
     everything = images.everything
-    drawn = np.random.default_rng(0).choice(len(everything), min(SAMPLED, len(everything)), replace=False)
+    drawn = np.random.default_rng(0).choice(len(everything), min(sampled, len(everything)), replace=False)
     names = [everything[index] for index in sorted(drawn.tolist())]
     unit = preprocessing.pixel_eps(1.0) if debias.eps_space == "pixel" else torch.tensor(1.0)
     norms, errors = [], []

@@ -8,9 +8,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.errors import InterruptedRunError, TooManyFailuresError
+from imbalance_perturb.errors import ImbperturbError, InterruptedRunError, TooManyFailuresError
 from imbalance_perturb.files.writing import STDOUT, write_json
+from imbalance_perturb.inference.auto_eps import SAMPLED, measure_strength
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.failure_limit import FailureLimit
@@ -29,6 +32,12 @@ from imbalance_perturb.predictions.run_state import RunState, Standing
 from imbalance_perturb.predictions.shards import Shard
 from imbalance_perturb.predictions.writing import open_rows
 
+#: One image in so many tells how strong the eps of a finished run was: that may take no time to speak of.
+_TOLD_OF = 50
+
+#: From here on the step of the log target is along the log prior (docs/theory.md; the paper's Fig. 2).
+LARGE_TEMPERATURE = 100
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -37,7 +46,8 @@ class RunSummary:
     ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed. Of the
     images, ``resumed`` had been done by an earlier run that was cut off; its seconds are counted, too.
     ``assumptions``: what the model file does not show and would change predictions. ``warnings``: what the images as a
-    whole give to think about.
+    whole give to think about. ``strength``: of the step, as a share of the full correction of the median image;
+    ``None`` where it was not measured.
     """
 
     total: int
@@ -52,6 +62,7 @@ class RunSummary:
     resumed: int = 0
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    strength: float | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -122,6 +133,28 @@ def write_predictions(
             write_json(run_path(path), account.to_dict())
             journal.forget()
     return summary
+
+
+def tell_strength(pipeline: Pipeline, images: ImageList) -> float | None:
+    """How strong the step of a finished run was, as a share of the full correction, from a few of its images.
+
+    ``None`` where the step is not along the log prior, or no image can tell.
+    """
+    d = pipeline.settings.debias
+    along_prior = d.target == "log" and d.target_m is None and d.temperature >= LARGE_TEMPERATURE and d.steps == 1
+    if not (pipeline.debiased.active and along_prior):
+        return None
+    strength = pipeline.strength
+    if strength is None:
+        few = max(8, min(SAMPLED, len(images) // _TOLD_OF))
+        try:
+            strength = measure_strength(
+                pipeline.model, images, pipeline.counts, d, pipeline.preprocessing, pipeline.execution, few
+            )
+        except (ImbperturbError, torch.OutOfMemoryError):
+            return None  # the rows are written; this line is not worth an error
+    assert not isinstance(d.eps, str)
+    return d.eps / strength.full_eps
 
 
 class _Run:

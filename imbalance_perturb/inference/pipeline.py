@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, Settings
+from imbalance_perturb.config.settings import ModelSettings, Settings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing, select_preprocessing
 from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError, first_line
 from imbalance_perturb.inference.acceleration.optimisation import Optimisation, compiled, lower, optimise
 from imbalance_perturb.inference.auto_eps import measure_strength, settle_eps
 from imbalance_perturb.inference.batching import TRIED, measure_batch_size, usual_batch_size
+from imbalance_perturb.inference.correction import logit_correction, make_debiased
 from imbalance_perturb.inference.decoding.workers import in_slices, iter_decoded
 from imbalance_perturb.inference.execution import Execution, select_execution
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts, CountsFile, name_classes, read_counts_file
-from imbalance_perturb.method.logit_corrections import add_offsets, normalise_rows
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
 from imbalance_perturb.method.target import load_target, target_distribution
@@ -34,7 +33,6 @@ from imbalance_perturb.models import (
     probe_classifier,
     read_class_names,
 )
-from imbalance_perturb.models.last_layer import find_last_layer
 from imbalance_perturb.predictions.making import StepStrength
 
 #: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
@@ -109,7 +107,8 @@ def load_pipeline(
     if measure_step or (isinstance(settings.debias.eps, str) and settings.debias.moves_input):
         strength = measure_strength(probed.model, images, counts, settings.debias, probed.preprocessing, execution)
         settings = settle_eps(settings, strength)
-    correction = _logit_correction(settings.debias, probed, counts, execution.device)
+    trial = make_trial(probed.input_shape, execution.device)
+    correction = logit_correction(settings.debias, probed.model, trial, counts)
     execution, lowered = _lower(settings, probed, execution)
     low = None
     if lowered is not None:
@@ -274,48 +273,6 @@ def load_probed(
 def make_trial(shape: tuple[int, int, int], device: torch.device, n: int = 2) -> Tensor:
     """Random inputs (n, C, H, W) to try a network on, the same every time."""
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def make_debiased(
-    settings: DebiasSettings,
-    model: LoadedClassifier,
-    counts: ClassCounts,
-    target: Tensor,
-    preprocessing: Preprocessing,
-    correction: Callable[[Tensor], Tensor] | None = None,
-) -> PerturbedClassifier:
-    """The corrected classifier, with eps and clip in units of the tensor that preprocessing makes."""
-    eps = settings.eps if settings.moves_input else 0.0
-    assert not isinstance(eps, str), "auto is settled before"
-    return PerturbedClassifier(
-        model,
-        counts,
-        eps=preprocessing.pixel_eps(eps) if settings.eps_space == "pixel" else eps,
-        temperature=settings.temperature,
-        loss=settings.loss,
-        target=target,
-        clip=preprocessing.bounds() if settings.clip else None,
-        steps=settings.steps,
-        tau=0.0 if settings.method == "tau-norm" else settings.used_tau,
-        correction=correction,
-    )
-
-
-def _logit_correction(
-    settings: DebiasSettings, probed: Probed, counts: ClassCounts, device: torch.device
-) -> Callable[[Tensor], Tensor] | None:
-    """What the method does to logits beside logit adjustment."""
-    if settings.method == "offsets":
-        assert settings.offsets is not None, "checked where the settings were made"
-        if len(settings.offsets) != len(counts):
-            raise SettingsError(f"offsets has {len(settings.offsets)} numbers for {len(counts)} classes; give one each")
-        return partial(add_offsets, offsets=settings.offsets)
-    if settings.method != "tau-norm":
-        return None
-    layer = find_last_layer(probed.model, make_trial(probed.input_shape, device))
-    if isinstance(layer, str):
-        raise SettingsError(f"method is tau-norm, which this model cannot have: {layer}; choose another")
-    return partial(normalise_rows, norms=layer.norms, bias=layer.bias, tau=settings.used_tau)
 
 
 def _trial_size(preprocessing: Preprocessing, images: ImageList | None, execution: Execution) -> tuple[int, int]:

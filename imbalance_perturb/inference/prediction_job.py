@@ -93,7 +93,7 @@ def predict_folder(
     check_unfinished(out, options.resume)
 
     # Only now: what is wrong with a path need not wait for torch.
-    from imbalance_perturb.inference.folder_prediction import write_predictions
+    from imbalance_perturb.inference.folder_prediction import tell_strength, write_predictions
     from imbalance_perturb.inference.pipeline import load_pipeline
 
     if isinstance(settings, Settings):
@@ -103,7 +103,7 @@ def predict_folder(
         progress.loaded(pipeline)
     else:
         pipeline = settings
-    return write_predictions(
+    summary = write_predictions(
         pipeline,
         found,
         out,
@@ -114,3 +114,4 @@ def predict_folder(
         failures=failures,
         progress=progress,
     )
+    return replace(summary, strength=tell_strength(pipeline, found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from torchvision.models import get_model
 from torchvision.transforms import v2
 
-from imbalance_perturb import DebiasSettings
+from imbalance_perturb import DebiasSettings, ModelSettings, PreprocessSettings, Settings, predict_folder
 from tests.functional.conftest import SMALL, Workplace
 
 PREDICT = ("predict", "model.pth", "counts.json", "images", *SMALL)
@@ -111,3 +112,28 @@ def test_where_auto_cannot_be_found_the_run_says_so(workplace: Workplace) -> Non
         path.write_bytes(b"no image")
     message = workplace.fails(*PREDICT, "--eps", "auto", "-o", "p.csv")
     assert "none of 9 sampled images can be used (first: " in message
+
+
+def test_the_summary_says_how_strong_the_step_was(workplace: Workplace, checkpoint: dict[str, torch.Tensor]) -> None:
+    """A number comes to a share of the full correction; other targets have none, nor does a run without a step."""
+    full = full_correction(checkpoint)
+    said = workplace.run(*PREDICT, "--eps", f"{full / 4:.5g}", "-o", "p.csv").err
+    found = re.search(
+        r"strength: the step takes (0\.\d+) of the log prior from the logits of the median image; --eps", said
+    )
+    assert found is not None, said
+    # Of the nine images eight tell.
+    assert float(found[1]) == pytest.approx(0.25, rel=0.15)
+    assert "strength: the step takes 1 of" in workplace.run(*PREDICT, "--eps", "auto", "-o", "p.csv").err
+    for more in (("--target", "sqrt"), ("--temperature", "2"), ("--eps", "0"), ("--method", "la")):
+        assert "strength" not in workplace.run(*PREDICT, *more, "-o", "p.csv").err
+    summary = predict_folder(
+        Settings(
+            model=ModelSettings(model="model.pth", counts="counts.json"),
+            preprocess=PreprocessSettings(resize=32, crop=32),
+            debias=DebiasSettings(eps=full),
+        ),
+        "images",
+        "q.csv",
+    )
+    assert summary.strength == pytest.approx(1, rel=0.15)

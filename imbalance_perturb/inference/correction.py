@@ -1,0 +1,66 @@
+"""From the settings of the correction to the classifier that carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from imbalance_perturb.config.settings import DebiasSettings
+from imbalance_perturb.data.preprocessing import Preprocessing
+from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.method.classifier import PerturbedClassifier
+from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.logit_corrections import add_offsets, normalise_rows
+from imbalance_perturb.models import LoadedClassifier
+from imbalance_perturb.models.last_layer import find_last_layer
+
+
+def make_debiased(
+    settings: DebiasSettings,
+    model: LoadedClassifier,
+    counts: ClassCounts,
+    target: Tensor,
+    preprocessing: Preprocessing,
+    correction: Callable[[Tensor], Tensor] | None = None,
+) -> PerturbedClassifier:
+    """The corrected classifier, with eps and clip in units of the tensor that preprocessing makes."""
+    eps = settings.eps if settings.moves_input else 0.0
+    assert not isinstance(eps, str), "auto is settled before"
+    return PerturbedClassifier(
+        model,
+        counts,
+        eps=preprocessing.pixel_eps(eps) if settings.eps_space == "pixel" else eps,
+        temperature=settings.temperature,
+        loss=settings.loss,
+        target=target,
+        clip=preprocessing.bounds() if settings.clip else None,
+        steps=settings.steps,
+        tau=0.0 if settings.method == "tau-norm" else settings.used_tau,
+        correction=correction,
+    )
+
+
+def logit_correction(
+    settings: DebiasSettings, model: LoadedClassifier, trial: Tensor, counts: ClassCounts
+) -> Callable[[Tensor], Tensor] | None:
+    """What the method does to logits beside logit adjustment.
+
+    Args:
+        trial: (N, ...) a few inputs, on the model's device.
+
+    Raises:
+        SettingsError: for offsets of another number of classes, and a model without a last layer to normalise.
+    """
+    if settings.method == "offsets":
+        assert settings.offsets is not None, "checked where the settings were made"
+        if len(settings.offsets) != len(counts):
+            raise SettingsError(f"offsets has {len(settings.offsets)} numbers for {len(counts)} classes; give one each")
+        return partial(add_offsets, offsets=settings.offsets)
+    if settings.method != "tau-norm":
+        return None
+    layer = find_last_layer(model, trial)
+    if isinstance(layer, str):
+        raise SettingsError(f"method is tau-norm, which this model cannot have: {layer}; choose another")
+    return partial(normalise_rows, norms=layer.norms, bias=layer.bias, tau=settings.used_tau)
