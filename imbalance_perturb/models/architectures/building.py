@@ -49,13 +49,13 @@ def build_network(
     """
     hints = HeadHints(checkpoint.ordered, head_activation)
     if factory is not None:
-        return _noting_unused(build_by_factory(checkpoint, path, factory, num_classes), head_activation)
+        return noting_unused(build_by_factory(checkpoint, path, factory, num_classes), head_activation)
     if arch is None:
         return _by_recognition(checkpoint, path, kind, hints)
     name, options = parse_arch(arch)
     if name.startswith("timm:"):
         built = build_by_timm(checkpoint, path, name.removeprefix("timm:"), options)
-        return _noting_unused(built, head_activation)
+        return noting_unused(built, head_activation)
     if name not in classification_names():
         close = difflib.get_close_matches(name, classification_names(), 3, 0.5)
         hint = (
@@ -71,7 +71,8 @@ def build_network(
     return _fill(found, checkpoint, names, path, kind, hints)
 
 
-def _noting_unused(built: Built, head_activation: str | None) -> Built:
+def noting_unused(built: Built, head_activation: str | None) -> Built:
+    """Add a note where ``--head-activation`` was given for a network that has no use for it."""
     if head_activation is None:
         return built
     note = f"--head-activation is of no use here: {built.arch} has no replaced head with layers that the file hides"
@@ -158,7 +159,7 @@ def _fill(
         tuple(notes),
         match.assumptions,
     )
-    return built if match.activated else _noting_unused(built, hints.activation)
+    return built if match.activated else noting_unused(built, hints.activation)
 
 
 def _shapes(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, tuple[int, ...]]:
