@@ -48,9 +48,13 @@ def refuse(source: str, what: str) -> OwnPreprocessing:
 
 def timm_preprocessing(source: str, data: Mapping[str, Any]) -> OwnPreprocessing:
     """What ``timm.data.create_transform`` does in evaluation, of what ``timm.data.resolve_data_config`` gave."""
-    _, height, width = data["input_size"]
-    mode, part = data["crop_mode"], data["crop_pct"]
-    scaled = (math.floor(height / part), math.floor(width / part))
+    try:
+        _, height, width = data["input_size"]
+        mode, part = data["crop_mode"], data["crop_pct"]
+        scaled = (math.floor(height / part), math.floor(width / part))
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+    except (TypeError, ValueError, ArithmeticError):
+        return refuse(source, "its input_size, crop_pct, mean or std are not as timm writes them")
     if data["interpolation"] not in INTERPOLATIONS:
         return refuse(
             source, f"its interpolation {brief(data['interpolation'])} is none of {', '.join(INTERPOLATIONS)}"
@@ -65,7 +69,7 @@ def timm_preprocessing(source: str, data: Mapping[str, Any]) -> OwnPreprocessing
         source,
         resize=scaled if mode == "squash" else scaled[0],
         crop=(height, width),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        mean=mean,
+        std=std,
         interpolation=data["interpolation"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from imbalance_perturb.models.architectures.recognition import (
 from imbalance_perturb.models.architectures.skeleton import classification_names, is_counter
 from imbalance_perturb.models.architectures.timm_networks import OTHER_FILES, build_by_timm, is_timm_name
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
+
+#: In names of tensors that transformers saves.
+_OF_TRANSFORMERS = re.compile(
+    r"(^|\.)(embeddings\.patch_embeddings|embedder\.embedder|embeddings\.convolution|conv_stem\.convolution"
+    r"|encoder\.(layer|layers|stages|block)\.\d+)\."
+)
 
 
 def build_network(
@@ -116,6 +123,11 @@ def _by_recognition(checkpoint: Checkpoint, path: Path, kind: str, hints: HeadHi
     if not isinstance(found, Match):
         closest, difference = found
         hint = f"the file calls its network {recorded!r}: try --arch timm:{recorded}; otherwise " if recorded else ""
+        if any(_OF_TRANSFORMERS.search(tensor) for tensor in checkpoint.tensors):
+            raise ArchitectureError(
+                f"{path}: the tensors are named as transformers names them, and no config.json beside the file says"
+                " which network it is; keep config.json and preprocessor_config.json there, or give the whole folder"
+            )
         raise mismatch(path, f"the network is not recognised; the closest is {closest}", difference, hint)
     if recorded and recorded != found.arch:
         if is_timm_name(recorded):

@@ -9,7 +9,6 @@ from typing import Any
 from imbalance_perturb.errors import ArchitectureError, ModelFileError, brief, first_few
 from imbalance_perturb.models.architectures.filling import Built, in_proportion, load_strictly, named_error
 from imbalance_perturb.models.architectures.timm_networks import (
-    BUILD_ERRORS,
     OTHER_FILES,
     import_timm,
     timm_data_config,
@@ -17,6 +16,7 @@ from imbalance_perturb.models.architectures.timm_networks import (
 )
 from imbalance_perturb.models.folders.model_folder import ModelFolder
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
+from imbalance_perturb.models.formats.trust import LOAD_ERRORS
 from imbalance_perturb.models.own_preprocessing import OwnPreprocessing, timm_preprocessing
 
 #: Of a pretrained config: where timm would look for weights, and in which foreign format.
@@ -42,7 +42,7 @@ def build_timm_folder(folder: ModelFolder, checkpoint: Checkpoint) -> Built:
             network = timm.create_model(name, pretrained=False, **arguments)
         data = timm_data_config(network)
         rows = int(network.num_classes)
-    except BUILD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise ArchitectureError(f"{folder.path}: timm cannot build {what}: {named_error(error)}") from error
     load_strictly(network, checkpoint.tensors, folder.path, f"the tensors do not fit {what}")
     own = timm_preprocessing(f"{folder.path}'s config.json", data)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from imbalance_perturb.errors import ArchitectureError, ModelFileError, brief
 from imbalance_perturb.models.architectures.filling import Built, in_proportion, named_error
 from imbalance_perturb.models.architectures.recognition import Difference
-from imbalance_perturb.models.architectures.timm_networks import BUILD_ERRORS
 from imbalance_perturb.models.folders.image_processors import Prepared, read_processor
 from imbalance_perturb.models.folders.model_folder import ModelFolder
+from imbalance_perturb.models.formats.trust import LOAD_ERRORS
 from imbalance_perturb.models.own_preprocessing import SAY_IT, OwnPreprocessing
 
 #: Entries that say how a network is computed, not which it is: the library's own choice is taken, which downloads none.
@@ -72,7 +72,7 @@ def build_transformers_folder(folder: ModelFolder, tensors: Any, notes: tuple[st
                     ignore_mismatched_sizes=True,
                     local_files_only=True,
                 )
-        except BUILD_ERRORS as error:
+        except LOAD_ERRORS as error:
             raise ArchitectureError(f"{folder.path}: transformers cannot build {what}: {named_error(error)}") from error
     difference = _difference(told)
     if len(difference):
@@ -183,7 +183,7 @@ def _find_class(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Any, An
         raise ArchitectureError(f"{path}: {wanted} takes {cls.main_input_name}, not images; this method is for images")
     try:
         return cls, kind.from_dict(dict(config))
-    except BUILD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise ArchitectureError(f"{path}: transformers cannot read its config.json: {named_error(error)}") from error
 
 
