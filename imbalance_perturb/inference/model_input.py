@@ -15,6 +15,9 @@ from imbalance_perturb.models import OwnPreprocessing
 #: Height and width that a model is tried with where neither preprocessing nor an image says one.
 FALLBACK_SIZE = (224, 224)
 
+#: What says all of preprocessing without a preset.
+_ALL = ("resize", "crop", "mean", "std", "interpolation")
+
 
 def settle_preprocessing(
     settings: PreprocessSettings, own: OwnPreprocessing | None, in_channels: int | None = None
@@ -25,7 +28,8 @@ def settle_preprocessing(
         ModelFileError: if what the model says cannot be done here and no preset takes its place.
         SettingsError: for an unknown preset, or entries that do not fit together.
     """
-    if own is not None and own.refusal and settings.preset is None:
+    said = settings.preset is not None or all(getattr(settings, name) is not None for name in _ALL)
+    if own is not None and own.refusal and not said:
         raise ModelFileError(own.refusal)
     return select_preprocessing(settings, in_channels, None if own is None else own.settings)
 

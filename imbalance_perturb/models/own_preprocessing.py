@@ -29,7 +29,7 @@ class OwnPreprocessing(NamedTuple):
     @property
     def note(self) -> str:
         """What was found, in a sentence; the line on what is done to each image has the figures."""
-        told = "can be used only in part" if self.settings is None else "is taken where no --preset is given"
+        told = "cannot be used: options say it" if self.settings is None else "is taken where no --preset is given"
         return f"the preprocessing of {self.source} {told}"
 
 

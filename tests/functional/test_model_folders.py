@@ -180,3 +180,17 @@ def test_timm_by_name_prepares_images_as_timm_does(place: Workplace) -> None:
     assert "the preprocessing of timm's test_resnet is taken" in text
     assert "shorter side to 168 (bilinear, antialiased) -> centre crop 160 x 160" in text
     assert "minus (0.5, 0.5, 0.5), over (0.5, 0.5, 0.5)" in text
+
+
+def test_a_folder_that_does_not_say_how_images_are_prepared(place: Workplace) -> None:
+    """Nothing is assumed: the run is refused with what to say, and does once a preset or every entry is said."""
+    write_transformers(Path("model"), "resnet")
+    Path("model/preprocessor_config.json").unlink()
+    run = ("predict", "model", "counts.json", "images", *CPU)
+    assert "--preset none with --resize" in place.fails(*run)
+    assert "--preset none with --resize" in place.fails(*run, "--resize", "32,32", "--crop", "none")
+    said = ("--resize", "32,32", "--crop", "none", "--mean", "0.5", "--std", "0.5", "--interpolation", "bicubic")
+    assert place.run(*run, *said).code == 0
+    every = Path("predictions.csv").read_bytes()
+    assert place.run(*run, *said, "--preset", "imagenet", "-o", "again.csv").code == 0
+    assert Path("again.csv").read_bytes() == every
