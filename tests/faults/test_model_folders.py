@@ -241,3 +241,13 @@ def test_without_its_preprocessing_a_folder_needs_to_be_told(root: Path) -> None
     text = json.dumps({"image_processor": {"image_processor_type": "DonutImageProcessor"}})
     (root / "vit" / "processor_config.json").write_text(text)
     assert "Donut" in load_classifier(root / "vit").preprocessing.refusal  # type: ignore[union-attr]
+
+
+def test_weights_in_half_precision_are_told(root: Path) -> None:
+    """A network in bfloat16 is computed in float32, which is said."""
+    tensors = load_file(root / "vit" / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, root / "vit" / "model.safetensors")
+    change_json(root / "vit" / "config.json", dtype="bfloat16")
+    loaded = load_classifier(root / "vit")
+    assert loaded(torch.randn(2, 3, 32, 32)).dtype == torch.float32
+    assert "tensors stored as torch.bfloat16 were converted to float32" in loaded.info.notes

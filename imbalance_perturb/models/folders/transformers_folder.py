@@ -81,6 +81,9 @@ def build_transformers_folder(folder: ModelFolder, tensors: Any, notes: tuple[st
             " build the network with --factory"
         )
     own, bgr = read_preprocessing(folder)
+    others = sorted({str(t.dtype) for t in tensors.values() if t.is_floating_point() and t.dtype != torch.float32})
+    if others:
+        notes = (*notes, f"tensors stored as {', '.join(others)} were converted to float32")
     notes = (*notes, f"built by transformers as its config.json says: {cls.__name__}, {settings.num_labels} classes")
     notes = (*notes, own.note)
     if bgr:
