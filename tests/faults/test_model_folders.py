@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from imbalance_perturb.errors import ArchitectureError, ModelFileError, UntrustedModelError
 from imbalance_perturb.models import load_classifier
 from imbalance_perturb.models.folders import model_folder
-from tests.faults.test_code_from_folders import TRAP
+from tests.faults.test_code_from_folders import TRAP, TRAPS, Trapped
 from tests.faults.test_model_files import RunsCode
 from tests.model_folders import change_json, write_timm, write_transformers
 
@@ -65,6 +65,21 @@ def test_code_in_a_folder_does_not_run(kind: str, root: Path, tmp_path: Path, mo
     load_classifier("model.safetensors")
     assert not list((tmp_path / "marks").iterdir())
     assert not {"helpers", "hubconf", "modeling_vit"} & set(sys.modules)
+
+
+def test_a_command_with_a_folder_among_traps(
+    originals: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What transformers imports is not looked for beside images or weights; of the folder three files are read."""
+    trapped = Trapped(tmp_path, tmp_path_factory.mktemp("watching"))
+    shutil.copytree(originals / "vit", tmp_path / "vit")
+    for name in (*TRAPS, "transformers", "tokenizers", "modeling_vit"):
+        for folder in (tmp_path, tmp_path / "vit"):
+            (folder / f"{name}.py").write_text(TRAP.format(marks=str(trapped.marks)))
+    assert trapped.run_all([("inspect", "vit")]) == [0]
+    assert trapped.marked() == []
+    files = {f"vit/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
+    assert trapped.opened() == files
 
 
 @pytest.mark.usefixtures("alone")
