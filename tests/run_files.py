@@ -12,9 +12,9 @@ from imbalance_perturb.predictions.making import (
     HiddenEntry,
     ModelEntry,
     OutputEntry,
-    PreprocessingEntry,
     Versions,
 )
+from imbalance_perturb.predictions.preparation import PreprocessingEntry
 from imbalance_perturb.predictions.run_file import RUN_SCHEMA, RunExecution, RunFile, RunImages
 from imbalance_perturb.predictions.run_state import Bounds, PredictorState, Tally
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.config.declarations import declarations
+from imbalance_perturb.config.model_names import with_place
 from imbalance_perturb.config.settings import TABLES, Settings, to_lists, to_tuples
 from imbalance_perturb.errors import OutputFileError, SettingsError
 from imbalance_perturb.files.writing import write_whole
@@ -57,7 +58,7 @@ def _parse_table(path: Path, name: str, table: Mapping[str, Any]) -> dict[str, A
             entry.check(value)
         except SettingsError as error:
             raise SettingsError(f"{path}: [{name}] {error}") from None
-        values[entry.name] = str(path.parent / value) if entry.names_file(value) else value
+        values[entry.name] = _seen_from_here(path, value) if entry.names_file(value) else value
     return values
 
 
@@ -74,7 +75,15 @@ def relative_settings(path: Path, settings: Settings) -> Settings:
     return replace(settings, **seen)
 
 
+def _seen_from_here(recipe: Path, file: str) -> str:
+    return with_place(file, lambda place: str(recipe.parent / place))
+
+
 def _seen_from(recipe: Path, file: str) -> str:
+    return with_place(file, lambda place: _relative_path(recipe, place))
+
+
+def _relative_path(recipe: Path, file: str) -> str:
     # Folders as they are behind links, since '..' does not lead back through one; the file keeps its own name.
     folder, name = os.path.split(file)
     try:

@@ -35,6 +35,7 @@ COLORS = ("rgb", "gray")
 #: Seconds that one image may take, unless said otherwise.
 IMAGE_TIMEOUT = 60.0
 
+CROP_ROUNDINGS = ("even", "down")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -46,7 +47,14 @@ class ModelSettings(Table):
     comment: ClassVar[str] = "the classifier file and the class counts; paths are relative to this file"
 
     # Two runs are of one model by its hash and what was found in it, wherever it lies and however it was named.
-    model: str | None = setting(None, Text(), "Trained classifier file.", argument=True, path=True, compared=False)
+    model: str | None = setting(
+        None,
+        Text(),
+        "Trained classifier: a file, a timm or transformers folder, or hf-hub:owner/name@revision.",
+        argument=True,
+        path=True,
+        compared=False,
+    )
     counts: str | None = setting(
         None, Text(), "JSON of training images per class.", argument=True, path=True, compared=False
     )
@@ -95,17 +103,26 @@ class PreprocessSettings(Table):
     panel: ClassVar[str] = "Preprocessing"
     comment: ClassVar[str] = "what happens to an image before the model sees it"
 
-    preset: str = setting(
-        "imagenet",
+    preset: str | None = setting(
+        None,
         Text(),
         "imagenet (resize 256, crop 224, ImageNet mean and std), none ([0, 1] pixels as they are) or a torchvision"
         " weights name; the options below override it.",
+        default_text="what the model's own config says; imagenet where it says nothing",
     )
     resize: int | tuple[int, int] | str | None = setting(
         None, Size(), "Shorter side S, or height and width.", of_preset=True
     )
     crop: int | tuple[int, int] | str | None = setting(
         None, Size(), "Centred crop, S square or height and width.", of_preset=True
+    )
+    crop_rounding: str | None = setting(
+        None,
+        Text(CROP_ROUNDINGS),
+        "Of the crop's place where an odd number of pixels is left beside it: even (as torchvision and timm) or down"
+        " (towards the top left, as transformers):",
+        default_text="even",
+        of_preset=True,
     )
     mean: tuple[float, ...] | None = setting(None, PerChannel(), "Mean to subtract, in [0, 1] pixels.", of_preset=True)
     std: tuple[float, ...] | None = setting(

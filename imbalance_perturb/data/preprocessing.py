@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +35,8 @@ class Preprocessing:
     antialiased; ``color``: ``rgb`` (3 channels) or ``gray`` (1 channel); ``max_value``: the pixel value that becomes
     1 in images of more than 8 bits, ``None`` for the highest of the type; ``exif_orientation``: whether pictures are
     turned upright as their EXIF data say; ``jpeg_draft``: whether large JPEGs are decoded at a half, a quarter or an
-    eighth of their sides, which is faster and changes pixels a little.
+    eighth of their sides, which is faster and changes pixels a little; ``crop_rounding``: where the crop lies if an odd
+    number of pixels is left beside it, ``even`` (half of it, rounded to the even number) or ``down``.
     """
 
     resize: int | tuple[int, int] | None
@@ -47,6 +48,7 @@ class Preprocessing:
     max_value: int | None = None
     exif_orientation: bool = False
     jpeg_draft: bool = False
+    crop_rounding: str = "even"
 
     @property
     def channels(self) -> int:
@@ -75,7 +77,8 @@ class Preprocessing:
         elif self.resize is not None:
             parts.append(f"resize to {self.resize[0]} x {self.resize[1]} ({self.interpolation}, antialiased)")
         if self.crop is not None:
-            parts.append(f"centre crop {self.crop[0]} x {self.crop[1]}")
+            down = " (rounded down)" if self.crop_rounding == "down" else ""
+            parts.append(f"centre crop {self.crop[0]} x {self.crop[1]}{down}")
         parts.append("[0, 1]" + (f" (above 8 bits: {self.max_value} is 1)" if self.max_value is not None else ""))
         if any(self.mean) or any(s != 1 for s in self.std):
             mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
@@ -141,7 +144,7 @@ def make_geometry(preprocessing: Preprocessing) -> Callable[[Pixels], Tensor]:
                 raise ImageError(
                     f"{image.height} x {image.width} pixels is smaller than the crop; resize before cropping"
                 )
-            image = crop(image)
+            image = image.crop(_box(image.size, p.crop)) if p.crop_rounding == "down" else crop(image)  # type: ignore[arg-type]
         pixels: Tensor = to_tensor(image)
         # Between bright and dark the wider filters overshoot; 8-bit pixels are clipped there by their type.
         return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
@@ -154,6 +157,12 @@ def make_geometry(preprocessing: Preprocessing) -> Callable[[Pixels], Tensor]:
     return geometry
 
 
+def _box(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, upper, right and lower of a centred crop (height, width), rounded towards the top left."""
+    left, top = (size[0] - crop[1]) // 2, (size[1] - crop[0]) // 2
+    return left, top, left + crop[1], top + crop[0]
+
+
 def _check_size(size: tuple[int, int], p: Preprocessing) -> None:
     # Before any memory is taken: a strip of 1 x 20,000 pixels would become one of 256 x 5 million.
     if isinstance(p.resize, int):
@@ -164,35 +173,40 @@ def _check_size(size: tuple[int, int], p: Preprocessing) -> None:
             )
 
 
-def select_preprocessing(settings: PreprocessSettings, in_channels: int | None = None) -> Preprocessing:
+def select_preprocessing(
+    settings: PreprocessSettings, in_channels: int | None = None, own: PreprocessSettings | None = None
+) -> Preprocessing:
     """Select the preset that the settings name, and put the entries that they give over it.
 
     Args:
-        settings: what the user said.
+        settings: what the user said; without a preset what the model says takes its place, else ``imagenet``.
+        own: what the model says, where it does.
         in_channels: what the model's first layer takes, where that is known; 1 makes ``gray`` the default.
 
     Raises:
         SettingsError: for an unknown preset, or entries that do not fit together.
     """
-    preset = _preset(settings.preset)
+    if settings.preset is None and own is not None:
+        preset, name = _as_preset(own), "the model's own config"
+    else:
+        preset, name = _preset(settings.preset or "imagenet"), f"preset {settings.preset or 'imagenet'}"
     color = settings.color or ("gray" if in_channels == 1 else "rgb")
     channels = 1 if color == "gray" else 3
     if in_channels is not None and in_channels != channels:
         raise SettingsError(f"color is {color} ({channels} channels) but the model takes {in_channels}")
     resize = _size(settings.resize, preset.resize)
-    crop = _size(settings.crop, preset.crop)
-    if isinstance(crop, int):
-        crop = (crop, crop)
+    crop = _square(_size(settings.crop, preset.crop))
     result = Preprocessing(
         resize=resize,
         crop=crop,
-        mean=_channel_values("mean", settings.mean, preset.mean, channels, settings.preset),
-        std=_channel_values("std", settings.std, preset.std, channels, settings.preset),
+        mean=_channel_values("mean", settings.mean, preset.mean, channels, name),
+        std=_channel_values("std", settings.std, preset.std, channels, name),
         interpolation=settings.interpolation or preset.interpolation,
         color=color,
         max_value=settings.max_value,
         exif_orientation=settings.exif_orientation,
         jpeg_draft=settings.jpeg_draft,
+        crop_rounding=settings.crop_rounding or preset.crop_rounding,
     )
     if result.jpeg_draft and result.resize is None:
         raise SettingsError("jpeg_draft decodes JPEGs smaller before they are resized, but resize is none; drop one")
@@ -217,6 +231,10 @@ def _size(given: int | tuple[int, int] | str | None, preset: int | tuple[int, in
     return preset if given is None else given
 
 
+def _square(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
+
+
 def _channel_values(
     option: str, given: tuple[float, ...] | None, preset: tuple[float, ...], channels: int, name: str
 ) -> tuple[float, ...]:
@@ -225,9 +243,22 @@ def _channel_values(
         return values
     if len(values) == 1:
         return values * channels
-    source = "given" if given is not None else f"in preset {name}"
+    source = "given" if given is not None else f"in {name}"
     raise SettingsError(
         f"{option} has {len(values)} numbers ({source}) for {channels} channel(s); give --{option} one each"
+    )
+
+
+def _as_preset(own: PreprocessSettings) -> Preprocessing:
+    base = _preset("none")
+    return replace(
+        base,
+        resize=_size(own.resize, base.resize),
+        crop=_square(_size(own.crop, base.crop)),
+        mean=own.mean or base.mean,
+        std=own.std or base.std,
+        interpolation=own.interpolation or base.interpolation,
+        crop_rounding=own.crop_rounding or base.crop_rounding,
     )
 
 

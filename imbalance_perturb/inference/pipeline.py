@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ from imbalance_perturb.inference.acceleration.optimisation import Optimisation, 
 from imbalance_perturb.inference.auto_eps import measure_strength, settle_eps
 from imbalance_perturb.inference.batching import TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.inference.correction import logit_correction, make_debiased
-from imbalance_perturb.inference.decoding.workers import in_slices, iter_decoded
 from imbalance_perturb.inference.execution import Execution, select_execution
+from imbalance_perturb.inference.model_input import settle_preprocessing, trial_size
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts, CountsFile, name_classes, read_counts_file
@@ -28,6 +29,7 @@ from imbalance_perturb.method.perturbation import gradient_sign
 from imbalance_perturb.method.target import load_target, target_distribution
 from imbalance_perturb.models import (
     LoadedClassifier,
+    OwnPreprocessing,
     ProbeResult,
     load_classifier,
     probe_classifier,
@@ -37,9 +39,6 @@ from imbalance_perturb.predictions.making import StepStrength
 
 #: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
 MEASURED_FROM = 2000
-
-#: Height and width that a model is tried with where neither preprocessing nor an image says one.
-FALLBACK_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
@@ -246,9 +245,15 @@ def load_probed(
     """Load the model, settle its preprocessing, and try one with the other on the execution's device."""
     if settings.model.model is None:
         raise SettingsError("no model is given; name the model file first")
-    # Before the file is opened nothing is known of its channels; the preset's colour serves until then.
-    provisional = select_preprocessing(settings.preprocess)
-    size = _trial_size(provisional, images, execution)
+    size_of = cache(lambda preprocessing: trial_size(preprocessing, images, execution))
+    if settings.preprocess.preset is not None:
+        select_preprocessing(settings.preprocess)  # what is wrong with it need not wait for the model
+
+    def shape_for(own: OwnPreprocessing | None) -> tuple[int, ...]:
+        # While the file is being read nothing is known of its channels; the preset's colour serves until then.
+        provisional = settle_preprocessing(settings.preprocess, own)
+        return (provisional.channels, *size_of(provisional))
+
     model = load_classifier(
         settings.model.model,
         arch=settings.model.arch,
@@ -256,14 +261,14 @@ def load_probed(
         head_activation=settings.model.head_activation,
         outputs=settings.model.outputs,
         trust_model_file=settings.model.trust_model_file,
-        input_shape=(provisional.channels, *size),
+        input_shape=shape_for,
         num_classes=None if counts is None else len(counts),
     )
     if counts is not None and model.info.classes is not None and len(counts) == model.info.num_classes:
         _agree(counts, model.info.classes, settings.model)
-    preprocessing = select_preprocessing(settings.preprocess, model.info.in_channels)
+    preprocessing = settle_preprocessing(settings.preprocess, model.preprocessing, model.info.in_channels)
     model.to(execution.device)
-    shape = (preprocessing.channels, *size)
+    shape = (preprocessing.channels, *size_of(preprocessing))
     with _naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
     model.network, optimisation = optimise(model.network, make_trial(shape, execution.device))
@@ -273,23 +278,3 @@ def load_probed(
 def make_trial(shape: tuple[int, int, int], device: torch.device, n: int = 2) -> Tensor:
     """Random inputs (n, C, H, W) to try a network on, the same every time."""
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def _trial_size(preprocessing: Preprocessing, images: ImageList | None, execution: Execution) -> tuple[int, int]:
-    if preprocessing.size is not None:
-        return preprocessing.size
-    names = [] if images is None else images.everything
-    if images is not None and names:
-        one_by_one = iter_decoded(
-            images.root,
-            in_slices(names, 1),
-            preprocessing,
-            min(1, execution.workers),
-            image_timeout=execution.image_timeout,
-        )
-        with closing(one_by_one):
-            for batch in one_by_one:  # an image that cannot be used says so in its own row
-                for _, pixels in batch.groups:
-                    return int(pixels.shape[2]), int(pixels.shape[3])
-    shorter = preprocessing.resize
-    return (shorter, shorter) if isinstance(shorter, int) else FALLBACK_SIZE

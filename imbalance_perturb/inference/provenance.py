@@ -22,9 +22,9 @@ from imbalance_perturb.predictions.making import (
     MakingImages,
     ModelEntry,
     OutputEntry,
-    PreprocessingEntry,
     Versions,
 )
+from imbalance_perturb.predictions.preparation import PreprocessingEntry
 from imbalance_perturb.predictions.rows import RowLayout
 from imbalance_perturb.predictions.run_file import RUN_SCHEMA, RunExecution, RunFile, RunImages
 from imbalance_perturb.predictions.run_state import RunState

@@ -14,16 +14,17 @@ from imbalance_perturb.config.code_grants import grant_code
 from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList, iter_sizes
 from imbalance_perturb.errors import PredictionsError, SettingsError
-from imbalance_perturb.files.writing import FORMATS, sha256
+from imbalance_perturb.files.writing import FORMATS
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_predictor
+from imbalance_perturb.inference.places import find_counts, find_images, find_model, find_predictions, settings_of
 from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout, describe_difference, largest_difference
 from imbalance_perturb.predictions.run_differences import differences
-from imbalance_perturb.predictions.run_file import RunFile, check_unchanged, find_beside, load_run_file, run_path
+from imbalance_perturb.predictions.run_file import RunFile, load_run_file, run_path
 from imbalance_perturb.predictions.run_state import PredictorState
 from imbalance_perturb.predictions.shards import files_sha256
 from imbalance_perturb.predictions.writing import text_rows
@@ -110,13 +111,13 @@ def verify_run(path: str | Path, options: VerifyOptions | None = None, progress:
     given = path if path.suffix.lower() in FORMATS else None
     path = path if given is None else run_path(path)
     run = load_run_file(path)
-    predictions = _find_predictions(path, run, given)
-    settings = _settings(path, run)
+    predictions = find_predictions(path, run, given)
+    settings = settings_of(path, run)
     grant_code(path, {"factory": settings.model.factory}, {} if factory is None else {"factory": factory})
     files = replace(
         settings.model,
-        model=_find_file(path, settings.model.model, model, run.model.sha256, "model"),
-        counts=_find_file(path, settings.model.counts, counts, run.counts.sha256, "counts"),
+        model=find_model(path, run, model),
+        counts=find_counts(path, run, counts),
         trust_model_file=run.model.sha256 if trust_model_file else False,
     )
     if factory is not None:
@@ -125,7 +126,7 @@ def verify_run(path: str | Path, options: VerifyOptions | None = None, progress:
     settings = replace(settings, model=files, run=machine)
     seed = secrets.randbits(32) if seed is None else seed
     recorded = _sample_rows(predictions, run.layout, run.images.total, sample, seed)
-    root = _find_images(path, run, images, recorded.first)
+    root = find_images(path, run, images, recorded.first)
     again = _Again(path, run, settings, root, recorded, predictions, as_progress(progress))
     return _compare(recorded.rows, again, seed=seed, predictions=predictions)
 
@@ -226,46 +227,6 @@ class _Again:
             names = [name for name in self._images.names if part.shard.holds(name)]
             if names:
                 yield names, part.predictor
-
-
-def _find_predictions(path: Path, run: RunFile, given: Path | None) -> Path:
-    predictions = path.parent / run.predictions if given is None else given
-    if not predictions.is_file():
-        raise PredictionsError(f"{predictions}: no such file; keep the predictions beside {path}")
-    check_unchanged(predictions, run, path, "predict it again")
-    return predictions
-
-
-def _settings(path: Path, run: RunFile) -> Settings:
-    settings, target = run.settings, run.settings.debias.target
-    if target.endswith(".json"):
-        settings = replace(settings, debias=replace(settings.debias, target=str(find_beside(target, path))))
-    return settings
-
-
-def _find_file(path: Path, recorded: str | None, given: str | Path | None, digest: str, what: str) -> str:
-    """The file of a run, told by its hash: where the user says, where the run file says, or beside that."""
-    places = [Path(str(recorded)), path.parent / str(recorded)] if given is None else [Path(given)]
-    found = [place for place in places if place.is_file()]
-    if not found:
-        raise PredictionsError(f"{places[0]}: the {what} file of the run is not there; say where with --{what} FILE")
-    for place in found:
-        if sha256(place) == digest:
-            return str(place)
-    raise PredictionsError(
-        f"{found[0]}: is not the {what} file that {path} was made with (its SHA-256 differs); say where that is with"
-        f" --{what} FILE"
-    )
-
-
-def _find_images(path: Path, run: RunFile, given: str | Path | None, names: Sequence[str]) -> Path:
-    """The folder that the images' names are relative to; of two that may be meant, the one with the first of them."""
-    source = Path(run.images.source)
-    places = [source, path.parent / source] if given is None else [Path(given)]
-    roots = [place if place.is_dir() else place.parent for place in places if place.exists()]
-    if not roots:
-        raise PredictionsError(f"{places[0]}: the images of the run are not there; say where with --images PATH")
-    return next((root for root in roots if any((root / name).exists() for name in names[:1])), roots[0])
 
 
 def _sample_rows(predictions: Path, layout: RowLayout, total: int, sample: int, seed: int) -> _Recorded:

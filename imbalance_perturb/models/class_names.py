@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
+from imbalance_perturb.models.folders.model_folder import ModelFolder, open_model
 from imbalance_perturb.models.formats.checkpoint import WRAPPERS, read_checkpoint
-from imbalance_perturb.models.formats.snapshot import Snapshot, read_snapshot
+from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.trust import is_trusted
 from imbalance_perturb.models.formats.zip_archive import Archive
 
@@ -39,13 +40,14 @@ def read_class_names(path: str | Path, num_classes: int, *, trust_model_file: bo
     Raises:
         ModelFileError, UntrustedModelError: as :func:`load_classifier` does.
     """
-    path = Path(path)
-    snapshot = read_snapshot(path)
-    if snapshot.format == "checkpoint":
+    snapshot = open_model(path)
+    if isinstance(snapshot, ModelFolder):
+        found = find_class_names(snapshot.naming)
+    elif snapshot.format == "checkpoint":
         found = find_class_names(read_checkpoint(snapshot, trust=is_trusted(snapshot, trust_model_file))[0])
     else:
         found = attached_class_names(snapshot)
-    return select_class_names(found, num_classes, path)[0]
+    return select_class_names(found, num_classes, snapshot.path)[0]
 
 
 def find_class_names(content: object) -> list[ClassNames]:

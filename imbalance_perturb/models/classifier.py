@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelOutputError, first_line
+from imbalance_perturb.models.own_preprocessing import OwnPreprocessing
 
 #: What a forward pass may raise for an input that does not fit.
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
@@ -63,9 +64,17 @@ class LoadedClassifier(nn.Module):
         network: what the file holds.
         info: what is known of it; ``outputs`` decides whether a logarithm turns its output into logits.
         batch_range: smallest and largest batch that the network takes, ``None`` without a limit.
+        preprocessing: what is said of how its images are prepared, where something is.
     """
 
-    def __init__(self, network: nn.Module, info: ModelInfo, *, batch_range: tuple[int, int | None] = (1, None)) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        info: ModelInfo,
+        *,
+        batch_range: tuple[int, int | None] = (1, None),
+        preprocessing: OwnPreprocessing | None = None,
+    ) -> None:
         super().__init__()
         for module in network.modules():
             if getattr(module, "training", False):
@@ -75,6 +84,7 @@ class LoadedClassifier(nn.Module):
         self.network = network
         self.info = info
         self.batch_range = batch_range
+        self.preprocessing = preprocessing
         self.training = False
 
     def train(self, mode: bool = True) -> LoadedClassifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +21,17 @@ from imbalance_perturb.models.class_names import (
     select_class_names,
 )
 from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo, look_at_output
+from imbalance_perturb.models.folders.building import build_folder
+from imbalance_perturb.models.folders.model_folder import ModelFolder, open_model
 from imbalance_perturb.models.formats.checkpoint import parse_checkpoint, read_checkpoint, read_safetensors
 from imbalance_perturb.models.formats.exported_program import read_export
-from imbalance_perturb.models.formats.snapshot import Snapshot, read_snapshot
+from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.torchscript import read_torchscript
-from imbalance_perturb.models.formats.trust import is_trusted
+from imbalance_perturb.models.formats.trust import Hashed, is_trusted
+from imbalance_perturb.models.own_preprocessing import OwnPreprocessing
+
+#: Shape (channels, height, width) of an input, or what makes it of how the model says that its images are prepared.
+InputShape = tuple[int, ...] | Callable[[OwnPreprocessing | None], tuple[int, ...]]
 
 #: Of one message: tensors may have names of any length.
 _MOST_TEXT = 2000
@@ -57,13 +64,14 @@ def load_classifier(
     head_activation: str | None = None,
     outputs: str = "auto",
     trust_model_file: bool | str = False,
-    input_shape: tuple[int, ...] = (3, 224, 224),
+    input_shape: InputShape = (3, 224, 224),
     num_classes: int | None = None,
 ) -> LoadedClassifier:
     """A trained classifier as a frozen module that returns (N, C) logits, on the CPU and in float32.
 
     Args:
-        path: a state_dict (``torch.save`` or safetensors), TorchScript or ``torch.export`` file; told by content.
+        path: a state_dict (``torch.save`` or safetensors), TorchScript or ``torch.export`` file, told by content; a
+            folder of timm or transformers, also as ``local-dir:FOLDER``; or ``hf-hub:owner/name@revision``.
         arch: torchvision's name of the network, with builder arguments as in ``vit_b_16,image_size=384``, or
             ``timm:NAME``; by default it is recognised from the tensors.
         factory: ``package.module:function`` that builds the network, called with ``num_classes=``.
@@ -73,7 +81,8 @@ def load_classifier(
             ``info.assumptions`` then says; all else that the file does not show is refused.
         outputs: what the network returns: ``logits``, ``probabilities``, or ``auto`` to find out.
         trust_model_file: accept a file that needs code to load; with a SHA-256, in hexadecimal, only the file of that.
-        input_shape: (channels, height, width) of an input, to try a network of unknown make on.
+        input_shape: (channels, height, width) of an input, to try a network of unknown make on; or a function that
+            makes it of what the model says of its preprocessing, called where it is needed.
         num_classes: C where the caller knows it, from COUNTS: it settles what a file leaves open, and is otherwise not
             held against the network.
 
@@ -92,7 +101,7 @@ def load_classifier(
         raise SettingsError("arch and factory are both given; each names the network, so give one")
     try:
         network = _Asked(arch, factory, head_activation, num_classes)
-        loaded = _load(Path(path), network, outputs, trust_model_file, input_shape)
+        loaded = _load(path, network, outputs, trust_model_file, input_shape)
     except (ModelFileError, ModelOutputError) as error:
         raise type(error)(_plain(str(error))) from error
     info = loaded.info
@@ -107,26 +116,28 @@ def _plain(text: str) -> str:
 
 
 def _load(
-    path: Path, asked: _Asked, outputs: str, trust_model_file: bool | str, input_shape: tuple[int, ...]
+    model: str | Path, asked: _Asked, outputs: str, trust_model_file: bool | str, input_shape: InputShape
 ) -> LoadedClassifier:
-    snapshot = read_snapshot(path)
-    kind = snapshot.format
-    trust = is_trusted(snapshot, trust_model_file)
-    if kind == "torchscript":
-        found: _Opaque | Built = _torchscript(snapshot, trust=trust)
-        names = attached_class_names(snapshot)
-    elif kind == "export":
-        found = _export(snapshot, trust=trust)
-        names = attached_class_names(snapshot)
+    found: _Opaque | Built
+    opened = open_model(model)
+    path = opened.path
+    trust = is_trusted(opened, trust_model_file)
+    if isinstance(opened, ModelFolder):
+        found, content = build_folder(opened, trust=trust, **asked._asdict())
+        names = find_class_names(opened.naming) + find_class_names(content)
+    elif opened.format == "torchscript":
+        found, names = _torchscript(opened, trust=trust), attached_class_names(opened)
+    elif opened.format == "export":
+        found, names = _export(opened, trust=trust), attached_class_names(opened)
     else:
-        found, names = _tensors(snapshot, asked, trust=trust)
+        found, names = _tensors(opened, asked, trust=trust)
     if isinstance(found, Built):
-        return _name_classes(_wrap_built(found, snapshot, outputs, input_shape), names, path)
+        return _name_classes(_wrap_built(found, opened, outputs, input_shape), names, path)
     for option in ("arch", "factory", "head_activation"):
         if getattr(asked, option):
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
-    return _name_classes(_wrap_opaque(found, snapshot, outputs, input_shape), names, path)
+    return _name_classes(_wrap_opaque(found, opened, outputs, input_shape), names, path)
 
 
 def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path) -> LoadedClassifier:
@@ -221,10 +232,11 @@ def _in_float32(found: _Opaque) -> _Opaque:
     return found._replace(network=found.network.float(), notes=(*found.notes, note))
 
 
-def _wrap_built(found: Built, snapshot: Snapshot, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+def _wrap_built(found: Built, snapshot: Hashed, outputs: str, input_shape: InputShape) -> LoadedClassifier:
     notes, path = found.notes, snapshot.path
     if found.kind == "factory" or outputs == "probabilities":
-        shape = _input_for(input_shape, (found.in_channels, *(found.fixed_size or (None, None))))
+        wanted = _shape(input_shape, found.preprocessing)
+        shape = _input_for(wanted, (found.in_channels, *(found.fixed_size or (None, None))))
         outputs, classes, more = look_at_output(found.network, shape, outputs, (1, None), str(path))
         notes = (*notes, *more)
     else:
@@ -243,16 +255,16 @@ def _wrap_built(found: Built, snapshot: Snapshot, outputs: str, input_shape: tup
         notes=notes,
         assumptions=found.assumptions,
     )
-    return LoadedClassifier(found.network, info)
+    return LoadedClassifier(found.network, info, preprocessing=found.preprocessing)
 
 
-def _wrap_opaque(found: _Opaque, snapshot: Snapshot, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+def _wrap_opaque(found: _Opaque, snapshot: Hashed, outputs: str, input_shape: InputShape) -> LoadedClassifier:
     path = snapshot.path
     for module in found.network.modules():
         if getattr(module, "training", False):
             module.training = False
     smallest, largest = found.batch_range
-    shape = _input_for(input_shape, found.shape)
+    shape = _input_for(_shape(input_shape, None), found.shape)
     outputs, classes, notes = look_at_output(found.network, shape, outputs, found.batch_range, str(path))
     height, width = found.shape[1:] if len(found.shape) == 3 else (None, None)
     info = ModelInfo(
@@ -269,6 +281,10 @@ def _wrap_opaque(found: _Opaque, snapshot: Snapshot, outputs: str, input_shape: 
         notes=(*found.notes, *notes),
     )
     return LoadedClassifier(found.network, info, batch_range=found.batch_range)
+
+
+def _shape(input_shape: InputShape, own: OwnPreprocessing | None) -> tuple[int, ...]:
+    return input_shape(own) if callable(input_shape) else input_shape
 
 
 def _input_for(wanted: tuple[int, ...], known: tuple[int | None, ...]) -> tuple[int, ...]:

@@ -253,17 +253,17 @@ def test_a_file_that_is_replaced_after_its_check_is_not_verified(
 ) -> None:
     """What `verify` computes with are the files whose hashes it has checked."""
     assert place.run("predict", "model.pt", "counts.json", "val", *PLAIN).code == 0
-    find = verification._find_file
+    find = getattr(verification, f"find_{what}")
 
     def find_and_replace(*arguments: Any) -> str:
         found = find(*arguments)
-        if arguments[-1] == what == "model":
+        if what == "model":
             torch.jit.script(Biased().eval()).save(found, _extra_files={"other": b"bytes"})
-        elif arguments[-1] == what:
+        else:
             Path(found).write_text(json.dumps({"common": 900, "rare": 31}))
         return found
 
-    monkeypatch.setattr(verification, "_find_file", find_and_replace)
+    monkeypatch.setattr(verification, f"find_{what}", find_and_replace)
     assert "was replaced while it was read" in place.fails("verify", "predictions.run.json")
 
 

@@ -21,6 +21,7 @@ OTHER = {
     "preset": ("none", "none"),
     "resize": ("36,34", [36, 34]),
     "crop": ("32,30", [32, 30]),
+    "crop_rounding": ("down", "down"),
     "mean": ("0.5,0.25,0.125", [0.5, 0.25, 0.125]),
     "std": ("0.25,0.5,0.75", [0.25, 0.5, 0.75]),
     "interpolation": ("bicubic", "bicubic"),

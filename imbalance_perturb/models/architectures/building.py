@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from imbalance_perturb.models.architectures.recognition import (
 from imbalance_perturb.models.architectures.skeleton import classification_names, is_counter
 from imbalance_perturb.models.architectures.timm_networks import OTHER_FILES, build_by_timm, is_timm_name
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
+
+#: In names of tensors that transformers saves.
+_OF_TRANSFORMERS = re.compile(
+    r"(^|\.)(embeddings\.patch_embeddings|embedder\.embedder|embeddings\.convolution|conv_stem\.convolution"
+    r"|encoder\.(layer|layers|stages|block)\.\d+)\."
+)
 
 
 def build_network(
@@ -49,13 +56,13 @@ def build_network(
     """
     hints = HeadHints(checkpoint.ordered, head_activation)
     if factory is not None:
-        return _noting_unused(build_by_factory(checkpoint, path, factory, num_classes), head_activation)
+        return noting_unused(build_by_factory(checkpoint, path, factory, num_classes), head_activation)
     if arch is None:
         return _by_recognition(checkpoint, path, kind, hints)
     name, options = parse_arch(arch)
     if name.startswith("timm:"):
         built = build_by_timm(checkpoint, path, name.removeprefix("timm:"), options)
-        return _noting_unused(built, head_activation)
+        return noting_unused(built, head_activation)
     if name not in classification_names():
         close = difflib.get_close_matches(name, classification_names(), 3, 0.5)
         hint = (
@@ -71,7 +78,8 @@ def build_network(
     return _fill(found, checkpoint, names, path, kind, hints)
 
 
-def _noting_unused(built: Built, head_activation: str | None) -> Built:
+def noting_unused(built: Built, head_activation: str | None) -> Built:
+    """Add a note where ``--head-activation`` was given for a network that has no use for it."""
     if head_activation is None:
         return built
     note = f"--head-activation is of no use here: {built.arch} has no replaced head with layers that the file hides"
@@ -115,6 +123,11 @@ def _by_recognition(checkpoint: Checkpoint, path: Path, kind: str, hints: HeadHi
     if not isinstance(found, Match):
         closest, difference = found
         hint = f"the file calls its network {recorded!r}: try --arch timm:{recorded}; otherwise " if recorded else ""
+        if any(_OF_TRANSFORMERS.search(tensor) for tensor in checkpoint.tensors):
+            raise ArchitectureError(
+                f"{path}: the tensors are named as transformers names them, and no config.json beside the file says"
+                " which network it is; keep config.json and preprocessor_config.json there, or give the whole folder"
+            )
         raise mismatch(path, f"the network is not recognised; the closest is {closest}", difference, hint)
     if recorded and recorded != found.arch:
         if is_timm_name(recorded):
@@ -158,7 +171,7 @@ def _fill(
         tuple(notes),
         match.assumptions,
     )
-    return built if match.activated else _noting_unused(built, hints.activation)
+    return built if match.activated else noting_unused(built, hints.activation)
 
 
 def _shapes(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, tuple[int, ...]]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import UninitializedParameter
 
 from imbalance_perturb.errors import ArchitectureError, ModelFileError, first_line
 from imbalance_perturb.models.architectures.recognition import Difference, compare
 from imbalance_perturb.models.architectures.skeleton import is_counter
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
+from imbalance_perturb.models.own_preprocessing import OwnPreprocessing
+
+#: Parameters, and elements of them, that a small network may have beyond four times those in its file.
+_MORE_PARAMETERS, _MORE_ELEMENTS = 1000, 2**24
 
 #: What to do with a network that is not recognised.
 OTHER_WAYS = (
@@ -22,7 +30,8 @@ OTHER_WAYS = (
 class Built(NamedTuple):
     """A network with the file's tensors in it, in eval mode, and what is known of it.
 
-    ``notes``: what was made of the file; ``assumptions``: what it does not show and would change predictions.
+    ``notes``: what was made of the file; ``assumptions``: what it does not show and would change predictions;
+    ``preprocessing``: what is said of how images are prepared, where something is.
     """
 
     network: nn.Module
@@ -33,6 +42,29 @@ class Built(NamedTuple):
     fixed_size: tuple[int, int] | None
     notes: tuple[str, ...]
     assumptions: tuple[str, ...] = ()
+    preprocessing: OwnPreprocessing | None = None
+
+
+@contextmanager
+def in_proportion(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside: a network that a config describes is not built where it is far larger than its tensors in the file.
+
+    Raises:
+        RuntimeError: as soon as that is seen, before the parameters are filled.
+    """
+    left = [_MORE_PARAMETERS + 4 * len(tensors), _MORE_ELEMENTS + 4 * sum(t.numel() for t in tensors.values())]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        left[0] -= 1
+        left[1] -= 0 if parameter is None or isinstance(parameter, UninitializedParameter) else parameter.numel()
+        if min(left) < 0:
+            raise RuntimeError("its config describes a network far larger than the weights beside it")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def last_rows(checkpoint: Checkpoint, path: Path, preferred: tuple[str, ...] = ()) -> tuple[int, str]:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from imbalance_perturb.errors import UntrustedModelError
-from imbalance_perturb.models.formats.snapshot import Snapshot
 
 TRUST_REMEDY = "if you trust where it comes from, pass --trust-model-file (trust_model_file=True)"
 
@@ -21,7 +21,19 @@ LOAD_ERRORS = (Exception,)
 FILE_OPERATORS = frozenset({"save", "from_file", "load_tensor"})
 
 
-def is_trusted(snapshot: Snapshot, trust: bool | str) -> bool:
+class Hashed(Protocol):
+    """A model file, or several, read into memory."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that was read, in hexadecimal."""
+
+
+def is_trusted(snapshot: Hashed, trust: bool | str) -> bool:
     """Whether code of a model file may run; a SHA-256 trusts the file of that hash alone.
 
     Raises:

@@ -95,7 +95,8 @@ def test_a_preset_on_the_command_line_drops_the_recipes_preprocessing() -> None:
     """A preset named later is not hidden behind single values of the recipe."""
     recipe = {"preprocess": {"preset": "imagenet", "resize": 64, "crop": 64}}
     assert merge_settings(recipe, {"preprocess": {"preset": "none"}}).preprocess == PreprocessSettings(preset="none")
-    assert merge_settings(recipe, {"preprocess": {"crop": 32}}).preprocess == PreprocessSettings(resize=64, crop=32)
+    found = merge_settings(recipe, {"preprocess": {"crop": 32}}).preprocess
+    assert found == PreprocessSettings(preset="imagenet", resize=64, crop=32)
 
 
 @pytest.mark.parametrize(

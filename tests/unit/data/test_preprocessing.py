@@ -166,3 +166,17 @@ def test_the_least_size_of_a_reduced_jpeg_is_twice_what_is_made_of_it() -> None:
         size(jpeg_draft=True, resize="none", crop=50)
     described = select_preprocessing(PreprocessSettings(jpeg_draft=True)).describe()
     assert described.startswith("large JPEGs decoded at reduced size -> RGB -> shorter side to 256")
+
+
+def test_an_odd_rest_beside_the_crop() -> None:
+    """``crop_rounding`` says where a crop lies that leaves an odd number of pixels: as torchvision, or towards 0."""
+    columns = Image.fromarray(np.tile(np.arange(11, dtype=np.uint8)[None, :, None], (4, 1, 3)))
+
+    def first(rounding: str | None, width: int) -> int:
+        settings = PreprocessSettings(preset="none", crop=(4, width), crop_rounding=rounding)
+        return int(make_geometry(select_preprocessing(settings))(columns)[0, 0, 0])
+
+    # 11 - 8 = 3: 1.5 is rounded to the even 2; 11 - 6 = 5: 2.5 to 2; 11 - 4 = 7: 3.5 to 4.
+    assert [first(None, width) for width in (8, 6, 4, 5)] == [2, 2, 4, 3]
+    assert [first("down", width) for width in (8, 6, 4, 5)] == [1, 2, 3, 3]
+    assert "rounded down" in select_preprocessing(PreprocessSettings(crop_rounding="down")).describe()
