@@ -87,6 +87,7 @@ def make_run(classes: Mapping[str, int], total: int = 7) -> RunFile:
         output=OutputEntry(format=".csv", probabilities=False, bom=False),
         images=RunImages(
             source="images",
+            sources=("images",),
             total=total,
             shard=None,
             list_total=total,

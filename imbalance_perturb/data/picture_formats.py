@@ -155,14 +155,24 @@ def refuse_reason(head: bytes, path: str | os.PathLike[str]) -> str | None:
     return _word(kind) if isinstance(kind, Kind) else None
 
 
+def holds_many(head: bytes, path: str | os.PathLike[str]) -> bool:
+    """Whether a file is of a kind that holds many pictures, of which none is read: a video, document or volume."""
+    kind = find_kind(head)
+    return (_BY_SUFFIX.get(suffix_of(path)) if kind is None else kind) in (_VIDEO, _PAGES, _VOLUME)
+
+
+def unread_reason(head: bytes, path: str | os.PathLike[str]) -> str:
+    """Say what a picture is that is not read, by content or else by suffix, and what to do."""
+    kind = find_kind(head) or _BY_SUFFIX.get(suffix_of(path))
+    return _word(kind) if isinstance(kind, Kind) else "not an image in a known format"
+
+
 def unknown_reason(head: bytes, path: str | os.PathLike[str]) -> str:
     """Say why a file is not read that no decoder knows."""
     kind = find_kind(head)
     if isinstance(kind, str):
         return f"begins like {kind} but cannot be read as one: damaged, or of a rare kind"
-    if by_suffix := _BY_SUFFIX.get(suffix_of(path)):
-        return _word(by_suffix)
-    return "not an image in a known format"
+    return unread_reason(head, path)
 
 
 def _word(kind: Kind) -> str:

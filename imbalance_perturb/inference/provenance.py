@@ -49,6 +49,7 @@ def describe_making(
         output=OutputEntry(format=suffix.lower(), probabilities=bool(layout.classes), bom=layout.bom),
         images=MakingImages(
             source=str(images.source),
+            sources=tuple(map(str, images.sources)),
             total=len(images),
             shard=shard,
             list_total=len(images.everything),

@@ -202,7 +202,8 @@ class MakingImages:
     """Which images are predicted.
 
     Attributes:
-        source: the folder, list or image, as it was given.
+        source: the folder, list or image, as it was given; of several the deepest folder that holds them.
+        sources: all that were given as IMAGES, in that order.
         total: number of images that have a row.
         shard: which part of the list they are, such as 2/8; null for all of it.
         list_total: number of images of the whole list.
@@ -213,6 +214,7 @@ class MakingImages:
     """
 
     source: str
+    sources: tuple[str, ...]
     total: Count
     shard: Shard | None
     list_total: Count
