@@ -203,7 +203,6 @@ class MakingImages:
 
     Attributes:
         source: the folder, list or image, as it was given; of several the deepest folder that holds them.
-        sources: all that were given as IMAGES, in that order.
         total: number of images that have a row.
         shard: which part of the list they are, such as 2/8; null for all of it.
         list_total: number of images of the whole list.
@@ -211,10 +210,10 @@ class MakingImages:
         files_sha256: of the names and sizes in bytes of the whole list.
         ignored_files: number of other files of the folder for each suffix.
         hidden: what no search takes.
+        sources: all that were given as IMAGES, in that order.
     """
 
     source: str
-    sources: tuple[str, ...]
     total: Count
     shard: Shard | None
     list_total: Count
@@ -222,6 +221,7 @@ class MakingImages:
     files_sha256: str
     ignored_files: Mapping[str, Count]
     hidden: HiddenEntry
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
