@@ -176,4 +176,5 @@ def _describe_text(head: bytes) -> tuple[str, str] | None:
         text = head[:256].decode("utf-8")
     except UnicodeDecodeError:
         return None
-    return ("no PyTorch model file but text", EXPECTED) if text and all(c.isprintable() or c in "\r\n\t" for c in text) else None
+    is_text = text and all(c.isprintable() or c in "\r\n\t" for c in text)
+    return ("no PyTorch model file but text", EXPECTED) if is_text else None
