@@ -120,6 +120,8 @@ def _describe_versions() -> Versions:
         numpy=np.__version__,
         pydicom=_installed("pydicom"),
         pillow_heif=_installed("pillow-heif"),
+        tifffile=_installed("tifffile"),
+        imagecodecs=_installed("imagecodecs"),
     )
 
 

@@ -25,7 +25,7 @@ class Versions:
         python: the interpreter.
         torch, torchvision: they build the network and compute the logits.
         pillow, numpy: they decode and resize; decoders can differ by a level of a pixel.
-        pydicom, pillow_heif: decoders of DICOM and HEIC, null where they are not installed.
+        pydicom, pillow_heif, tifffile, imagecodecs: decoders of DICOM, HEIC, TIFF, null where not installed.
     """
 
     imbalance_perturb: str
@@ -36,6 +36,8 @@ class Versions:
     numpy: str
     pydicom: str | None
     pillow_heif: str | None
+    tifffile: str | None
+    imagecodecs: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
