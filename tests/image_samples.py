@@ -131,7 +131,8 @@ def dicom(values: np.ndarray, *, syntax: str | None = None, **attributes: Any) -
             setattr(dataset, name, value)
         elif name in dataset:
             delattr(dataset, name)
-    dataset.HighBit = dataset.BitsStored - 1
+    if "HighBit" not in attributes:
+        dataset.HighBit = dataset.BitsStored - 1
     data = values.tobytes()
     if "PixelData" not in attributes:
         dataset.PixelData = data + b"\0" * (len(data) % 2)

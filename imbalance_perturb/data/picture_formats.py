@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 #: Bytes of a file's beginning by which its format is recognised.
 HEAD_BYTES = 512
@@ -113,8 +113,45 @@ _AVIF_BRANDS = (b"avif", b"avis")
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is DICOM: ``DICM`` at byte 128."""
-    return head[128:132] == b"DICM"
+    """Whether a file that begins with these bytes is DICOM: ``DICM`` at byte 128, or data elements at once."""
+    return head[128:132] == b"DICM" or is_bare_dicom(head)
+
+
+def is_bare_dicom(head: bytes) -> bool:
+    """Whether these bytes begin with data elements of DICOM, without the preamble, as older archives export them.
+
+    Three elements that follow one another, the first of the file's meta information or of group 8.
+    """
+    layouts = [("little", _EXPLICIT), ("little", b""), ("big", _EXPLICIT)]
+    return any(_count_elements(head, order, vrs) == _ELEMENTS for order, vrs in layouts)  # type: ignore[arg-type]
+
+
+_ELEMENTS = 3
+_LONG_EXPLICIT = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV"
+_EXPLICIT = _LONG_EXPLICIT + b" AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
+
+
+def _count_elements(head: bytes, order: Literal["little", "big"], vrs: bytes) -> int:
+    """Count the data elements at the beginning that follow one another as DICOM has them, up to those needed."""
+    position, before = 0, 0
+    for found in range(_ELEMENTS):
+        if position + 12 > len(head):
+            return found
+        group, number = (int.from_bytes(head[position + at : position + at + 2], order) for at in (0, 2))
+        tag = group << 16 | number
+        vr = head[position + 4 : position + 6]
+        if (found == 0 and (group not in (2, 8) or number > 0xFF)) or (found and tag <= before) or group > 0x7FE0:
+            return found
+        if not vrs:
+            start, length = 8, int.from_bytes(head[position + 4 : position + 8], order)
+        elif vr not in vrs.split():
+            return found
+        elif vr in _LONG_EXPLICIT.split():
+            start, length = 12, int.from_bytes(head[position + 8 : position + 12], order)
+        else:
+            start, length = 8, int.from_bytes(head[position + 6 : position + 8], order)
+        before, position = tag, position + start + length
+    return _ELEMENTS
 
 
 def find_kind(head: bytes) -> str | Kind | None:
