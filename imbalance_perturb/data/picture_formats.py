@@ -41,7 +41,7 @@ _PAGES = Kind("a document", "export the pages that are meant as PNG", ".djvu .ep
 _DRAWING = Kind("a drawing without pixels", "export it as PNG", ".ai .cdr .emf .svg .svgz .wmf")
 _HDR = Kind("a picture of floating-point numbers", "convert it to 8 or 16 bits", ".exr .hdr .pfm")
 _OTHER = Kind(
-    "a picture in a format that is not read",
+    "a picture in a rare format",
     "convert it to PNG or TIFF",
     ".bpg .cur .dds .flif .fits .fpx .icns .ico .pam .pcx .pic .pict .qoi .ras .sgi .tga .xbm .xpm",
 )
@@ -89,6 +89,8 @@ _BEGINNINGS: tuple[tuple[bytes, str | Kind], ...] = (
     (b"<svg", _DRAWING),
     (b"\x76\x2f\x31\x01", _HDR),
     (b"#?RADIANCE", _HDR),
+    (b"PF\n", _HDR),
+    (b"Pf\n", _HDR),
     (b"FUJIFILMCCD-RAW", _RAW),
     (b"FOVb", _RAW),
     (b"\0MRM", _RAW),
@@ -105,6 +107,17 @@ _BEGINNINGS: tuple[tuple[bytes, str | Kind], ...] = (
     (b"BPG\xfb", _OTHER),
     (b"SIMPLE  =", _OTHER),
     (b"NRRD000", _VOLUME),
+)
+
+#: What files that only have a picture's name begin with (in lower case), and what to do.
+_NO_PICTURE_INSIDE = (
+    (b"version https://git-lfs", "a Git LFS pointer in its place; get it with git lfs pull"),
+    (b"<!doctype html", "an HTML page in its place; download it again"),
+    (b"<html", "an HTML page in its place; download it again"),
+    (b"\0\5\x16\7", "notes of macOS on another file (AppleDouble); leave it out"),
+    (b"\xd0\xcf\x11\xe0", "a Windows or Office file (Thumbs.db?); leave it out"),
+    (b"pk\3\4", "a zip archive; unpack it"),
+    (b"\x1f\x8b", "a gzip-compressed file; unpack it"),
 )
 
 # The brands of a file that begins with the box 'ftyp'.
@@ -201,15 +214,19 @@ def holds_many(head: bytes, path: str | os.PathLike[str]) -> bool:
 def unread_reason(head: bytes, path: str | os.PathLike[str]) -> str:
     """Say what a picture is that is not read, by content or else by suffix, and what to do."""
     kind = find_kind(head) or _BY_SUFFIX.get(suffix_of(path))
-    return _word(kind) if isinstance(kind, Kind) else "not an image in a known format"
+    if isinstance(kind, Kind):
+        return _word(kind)
+    start = head.lstrip(b" \t\r\n").lower()
+    strangers = (f", but {what}" for magic, what in _NO_PICTURE_INSIDE if start.startswith(magic))
+    return f"not an image in a known format{next(strangers, '')}"
 
 
 def unknown_reason(head: bytes, path: str | os.PathLike[str]) -> str:
     """Say why a file is not read that no decoder knows."""
     kind = find_kind(head)
-    if isinstance(kind, str):
+    if isinstance(kind, str) and suffix_of(path) not in _BY_SUFFIX:
         return f"begins like {kind} but cannot be read as one: damaged, or of a rare kind"
-    return unread_reason(head, path)
+    return unread_reason(b"" if isinstance(kind, str) else head, path)
 
 
 def _word(kind: Kind) -> str:

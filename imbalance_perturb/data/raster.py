@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -159,6 +160,8 @@ def _read(image: Image.Image, stream: BinaryIO, color: str, max_value: int | Non
         return scale_to_white(values, 2**bits - 1, max_value, color)
     if image.mode.startswith("I"):
         return _scale_gray(image, color, max_value)
+    if image.format == "PPM" and (maximum := _find_maximum(image)) > 255:
+        return scale_pixels(_read_ppm(image, stream, maximum), 0, maximum, color)
     if ";16" in raw_mode:
         values = _read_colours(image, stream, raw_mode)
         return scale_to_white(values, 65535, max_value, color)
@@ -176,6 +179,29 @@ def _scale_gray(image: Any, color: str, max_value: int | None) -> Pixels:
     assumed = 2 ** max(tags.get(BITS, (16,))) - 1
     inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     return scale_to_white(values, assumed, max_value, color, inverted=inverted)
+
+
+def _find_maximum(image: Any) -> int:
+    """The highest value that a PPM states, where Pillow has kept it; else 255."""
+    args = image.tile[0][3]
+    return int(args[1]) if isinstance(args, tuple) and len(args) > 1 and image.mode == "RGB" else 255
+
+
+def _read_ppm(image: Any, stream: BinaryIO, maximum: int) -> npt.NDArray[Any]:
+    # Pillow would round colours to 8 bits.
+    decoder, _, offset, _ = image.tile[0]
+    length = image.height * image.width * 3
+    stream.seek(offset)
+    if decoder == "ppm_plain":
+        numbers = re.sub(rb"#[^\r\n]*", b"", stream.read()).split()[:length]
+        values: npt.NDArray[Any] = np.array([int(number) for number in numbers], dtype=np.uint32)
+    else:
+        values = np.frombuffer(stream.read(2 * length), dtype=">u2")
+    if len(values) < length:
+        raise ImageError("the file is truncated")
+    if (highest := int(values.max())) > maximum:
+        raise ImageError(f"the highest pixel is {highest}, above the {maximum} that the file states")
+    return values.reshape(image.height, image.width, 3)
 
 
 def _read_colours(image: Image.Image, stream: BinaryIO, raw_mode: str) -> npt.NDArray[Any]:
