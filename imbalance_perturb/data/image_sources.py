@@ -10,6 +10,7 @@ from pathlib import Path
 from imbalance_perturb.data.hidden_files import is_hidden
 from imbalance_perturb.data.picture_formats import (
     HEAD_BYTES,
+    READ_SUFFIXES,
     find_kind,
     holds_many,
     is_dicom,
@@ -67,6 +68,8 @@ def find_form(path: Path) -> str:
     suffix = suffix_of(path)
     if suffix == ".csv":
         return "table"
+    if suffix in READ_SUFFIXES:  # a shell may have named 100,000
+        return "image"
     head = _read_head(path)
     if head is None:
         return "image"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from itertools import count
 from typing import Any, BinaryIO
 
@@ -15,7 +16,15 @@ from imbalance_perturb.errors import ImageError
 
 #: TIFF tags.
 BITS, PHOTOMETRIC = 258, 262
-_NEW_SUBFILE, _SUBFILE, _PLANAR, _SAMPLE_FORMAT, _DNG_VERSION, _ORIENTATION = 254, 255, 284, 339, 50706, 274
+_NEW_SUBFILE, _SUBFILE, _LENGTH, _ORIENTATION, _PLANAR, _SAMPLE_FORMAT, _DNG_VERSION = (
+    254,
+    255,
+    257,
+    274,
+    284,
+    339,
+    50706,
+)
 
 WHITE_IS_ZERO = 0
 _REDUCED, _MASK = 1, 4  # bits of the new tag
@@ -71,6 +80,9 @@ def select_page(image: Any) -> bool:
     tags = image.tag_v2
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
         raise ImageError(_SIGNED_PIXELS)
+    # Of rows that no strip holds Pillow makes black ones.
+    if max((extents[3] for _, extents, *_ in image.tile), default=0) < int(tags.get(_LENGTH, 0)):
+        raise ImageError("the file is truncated: its strips end above the last row")
     # Of separate planes Pillow keeps one byte without a word.
     colours = max(tags.get(BITS, (1,))) > 8 and not image.mode.startswith("I")
     return not (colours and tags.get(_PLANAR) == _SEPARATE)
@@ -170,8 +182,21 @@ def _read_samples(page: Any) -> npt.NDArray[np.uint16] | None:
     if page.samplesperpixel != samples + len(extra) or extra not in ([], [_ALPHA]):
         return None
     check_pixel_count(page.imagelength, page.imagewidth)
+    if not _has_all_segments(page):
+        return None
     values: npt.NDArray[np.uint16] = page.asarray(maxworkers=1)
     if page.planarconfig == _SEPARATE and page.samplesperpixel > 1:
         values = np.moveaxis(values, 0, -1)
     values = values.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)[..., :samples]
     return values[..., 0] if samples == 1 else values
+
+
+def _has_all_segments(page: Any) -> bool:
+    """Whether all strips or tiles are there that the sides come to: tifffile would fill up with zeros, for minutes."""
+    height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    if height < 1 or width < 1:
+        return False
+    check_pixel_count(height if page.is_tiled else 1, width)
+    planes = page.samplesperpixel if page.planarconfig == _SEPARATE else 1
+    expected = planes * math.ceil(page.imagelength / height) * math.ceil(page.imagewidth / width)
+    return bool(len(page.dataoffsets) == len(page.databytecounts) == expected and min(page.databytecounts) > 0)

@@ -49,7 +49,7 @@ def describe_making(
         output=OutputEntry(format=suffix.lower(), probabilities=bool(layout.classes), bom=layout.bom),
         images=MakingImages(
             source=str(images.source),
-            sources=tuple(map(str, images.sources)),
+            sources=tuple(map(str, images.sources or (images.source,))),
             total=len(images),
             shard=shard,
             list_total=len(images.everything),

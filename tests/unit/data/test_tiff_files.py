@@ -143,6 +143,27 @@ def test_pixels_of_no_known_range_are_refused_by_their_kind(tmp_path: Path) -> N
     assert "only a small copy" in refused(tmp_path, pages(*unknown_main))
 
 
+def test_strips_and_tiles_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    """A height that the file does not fill, or a part of no bytes: refused, at once, and not shown as black."""
+    for options in ({"rowsperstrip": 2}, {"tile": (16, 16)}):
+        data = pages((deep(3, 32, 32), options | {"compression": "png"}))
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            tags = file.pages[0].tags  # type: ignore[union-attr]
+            height, counts = tags["ImageLength"].valueoffset, tags["TileByteCounts" if "tile" in options else 279]
+        taller = data[:height] + (5_000_000).to_bytes(4, "little") + data[height + 4 :]
+        emptied = (
+            data[: counts.valueoffset]
+            + bytes(counts.valuebytecount)
+            + data[counts.valueoffset + counts.valuebytecount :]
+        )
+        plain = pages((np.asarray(picture()), {"rowsperstrip": 24}))
+        with tifffile.TiffFile(io.BytesIO(plain)) as file:
+            place = file.pages[0].tags["ImageLength"].valueoffset  # type: ignore[union-attr]
+        assert "strips end above the last row" in refused(tmp_path, plain[:place] + b"\x40" + plain[place + 1 :])
+        for damaged in (taller, emptied):
+            assert "cannot be read as one: damaged" in refused(tmp_path, damaged)
+
+
 def test_without_tifffile_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it would read says how; what it would not, does not."""
     real = builtins.__import__
