@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def read_path_list(path: Path) -> tuple[list[str], int]:
     """Read the images that a list names, each once, and how many lines name one again.
 
     A line is a path as it stands, relative to the list's folder, whatever is in it: there are no comments, no quotes
-    and no escapes. Blank lines are skipped, line ends may be those of Windows, a byte-order mark may begin the file.
-    A file that is not there is named all the same, for its row to say so.
+    and no escapes. Where no file has that name, blanks at its ends go, and accents may be composed as on disk. Blank
+    lines are skipped, line ends may be those of Windows, a byte-order mark may begin the file. A file that is not there is
+    named all the same, for its row to say so.
 
     Raises:
         ImageFolderError: if the list cannot be read, names no image, or a line names another file when read in
@@ -29,14 +31,10 @@ def read_path_list(path: Path) -> tuple[list[str], int]:
     names: dict[str, str] = {}
     found = repeated = 0
     for number, line in _iter_lines(path):
-        # What a row of the list is meant to say is asked only where it names no file as it stands.
-        exists = os.path.exists(os.path.join(path.parent, line))  # noqa: PTH110, PTH118 - a Path for each is slow
-        if not exists:
-            bare = line.strip()
-            if bare != line and _is_there(path.parent, bare):
-                line, exists = bare, True
-            else:
-                _refuse_other_reading(path, number, line)
+        there = _find_same(path.parent, line)
+        if there is None:
+            _refuse_other_reading(path, number, line)
+        line, exists = there or line, there is not None
         name = normal_path(line)
         repeated += name in names
         names.setdefault(name, line)
@@ -75,6 +73,15 @@ def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def _find_same(folder: Path, line: str) -> str | None:
+    """The line, if it names a file; or what does, without blanks at its ends or with its accents composed otherwise."""
+    if _is_there(folder, line):
+        return line
+    bare = line.strip()
+    forms = (bare, unicodedata.normalize("NFC", bare), unicodedata.normalize("NFD", bare))
+    return next((form for form in forms if form != line and _is_there(folder, form)), None)
+
+
 def _refuse_other_reading(path: Path, number: int, line: str) -> None:
     """Refuse a line that names no file, but would in another reading: which is meant must not be guessed."""
     bare = line.strip()
@@ -96,4 +103,4 @@ def _refuse_other_reading(path: Path, number: int, line: str) -> None:
 
 
 def _is_there(folder: Path, name: str) -> bool:
-    return os.path.exists(os.path.join(folder, name))  # noqa: PTH110, PTH118 - as above
+    return os.path.exists(os.path.join(folder, name))  # noqa: PTH110, PTH118 - a Path for each is slow

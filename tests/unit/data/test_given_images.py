@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_a_text_file_of_paths_is_a_list(suffix: str, here: Path) -> None:
         found = find_images(path)
         assert list(found.names) == sorted([*odd, "images/a.png", "images/b.png", "missing.png"])
         assert (found.root, found.repeated) == (here, 1)
+
+
+def test_accents_of_a_list_are_those_of_the_files(here: Path) -> None:
+    """A list from macOS may compose them otherwise; where a file has the line's own form, that is meant."""
+    composed, apart = (unicodedata.normalize(form, "naïve.png") for form in ("NFC", "NFD"))
+    write(here / composed)
+    for line in (composed, apart):
+        (here / "list.txt").write_text(f"{line}\n", encoding="utf-8")
+        assert find_images("list.txt").names == [composed]
+    write(here / apart)
+    assert find_images("list.txt").names == [apart]
 
 
 def test_a_list_that_powershell_wrote_is_read(here: Path) -> None:
