@@ -21,8 +21,8 @@ def read_path_list(path: Path) -> tuple[list[str], int]:
 
     A line is a path as it stands, relative to the list's folder, whatever is in it: there are no comments, no quotes
     and no escapes. Where no file has that name, blanks at its ends go, and accents may be composed as on disk. Blank
-    lines are skipped, line ends may be those of Windows, a byte-order mark may begin the file. A file that is not there is
-    named all the same, for its row to say so.
+    lines are skipped, line ends may be those of Windows, a byte-order mark may begin the file. A file that is not
+    there is named all the same, for its row to say so.
 
     Raises:
         ImageFolderError: if the list cannot be read, names no image, or a line names another file when read in
