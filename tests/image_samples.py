@@ -131,7 +131,8 @@ def dicom(values: np.ndarray, *, syntax: str | None = None, **attributes: Any) -
             setattr(dataset, name, value)
         elif name in dataset:
             delattr(dataset, name)
-    dataset.HighBit = dataset.BitsStored - 1
+    if "HighBit" not in attributes:
+        dataset.HighBit = dataset.BitsStored - 1
     data = values.tobytes()
     if "PixelData" not in attributes:
         dataset.PixelData = data + b"\0" * (len(data) % 2)
@@ -161,6 +162,8 @@ def samples() -> dict[str, bytes]:
         "lzw.tif": saved(rgb, "TIFF", compression="tiff_lzw"),
         "gray16.tif": tiff(deep(1)),
         "rgb16.tif": tiff(deep(3), deflate=True),
+        "rgb16planes.tif": tiff(deep(3), planar=True),
+        "rgb16.ppm": b"P6 9 6 65535\n" + deep(3).astype(">u2").tobytes(),
         "rgb.bmp": saved(rgb, "BMP"),
         "frames.gif": saved(first, "GIF", save_all=True, append_images=[gray.convert("P")]),
         "rgb.webp": saved(rgb, "WEBP"),
@@ -201,5 +204,6 @@ def dicom_samples() -> dict[str, bytes]:
             deep(1).astype(np.int16), WindowCenter=40, WindowWidth=400, RescaleSlope=1, RescaleIntercept=-9
         ),
         "rgb.dcm": dicom(rgb),
+        "bare.dcm": dicom(deep(1))[132:],
         "jpeg.dcm": dicom(rgb, **jpeg, PixelData=encapsulate([saved(picture(), "JPEG")])),
     }

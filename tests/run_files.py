@@ -35,6 +35,8 @@ def make_run(classes: Mapping[str, int], total: int = 7) -> RunFile:
             numpy="2.0.0",
             pydicom=None,
             pillow_heif=None,
+            tifffile=None,
+            imagecodecs=None,
         ),
         model=ModelEntry(
             path="model.pth",
@@ -87,6 +89,7 @@ def make_run(classes: Mapping[str, int], total: int = 7) -> RunFile:
         output=OutputEntry(format=".csv", probabilities=False, bom=False),
         images=RunImages(
             source="images",
+            sources=("images",),
             total=total,
             shard=None,
             list_total=total,

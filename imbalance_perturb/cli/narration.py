@@ -47,7 +47,7 @@ class Narrator(Progress):
     def found(self, images: ImageList, shard: Shard | None = None) -> None:
         """Say how many images there are, and what else was left aside."""
         part = "" if shard is None else f"part {shard}: {len(images):,} of "
-        self.line(f"images: {part}{len(images.everything):,} in {images.source}")
+        self.line(f"images: {part}{len(images.everything):,} in {images.describe_source()}")
         self.left_aside(images)
 
     def left_aside(self, images: ImageList) -> None:

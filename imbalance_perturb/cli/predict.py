@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from codecs import BOM_UTF8
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +25,7 @@ from imbalance_perturb.cli.options import (
     RunOptions,
     with_options,
 )
-from imbalance_perturb.cli.settings import resolve_settings
+from imbalance_perturb.cli.settings import find_recipe, resolve_settings
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.files.writing import STDOUT
 
@@ -33,9 +35,11 @@ def predict(
     model: ModelArgument = None,
     counts: CountsArgument = None,
     images: Annotated[
-        str | None,
+        list[str] | None,
         Argument(
-            metavar="IMAGES", show_default=False, help="Folder (searched recursively), image, or CSV with 'image'."
+            metavar="IMAGES",
+            show_default=False,
+            help="Folders (searched recursively), images, CSVs with 'image', or text files of paths, one a line.",
         ),
     ] = None,
     *,
@@ -79,21 +83,40 @@ def predict(
     """
     from imbalance_perturb.inference.prediction_job import PredictOptions, predict_folder
 
-    if counts is None and images is None:
-        model, images = None, model
-    if images is None:
-        raise SettingsError("no images are given: imbperturb predict MODEL COUNTS IMAGES (or IMAGES with a recipe)")
+    model, counts, found = _tell_apart([model, counts, *(images or [])], has_recipe=find_recipe(common) is not None)
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     options = PredictOptions(
         probs=probs, resume=resume, shard=shard, on_error=on_error, max_failures=max_failures, bom=bom
     )
     say = _InterruptibleNarrator(common.quiet)
     say.recipe(recipe)
-    summary = predict_folder(settings, images, out, options, progress=say)
+    summary = predict_folder(settings, found, out, options, progress=say)
     say.summary(summary)
     if common.as_json and out != STDOUT:
         terminal.show_json(summary)
     raise typer.Exit(SOME_FAILED if summary.failed else 0)
+
+
+def _tell_apart(given: Sequence[str | None], *, has_recipe: bool) -> tuple[str | None, str | None, list[str]]:
+    """Tell MODEL, COUNTS and IMAGES apart, of which a recipe can name the first two: COUNTS is JSON, no image is."""
+    known = [one for one in given if one is not None]
+    if len(known) == 1 or (has_recipe and known and not _is_json(known[1])):
+        return None, None, known
+    if len(known) < 3:
+        raise SettingsError("no images are given: imbperturb predict MODEL COUNTS IMAGES (or IMAGES with a recipe)")
+    return known[0], known[1], known[2:]
+
+
+def _is_json(path: str) -> bool:
+    if path.lower().endswith(".json"):
+        return True
+    try:
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as stream:
+            return stream.read(64).removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+    except OSError:
+        return False
 
 
 class _InterruptibleNarrator(Narrator):

@@ -22,11 +22,9 @@ def resolve_settings(
             cannot be used.
     """
     from imbalance_perturb.config.code_grants import ASKING, grant_code
-    from imbalance_perturb.config.recipe import DEFAULT_NAME, load_recipe, merge_settings
+    from imbalance_perturb.config.recipe import load_recipe, merge_settings
 
-    recipe = None
-    if common is not None:
-        recipe = common.recipe or (Path(DEFAULT_NAME) if Path(DEFAULT_NAME).is_file() else None)
+    recipe = None if common is None else find_recipe(common)
     given: dict[str, dict[str, Any]] = {}
     for group in groups:
         table = GROUPS[type(group)]
@@ -48,3 +46,10 @@ def resolve_settings(
             # Naming the network anew replaces whichever way the recipe named it.
             own.pop("arch", None)
     return merge_settings(*layers, given), recipe
+
+
+def find_recipe(common: CommonOptions) -> Path | None:
+    """The recipe that is read: the one given, or that of the current folder, if there is one."""
+    from imbalance_perturb.config.recipe import DEFAULT_NAME
+
+    return common.recipe or (Path(DEFAULT_NAME) if Path(DEFAULT_NAME).is_file() else None)

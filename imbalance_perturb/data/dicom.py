@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from imbalance_perturb.data.dicom_headers import COLOURS, GRAYS, find_interpretation, read_stored, settle
+from imbalance_perturb.data.picture_formats import HEAD_BYTES, is_bare_dicom
 from imbalance_perturb.data.pixels import Peak, Pixels, check_highest, check_pixel_count, scale_pixels, scale_to_white
 from imbalance_perturb.errors import ImageError
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 # Of the file's beginning, before the first data element.
 _PREAMBLE = 132
 
-_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
-_GRAYS = ("MONOCHROME1", "MONOCHROME2")
 _META_GROUP = 0x0002
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MAX_INFLATED = 1 << 30
@@ -49,14 +49,16 @@ def read_dicom(stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         stream.seek(0)
-        _refuse_unusable(pydicom.dcmread(stream, stop_before_pixels=True))
+        # The caller has seen that it is DICOM: without its preamble pydicom has to be told.
+        _refuse_unusable(pydicom.dcmread(stream, stop_before_pixels=True, force=True))
         stream.seek(0)
-        dataset = pydicom.dcmread(stream)
+        dataset = pydicom.dcmread(stream, force=True)
         if any("end of file" in str(warning.message).lower() for warning in caught):
             raise ImageError("the DICOM file is truncated")
         if "PixelData" not in dataset:
             _refuse_without_pixels(dataset)
-        values = pixel_array(dataset)
+        settle(dataset)
+        values = read_stored(dataset, pixel_array)
         if values.shape[:2] != (dataset.Rows, dataset.Columns):
             raise ImageError(f"the pixels are not the {dataset.Rows} x {dataset.Columns} that the file states")
         return _show(dataset, values, color, max_value)
@@ -66,7 +68,8 @@ def _check_inflated(stream: BinaryIO) -> None:
     # pydicom inflates a deflated file at once, however large it becomes.
     from pydicom.filereader import read_dataset
 
-    stream.seek(_PREAMBLE)
+    stream.seek(0)
+    stream.seek(0 if is_bare_dicom(stream.read(HEAD_BYTES)) else _PREAMBLE)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != _META_GROUP)
     if meta.get("TransferSyntaxUID") != _DEFLATED:
         return
@@ -80,15 +83,23 @@ def _check_inflated(stream: BinaryIO) -> None:
 
 
 def _refuse_unusable(header: Dataset) -> None:
-    kind = str(header.get("PhotometricInterpretation", ""))
-    if not kind or "Rows" not in header or "Columns" not in header:
+    if "Rows" not in header or "Columns" not in header:
         _refuse_without_pixels(header)
+    kind = find_interpretation(header)
     if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
         raise ImageError(f"DICOM with {frames} frames; split it into one file a frame")
-    if kind not in (*_COLOURS, *_GRAYS, "PALETTE COLOR"):
+    if kind not in (*COLOURS, *GRAYS, "PALETTE COLOR"):
         raise ImageError(f"DICOM of the photometric interpretation {kind!r} is not supported; convert to RGB")
+    samples = header.get("SamplesPerPixel")
+    if samples is not None and int(samples) != (expected := 3 if kind in COLOURS else 1):
+        raise ImageError(
+            f"DICOM of {kind} with {samples} samples a pixel in place of {expected}: which is right is unclear"
+        )
+    if kind.startswith("YBR") and int(header.get("BitsAllocated") or 8) > 8:
+        raise ImageError(f"DICOM of {kind} with more than 8 bits is not supported; convert to RGB")
     check_pixel_count(int(header.Rows), int(header.Columns))
-    _check_decoder(header)
+    if header.file_meta.get("TransferSyntaxUID") is not None:
+        _check_decoder(header)
 
 
 def _refuse_without_pixels(dataset: Dataset) -> None:
@@ -103,9 +114,7 @@ def _refuse_without_pixels(dataset: Dataset) -> None:
 def _check_decoder(header: Dataset) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
-        raise ImageError("the DICOM file does not state its transfer syntax")
+    syntax = header.file_meta.TransferSyntaxUID
     try:
         available = get_decoder(syntax).is_available
     except NotImplementedError:
@@ -120,7 +129,7 @@ def _show(dataset: Any, values: npt.NDArray[Any], color: str, max_value: int | N
     from pydicom.pixels.processing import apply_color_lut
 
     kind = dataset.PhotometricInterpretation
-    if kind in _GRAYS:
+    if kind in GRAYS:
         # pydicom subtracts in the type it is given: the stored one would wrap.
         shown, low, high = _show_gray(dataset, values.astype(_signed_type(values)), max_value)
         black, white = (high, low) if kind == "MONOCHROME1" else (low, high)

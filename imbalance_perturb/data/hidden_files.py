@@ -51,6 +51,12 @@ class HiddenFiles:
         if not is_link:
             self.inside += sum(len(files) for _, _, files in os.walk(path))
 
+    def merge(self, other: HiddenFiles) -> None:
+        """Count what another search left aside, too."""
+        self.loose += other.loose
+        self.inside += other.inside
+        self.folders += other.folders
+
     def describe(self) -> str:
         """Describe in one line what was left aside; empty where nothing was."""
         parts = []

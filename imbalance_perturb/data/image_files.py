@@ -1,4 +1,4 @@
-"""Image files: which there are in a folder, in a CSV, or as one file."""
+"""Image files: which there are in folders, in lists and tables, or as files of their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imbalance_perturb.data.hidden_files import HiddenFiles, is_hidden
+from imbalance_perturb.data.image_sources import IMAGES_ARE, check_given, find_form
+from imbalance_perturb.data.path_lists import read_path_list
 from imbalance_perturb.data.picture_formats import (
     HEAD_BYTES,
     READ_SUFFIXES,
@@ -19,16 +21,17 @@ from imbalance_perturb.data.picture_formats import (
     may_be_picture,
     suffix_of,
 )
-from imbalance_perturb.errors import ImageFolderError, printable
-from imbalance_perturb.files.csv_tables import iter_images
+from imbalance_perturb.errors import ImageFolderError, first_few, printable
+from imbalance_perturb.files.csv_tables import iter_images, normal_path
 
 
 @dataclass(frozen=True)
 class ImageList:
     """The images of a run: ``names`` sorted, distinct, POSIX paths relative to ``root``.
 
-    ``source`` is what the user named (folder, CSV or image); ``ignored`` counts the other files of the folder by
-    suffix and ``hidden`` what is never searched, so that nothing is left out in silence. ``whole`` holds the names of
+    ``source`` is what the user named (folder, list or image), of several the deepest folder that holds all, and
+    ``sources`` what they were; ``ignored`` counts the other files of the folders by suffix and ``hidden`` what is never
+    searched, ``repeated`` what was named again, so that nothing is left out in silence. ``whole`` holds the names of
     which ``names`` are a part, if so.
     """
 
@@ -38,6 +41,8 @@ class ImageList:
     ignored: Counter[str] = field(default_factory=Counter)
     whole: Sequence[str] | None = None
     hidden: HiddenFiles = field(default_factory=HiddenFiles)
+    sources: tuple[Path, ...] = ()
+    repeated: int = 0
 
     @property
     def everything(self) -> Sequence[str]:
@@ -48,6 +53,12 @@ class ImageList:
         """Select the images whose names a part ``holds``, perhaps none, and keep the whole list beside them."""
         return replace(self, names=[name for name in self.names if holds(name)], whole=self.names)
 
+    def describe_source(self) -> str:
+        """Describe where the images are: what was named, and of several also the folder that names are relative to."""
+        if len(self.sources) < 2:
+            return str(self.source)
+        return f"{first_few([str(path) for path in self.sources])} (named relative to {self.root})"
+
     def describe_left_aside(self) -> list[str]:
         """Describe in lines the files that are not among the images; no line where there are none."""
         lines = []
@@ -56,30 +67,114 @@ class ImageList:
             lines.append(f"{self.ignored.total():,} other files left aside: {kinds}")
         if hidden := self.hidden.describe():
             lines.append(hidden)
+        if self.repeated:
+            lines.append(f"named more than once, with one row each: {self.repeated:,} times again")
         return lines
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def find_images(path: str | Path) -> ImageList:
-    """Find the images of a folder (recursively, following links), of a CSV with an ``image`` column, or one file.
+def find_images(paths: str | Path | Sequence[str | Path]) -> ImageList:
+    """Find the images that one or more paths name.
 
-    Paths in a CSV are relative to the CSV's folder. In a folder hidden and system files are left aside, and so are
-    files that are no pictures; a picture in a format that is not read is among the images, for its row to say so.
-    What is named itself, as ``path`` or in a CSV, is taken whatever its name.
+    Each is a folder (searched recursively, following links), an image, a CSV with an ``image`` column, or a text file
+    (``.txt``, ``.lst``, ``.list``) of paths, one a line. Paths in a CSV or list are relative to its folder. In a folder
+    hidden and system files are left aside, and so are files that are no pictures; a picture in a format that is not
+    read is among the images, for its row to say so. What is named itself is taken whatever its name.
+
+    Images are named relative to the folder, to the list's folder or that of the image; those of several paths
+    relative to the deepest folder that holds all of these. A file that several paths name is taken once, as the
+    first of them names it.
 
     Raises:
-        ImageFolderError: if the path is not there, holds no image, or the CSV has no such column or a double.
+        ImageFolderError: if a path is not there, holds no image, or is none of these; if a CSV has no such column or
+            a double, or a list is ambiguous.
     """
-    path = Path(path)
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not given:
+        raise ImageFolderError(f"no IMAGES are given; {IMAGES_ARE}")
+    found = [_find_one(check_given(path)) for path in given]
+    return replace(found[0], sources=(found[0].source,)) if len(found) == 1 else _join(found)
+
+
+def _find_one(path: Path) -> ImageList:
     if path.is_dir():
         return _find_in_folder(path)
-    if not path.exists():
-        raise ImageFolderError(f"{path}: no such file or folder; give a folder of images, one image or a CSV")
-    if path.suffix.lower() == ".csv":
+    form = find_form(path)
+    if form == "table":
         return ImageList(path, path.parent, sorted(_read_image_column(path)))
+    if form == "list":
+        names, repeated = read_path_list(path)
+        return ImageList(path, path.parent, sorted(names), repeated=repeated)
     return ImageList(path, path.parent, [path.name])
+
+
+def _join(lists: Sequence[ImageList]) -> ImageList:
+    """Make one list of several: each file once, under one name that is relative to one folder."""
+    root, prefixes = _find_common([one.root for one in lists])
+    names: set[str] = set()
+    places: set[str] = set()
+    folders: dict[str, str] = {}
+    repeated = sum(one.repeated for one in lists)
+    for one, prefix in zip(lists, prefixes, strict=True):
+        before = len(names)
+        new: set[str] = set()
+        for name in one.names:
+            full = normal_path(name if os.path.isabs(name) else prefix + name)  # noqa: PTH117 - as below
+            place = _place(root, full, folders)
+            if place not in places:
+                names.add(full)
+                new.add(place)
+        # Two links in one folder to one file are two of its images, as when the folder is given alone.
+        places |= new
+        repeated += len(one.names) - (len(names) - before)
+    hidden = HiddenFiles()
+    for one in lists:
+        hidden.merge(one.hidden)
+    return ImageList(
+        root,
+        root,
+        sorted(names),
+        sum((one.ignored for one in lists), Counter()),
+        hidden=hidden,
+        sources=tuple(one.source for one in lists),
+        repeated=repeated,
+    )
+
+
+def _find_common(roots: Sequence[Path]) -> tuple[Path, list[str]]:
+    """Find the deepest folder that holds all of these, and for each what stands before its names seen from there."""
+    places = {root: _plain(root) for root in set(roots)}
+    try:
+        common = os.path.commonpath(places.values())
+    except ValueError:  # drives of Windows
+        raise ImageFolderError(
+            "the IMAGES are on different drives, so no one folder holds them; predict each"
+        ) from None
+    if len(places) == 1:
+        return roots[0], [""] * len(roots)
+    relative = {root: os.path.relpath(place, common).replace(os.sep, "/") for root, place in places.items()}
+    prefixes = ["" if relative[root] == "." else f"{relative[root]}/" for root in roots]
+    # Relative to where the run is started, as long as all were: the run file then holds elsewhere, too.
+    own = next((root for root, place in places.items() if place == common), None)
+    all_relative = not any(root.is_absolute() for root in roots)
+    return own or Path(os.path.relpath(common) if all_relative else common), prefixes
+
+
+def _plain(folder: Path) -> str:
+    """The absolute path without ``..``, which behind a link leads elsewhere than it looks."""
+    plain = os.path.abspath(folder)  # noqa: PTH100 - Path.absolute keeps '..'
+    return plain if folder.samefile(plain) else os.path.realpath(folder)
+
+
+def _place(root: Path, name: str, folders: dict[str, str]) -> str:
+    """Where a file lies, by whatever links and ``..`` its folder is named; ``folders`` keeps what is known of them."""
+    folder, _, last = name.rpartition("/")
+    if folder not in folders:
+        above = os.path.join(root, folder or "/" * name.startswith("/"))  # noqa: PTH118 - as below
+        folders[folder] = os.path.realpath(above)
+    return f"{folders[folder]}/{last}"
 
 
 def iter_sizes(root: Path, names: Iterable[str]) -> Iterator[int | None]:

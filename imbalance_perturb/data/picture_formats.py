@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 #: Bytes of a file's beginning by which its format is recognised.
 HEAD_BYTES = 512
@@ -41,7 +41,7 @@ _PAGES = Kind("a document", "export the pages that are meant as PNG", ".djvu .ep
 _DRAWING = Kind("a drawing without pixels", "export it as PNG", ".ai .cdr .emf .svg .svgz .wmf")
 _HDR = Kind("a picture of floating-point numbers", "convert it to 8 or 16 bits", ".exr .hdr .pfm")
 _OTHER = Kind(
-    "a picture in a format that is not read",
+    "a picture in a rare format",
     "convert it to PNG or TIFF",
     ".bpg .cur .dds .flif .fits .fpx .icns .ico .pam .pcx .pic .pict .qoi .ras .sgi .tga .xbm .xpm",
 )
@@ -89,6 +89,8 @@ _BEGINNINGS: tuple[tuple[bytes, str | Kind], ...] = (
     (b"<svg", _DRAWING),
     (b"\x76\x2f\x31\x01", _HDR),
     (b"#?RADIANCE", _HDR),
+    (b"PF\n", _HDR),
+    (b"Pf\n", _HDR),
     (b"FUJIFILMCCD-RAW", _RAW),
     (b"FOVb", _RAW),
     (b"\0MRM", _RAW),
@@ -107,14 +109,62 @@ _BEGINNINGS: tuple[tuple[bytes, str | Kind], ...] = (
     (b"NRRD000", _VOLUME),
 )
 
+#: What files that only have a picture's name begin with (in lower case), and what to do.
+_NO_PICTURE_INSIDE = (
+    (b"version https://git-lfs", "a Git LFS pointer in its place; get it with git lfs pull"),
+    (b"<!doctype html", "an HTML page in its place; download it again"),
+    (b"<html", "an HTML page in its place; download it again"),
+    (b"\0\5\x16\7", "notes of macOS on another file (AppleDouble); leave it out"),
+    (b"\xd0\xcf\x11\xe0", "a Windows or Office file (Thumbs.db?); leave it out"),
+    (b"pk\3\4", "a zip archive; unpack it"),
+    (b"\x1f\x8b", "a gzip-compressed file; unpack it"),
+)
+
 # The brands of a file that begins with the box 'ftyp'.
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is DICOM: ``DICM`` at byte 128."""
-    return head[128:132] == b"DICM"
+    """Whether a file that begins with these bytes is DICOM: ``DICM`` at byte 128, or data elements at once."""
+    return head[128:132] == b"DICM" or is_bare_dicom(head)
+
+
+def is_bare_dicom(head: bytes) -> bool:
+    """Whether these bytes begin with data elements of DICOM, without the preamble, as older archives export them.
+
+    Three elements that follow one another, the first of the file's meta information or of group 8.
+    """
+    layouts = [("little", _EXPLICIT), ("little", b""), ("big", _EXPLICIT)]
+    return any(_count_elements(head, order, vrs) == _ELEMENTS for order, vrs in layouts)  # type: ignore[arg-type]
+
+
+_ELEMENTS = 3
+_LONG_EXPLICIT = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV"
+_EXPLICIT = _LONG_EXPLICIT + b" AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
+
+
+def _count_elements(head: bytes, order: Literal["little", "big"], vrs: bytes) -> int:
+    """Count the data elements at the beginning that follow one another as DICOM has them, up to those needed."""
+    position, before = 0, 0
+    for found in range(_ELEMENTS):
+        if position + 12 > len(head):
+            return found
+        group, number = (int.from_bytes(head[position + at : position + at + 2], order) for at in (0, 2))
+        tag = group << 16 | number
+        vr = head[position + 4 : position + 6]
+        if (found == 0 and (group not in (2, 8) or number > 0xFF)) or (found and tag <= before) or group > 0x7FE0:
+            return found
+        if not vrs:
+            start, length = 8, int.from_bytes(head[position + 4 : position + 8], order)
+        elif vr not in vrs.split():
+            return found
+        elif vr in _LONG_EXPLICIT.split():
+            start, length = 12, int.from_bytes(head[position + 8 : position + 12], order)
+        else:
+            start, length = 8, int.from_bytes(head[position + 6 : position + 8], order)
+        before, position = tag, position + start + length
+    return _ELEMENTS
 
 
 def find_kind(head: bytes) -> str | Kind | None:
@@ -155,14 +205,28 @@ def refuse_reason(head: bytes, path: str | os.PathLike[str]) -> str | None:
     return _word(kind) if isinstance(kind, Kind) else None
 
 
+def holds_many(head: bytes, path: str | os.PathLike[str]) -> bool:
+    """Whether a file is of a kind that holds many pictures, of which none is read: a video, document or volume."""
+    kind = find_kind(head)
+    return (_BY_SUFFIX.get(suffix_of(path)) if kind is None else kind) in (_VIDEO, _PAGES, _VOLUME)
+
+
+def unread_reason(head: bytes, path: str | os.PathLike[str]) -> str:
+    """Say what a picture is that is not read, by content or else by suffix, and what to do."""
+    kind = find_kind(head) or _BY_SUFFIX.get(suffix_of(path))
+    if isinstance(kind, Kind):
+        return _word(kind)
+    start = head.lstrip(b" \t\r\n").lower()
+    strangers = (f", but {what}" for magic, what in _NO_PICTURE_INSIDE if start.startswith(magic))
+    return f"not an image in a known format{next(strangers, '')}"
+
+
 def unknown_reason(head: bytes, path: str | os.PathLike[str]) -> str:
     """Say why a file is not read that no decoder knows."""
     kind = find_kind(head)
-    if isinstance(kind, str):
+    if isinstance(kind, str) and suffix_of(path) not in _BY_SUFFIX:
         return f"begins like {kind} but cannot be read as one: damaged, or of a rare kind"
-    if by_suffix := _BY_SUFFIX.get(suffix_of(path)):
-        return _word(by_suffix)
-    return "not an image in a known format"
+    return unread_reason(b"" if isinstance(kind, str) else head, path)
 
 
 def _word(kind: Kind) -> str:

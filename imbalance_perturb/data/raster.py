@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from imbalance_perturb.data.boxed_pictures import check_available, check_avif, find_jpeg2000_bits, read_heif
 from imbalance_perturb.data.picture_formats import HEAD_BYTES, find_kind
 from imbalance_perturb.data.pixels import DraftSize, Pixels, check_pixel_count, scale_pixels, scale_to_white
+from imbalance_perturb.data.tiff_files import (
+    BITS,
+    PHOTOMETRIC,
+    WHITE_IS_ZERO,
+    read_deep,
+    read_unknown,
+    select_page,
+)
 from imbalance_perturb.errors import ImageError
 
 #: Formats by Pillow's names. Others are left out on purpose: for some, such as EPS, Pillow starts another program.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 
-_SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _DNG_VERSION = 254, 258, 262, 339, 50706  # TIFF tags
-_WHITE_IS_ZERO, _SIGNED, _REDUCED = 0, 2, 1
+#: Of a PNG's texts, which are not looked at but for the orientation, as many bytes are unpacked: one, and all together.
+_MOST_TEXT, _MOST_TEXTS = 64 << 20, 256 << 20
 _ORIENTATION = 0x0112
 
 _TRANSPOSES = {
@@ -58,9 +67,19 @@ def read_raster(
     stream.seek(0)
     if kind == "a HEIC":
         return read_heif(stream, color, max_value)
-    with _truncation_is_an_error(), _open(stream, kind) as image:
+    with _strict_but_generous(), ExitStack() as opened:
+        try:
+            image = opened.enter_context(_open(stream, kind))
+        except UnidentifiedImageError as error:
+            if kind != "a TIFF":
+                raise
+            return read_unknown(stream, color, max_value, error)
+        lossless = image.format != "TIFF" or select_page(image)
         check_pixel_count(image.height, image.width)
         _refuse_unusable(image)
+        if not lossless:
+            reason = ImageError("16-bit TIFF with its colours in separate planes; convert to interleaved colours")
+            return read_deep(stream, image.tell(), color, max_value, reason)
         _shrink_jpeg(image, draft_size)
         pixels = _read(image, stream, color, max_value)
         # Pillow itself has turned a TIFF upright when it loaded it. Asking before would load a PNG too early. In an
@@ -103,35 +122,34 @@ def _shrink_jpeg(image: Image.Image, draft_size: DraftSize) -> None:
 
 
 @contextmanager
-def _truncation_is_an_error() -> Iterator[None]:
-    # Some libraries switch this on for the whole process: the missing part would be predicted as gray.
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+def _strict_but_generous() -> Iterator[None]:
+    # Some libraries switch the first on for the whole process: the missing part would be predicted as gray. Of the
+    # others Pillow allows 1 MiB, which notes of microscopes and image generators are larger than.
+    wanted = (
+        (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+        (PngImagePlugin, "MAX_TEXT_CHUNK", _MOST_TEXT),
+        (PngImagePlugin, "MAX_TEXT_MEMORY", _MOST_TEXTS),
+    )
+    before = [getattr(module, name) for module, name, _ in wanted]
+    for module, name, value in wanted:
+        setattr(module, name, value)
     try:
         yield
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+        most = f"{_MOST_TEXT >> 20} MiB"
+        raise ImageError(f"texts or profile of the PNG unpack to more than {most}; save it without") from None
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        for (module, name, _), value in zip(wanted, before, strict=True):
+            setattr(module, name, value)
 
 
 def _refuse_unusable(image: Any) -> None:
     if image.mode == "F":
         raise ImageError("pixels are floating-point numbers with no known range; convert to 8 or 16 bits")
-    if image.format == "TIFF":
-        if _DNG_VERSION in image.tag_v2 or int(image.tag_v2.get(_SUBFILE, 0)) & _REDUCED:
-            raise ImageError("holds only a small copy of the picture: a camera's raw file? develop it to TIFF or PNG")
-        if (pages := getattr(image, "n_frames", 1)) > 1:
-            raise ImageError(f"TIFF with {pages} pages; split it into one file a page")
-        if _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):
-            raise ImageError("TIFF with signed pixels, of which black and white are not known; convert to unsigned")
-        if _is_deep(image) and not image.mode.startswith("I") and ";16" not in _raw_mode(image):
-            # Pillow would return wrong pixels without a word.
-            raise ImageError("16-bit TIFF with its colours in separate planes; convert to interleaved colours")
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise ImageError("pixels are 32-bit whole numbers with no known range; convert to 8 or 16 bits")
-
-
-def _is_deep(image: Any) -> bool:
-    return int(max(image.tag_v2.get(_BITS, (1,)))) > 8
 
 
 def _read(image: Image.Image, stream: BinaryIO, color: str, max_value: int | None) -> Pixels:
@@ -142,6 +160,8 @@ def _read(image: Image.Image, stream: BinaryIO, color: str, max_value: int | Non
         return scale_to_white(values, 2**bits - 1, max_value, color)
     if image.mode.startswith("I"):
         return _scale_gray(image, color, max_value)
+    if image.format == "PPM" and (maximum := _find_maximum(image)) > 255:
+        return scale_pixels(_read_ppm(image, stream, maximum), 0, maximum, color)
     if ";16" in raw_mode:
         values = _read_colours(image, stream, raw_mode)
         return scale_to_white(values, 65535, max_value, color)
@@ -156,9 +176,32 @@ def _scale_gray(image: Any, color: str, max_value: int | None) -> Pixels:
         # Pillow has scaled a PGM, which states its own highest value, to all 16 bits.
         return scale_pixels(values, 0, 65535, color)
     tags = image.tag_v2 if image.format == "TIFF" else {}
-    assumed = 2 ** max(tags.get(_BITS, (16,))) - 1
-    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    assumed = 2 ** max(tags.get(BITS, (16,))) - 1
+    inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     return scale_to_white(values, assumed, max_value, color, inverted=inverted)
+
+
+def _find_maximum(image: Any) -> int:
+    """The highest value that a PPM states, where Pillow has kept it; else 255."""
+    args = image.tile[0][3]
+    return int(args[1]) if isinstance(args, tuple) and len(args) > 1 and image.mode == "RGB" else 255
+
+
+def _read_ppm(image: Any, stream: BinaryIO, maximum: int) -> npt.NDArray[Any]:
+    # Pillow would round colours to 8 bits.
+    decoder, _, offset, _ = image.tile[0]
+    length = image.height * image.width * 3
+    stream.seek(offset)
+    if decoder == "ppm_plain":
+        numbers = re.sub(rb"#[^\r\n]*", b"", stream.read()).split()[:length]
+        values: npt.NDArray[Any] = np.array([int(number) for number in numbers], dtype=np.uint32)
+    else:
+        values = np.frombuffer(stream.read(2 * length), dtype=">u2")
+    if len(values) < length:
+        raise ImageError("the file is truncated")
+    if (highest := int(values.max())) > maximum:
+        raise ImageError(f"the highest pixel is {highest}, above the {maximum} that the file states")
+    return values.reshape(image.height, image.width, 3)
 
 
 def _read_colours(image: Image.Image, stream: BinaryIO, raw_mode: str) -> npt.NDArray[Any]:
@@ -172,6 +215,7 @@ def _read_colours(image: Image.Image, stream: BinaryIO, raw_mode: str) -> npt.ND
     high = np.asarray(image)[..., :3].astype(np.uint16)
     stream.seek(0)
     with Image.open(stream, formats=FORMATS) as again:
+        again.seek(image.tell())
         return high << 8 | _load_as(again, f"{kind};{_OTHER_ORDER[order]}")[..., :3]
 
 

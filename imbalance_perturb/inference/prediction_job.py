@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ class PredictOptions:
 
 def predict_folder(
     settings: Settings | Pipeline,
-    images: str | Path | ImageList,
+    images: str | Path | Sequence[str | Path] | ImageList,
     out: str | Path = "predictions.csv",
     options: PredictOptions | None = None,
     progress: ProgressLike = None,
@@ -66,7 +67,8 @@ def predict_folder(
     Args:
         settings: of the run; or a pipeline that is loaded already, for several folders with one model. A run that is
             resumed takes the batch size it had, which a pipeline loaded before cannot know: name it in its settings.
-        images: a folder, an image, or a CSV with a column ``image``; or what :func:`find_images` gave.
+        images: one or more folders, images, CSVs with a column ``image`` or lists of paths; or what
+            :func:`find_images` gave.
         out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
         options: which images, what is written, and when to give up.
         progress: told what is found and loaded and how far it is; or called with the number of images just done.

@@ -49,6 +49,7 @@ def describe_making(
         output=OutputEntry(format=suffix.lower(), probabilities=bool(layout.classes), bom=layout.bom),
         images=MakingImages(
             source=str(images.source),
+            sources=tuple(map(str, images.sources or (images.source,))),
             total=len(images),
             shard=shard,
             list_total=len(images.everything),
@@ -120,6 +121,8 @@ def _describe_versions() -> Versions:
         numpy=np.__version__,
         pydicom=_installed("pydicom"),
         pillow_heif=_installed("pillow-heif"),
+        tifffile=_installed("tifffile"),
+        imagecodecs=_installed("imagecodecs"),
     )
 
 

@@ -35,7 +35,7 @@ class Versions:
         python: the interpreter.
         torch, torchvision: they build the network and compute the logits.
         pillow, numpy: they decode and resize; decoders can differ by a level of a pixel.
-        pydicom, pillow_heif: decoders of DICOM and HEIC, null where they are not installed.
+        pydicom, pillow_heif, tifffile, imagecodecs: decoders of DICOM, HEIC, TIFF, null where not installed.
     """
 
     imbalance_perturb: str
@@ -46,6 +46,8 @@ class Versions:
     numpy: str
     pydicom: str | None
     pillow_heif: str | None
+    tifffile: str | None
+    imagecodecs: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +198,7 @@ class MakingImages:
     """Which images are predicted.
 
     Attributes:
-        source: the folder, list or image, as it was given.
+        source: the folder, list or image, as it was given; of several the deepest folder that holds them.
         total: number of images that have a row.
         shard: which part of the list they are, such as 2/8; null for all of it.
         list_total: number of images of the whole list.
@@ -204,6 +206,7 @@ class MakingImages:
         files_sha256: of the names and sizes in bytes of the whole list.
         ignored_files: number of other files of the folder for each suffix.
         hidden: what no search takes.
+        sources: all that were given as IMAGES, in that order.
     """
 
     source: str
@@ -214,6 +217,7 @@ class MakingImages:
     files_sha256: str
     ignored_files: Mapping[str, Count]
     hidden: HiddenEntry
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ _SAME_RUN = {
     "versions.numpy": "NumPy",
     "versions.pydicom": "pydicom",
     "versions.pillow_heif": "pillow-heif",
+    "versions.tifffile": "tifffile",
+    "versions.imagecodecs": "imagecodecs",
     "model.sha256": "the model file",
     "model.arch": "arch",
     "model.outputs": "outputs",

@@ -19,7 +19,7 @@ from imbalance_perturb.predictions.run_state import PredictorState
 from imbalance_perturb.predictions.shards import Shard
 
 #: Version of the layout of a run file.
-RUN_SCHEMA = 3
+RUN_SCHEMA = 4
 
 
 @dataclass(frozen=True, kw_only=True)

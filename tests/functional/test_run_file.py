@@ -19,7 +19,7 @@ from imbalance_perturb.evaluation.evaluation_files import evaluate_files
 from imbalance_perturb.inference.verification import verify_run
 from imbalance_perturb.predictions.merging import merge_predictions
 from imbalance_perturb.predictions.resuming import recorded_batch_size
-from imbalance_perturb.predictions.run_file import load_run_file, parse_run
+from imbalance_perturb.predictions.run_file import RUN_SCHEMA, load_run_file, parse_run
 from imbalance_perturb.predictions.run_schema import run_schema
 from tests.functional.conftest import SMALL, Workplace
 from tests.functional.test_merge import predict, predict_parts, read_run
@@ -159,7 +159,7 @@ def test_bounds_that_close_calls_need_are_asked_for(workplace: Workplace) -> Non
     assert "out.run.json: predictor.bounds.reach is null; expected" in workplace.fails("verify", "out.run.json")
 
 
-@pytest.mark.parametrize("schema", [2, 4])
+@pytest.mark.parametrize("schema", [RUN_SCHEMA - 1, RUN_SCHEMA + 1])
 def test_a_run_file_of_another_schema_is_refused(workplace: Workplace, schema: int) -> None:
     """Every command that reads a run file refuses one of an older or newer layout in one line."""
     predict_parts(workplace, n=2)

@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +20,12 @@ from imbalance_perturb.models.formats.pickles import OddPickleError, UnknownOper
 from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.trust import (
     LOAD_ERRORS,
+    PLAIN_PATHS,
     TRUST_REMEDY,
     importable_from_here,
+    library_remedy,
     named_globals,
+    plain_path_pickle,
     some_names,
     tensors_only,
 )
@@ -213,7 +217,7 @@ def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None
     path = snapshot.path
     check_checkpoint(snapshot)
     try:
-        with tensors_only(), warnings.catch_warnings():
+        with tensors_only(), _paths_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
             return torch.load(snapshot.open(), map_location="cpu", weights_only=True), None
     except pickle.UnpicklingError as error:
@@ -225,7 +229,7 @@ def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None
         if not trust:
             raise UntrustedModelError(
                 f"{path}: this pickle needs code to load ({some_names(needed)}), which could do anything;"
-                f" {SAVE_REMEDY}, or, {TRUST_REMEDY}"
+                f" {library_remedy(needed, SAVE_REMEDY)}, or, {TRUST_REMEDY}"
             ) from error
     except LOAD_ERRORS as error:
         raise ModelFileError(
@@ -234,7 +238,9 @@ def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None
     try:
         with importable_from_here(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about classes whose source has changed since they were saved
-            content = torch.load(snapshot.open(), map_location="cpu", weights_only=False)
+            content = torch.load(
+                snapshot.open(), map_location="cpu", weights_only=False, pickle_module=plain_path_pickle
+            )
     except LOAD_ERRORS as error:
         raise ModelFileError(
             f"{path}: the code that this pickle needs cannot be found or fails ({first_line(error)});"
@@ -260,8 +266,13 @@ def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
         ) from error
 
 
+def _paths_allowed() -> AbstractContextManager[Any]:
+    return torch.serialization.safe_globals([(kind, name) for name, kind in PLAIN_PATHS.items()])
+
+
 def _needed_globals(snapshot: Snapshot, error: pickle.UnpicklingError) -> list[str]:
     try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())) or named_globals(error)
+        with _paths_allowed():
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())) or named_globals(error)
     except LOAD_ERRORS:
         return named_globals(error)  # the layout before torch 1.6, or a pickle too odd to be taken apart

@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imbalance_perturb.errors import ModelFileError
+from imbalance_perturb.models.formats.foreign import describe_foreign, describe_pickle, describe_zip
 from imbalance_perturb.models.formats.zip_archive import Archive
 
-#: What other programs' files begin with, and what they are.
-_FOREIGN = (
-    (b"\x89HDF", 0, "an HDF5 file (Keras?)"),
-    (b"TFL3", 4, "a TensorFlow Lite file"),
-    (b"\x93NUMPY", 0, "a NumPy array"),
-    (b"\x1f\x8b", 0, "a gzip-compressed file; unpack it first"),
-    (b"\x89PNG", 0, "a PNG image"),
-    (b"\xff\xd8\xff", 0, "a JPEG image"),
-)
+#: What torch.save wrote before its zip archives: a pickle of this number.
+_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 
 
@@ -44,13 +38,10 @@ def detect_format(file: BinaryIO, path: Path, archive: Callable[[], Archive]) ->
                 raise ModelFileError(f"{path}: this safetensors file is cut off; copy or download it again")
             return "safetensors"
     if head.startswith(b"\x80") and len(head) > 1 and head[1] <= pickle.HIGHEST_PROTOCOL:
+        if not head.startswith(_TORCH_MAGIC) and (found := describe_pickle(head)) is not None:
+            raise _not_a_model(path, found)
         return "checkpoint"
-    for magic, offset, what in _FOREIGN:
-        if head[offset : offset + len(magic)] == magic:
-            raise _not_a_model(path, what)
-    if head.startswith(b"\x08") and (path.suffix == ".onnx" or b"pytorch" in head or b"onnx" in head):
-        raise _not_a_model(path, "an ONNX file, whose runtimes give no gradient")
-    raise _not_a_model(path, "no PyTorch model file")
+    raise _not_a_model(path, describe_foreign(head, path, file))
 
 
 def _detect_in_archive(archive: Archive, path: Path) -> str:
@@ -60,15 +51,9 @@ def _detect_in_archive(archive: Archive, path: Path) -> str:
         return "export"
     if "data.pkl" in parts:
         return "torchscript" if "constants.pkl" in parts else "checkpoint"
-    if any(name.endswith(".weights.h5") for name in names):
-        raise _not_a_model(path, "a Keras file")
-    if any(name.endswith(".npy") for name in names):
-        raise _not_a_model(path, "a NumPy archive")
-    raise _not_a_model(path, "a zip archive without a PyTorch model in it")
+    raise _not_a_model(path, describe_zip(names))
 
 
-def _not_a_model(path: Path, what: str) -> ModelFileError:
-    return ModelFileError(
-        f"{path}: this is {what}; expected a PyTorch state_dict (.pth, .pt, .safetensors), TorchScript or"
-        " torch.export (.pt2) file"
-    )
+def _not_a_model(path: Path, described: tuple[str, str]) -> ModelFileError:
+    what, remedy = described
+    return ModelFileError(f"{path}: this is {what}; {remedy}")

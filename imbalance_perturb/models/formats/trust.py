@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any, BinaryIO, Protocol
 
 from imbalance_perturb.errors import UntrustedModelError
 
@@ -19,6 +21,41 @@ LOAD_ERRORS = (Exception,)
 
 #: Operators of torch itself that read or write files.
 FILE_OPERATORS = frozenset({"save", "from_file", "load_tensor"})
+
+
+#: Paths that a training script kept beside its tensors. Read as what only names a file, they are harmless, and those of
+#: another system can be made here, too.
+PLAIN_PATHS: Mapping[str, type[PurePath]] = {
+    f"{module}.{name}": PureWindowsPath if "Windows" in name else PurePosixPath
+    for module in ("pathlib", "pathlib._local")  # so from Python 3.13 on
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+}
+
+#: How the files of some libraries become ones that need no code of theirs.
+_LIBRARIES = {
+    "ultralytics": "export an Ultralytics model with model.export(format='torchscript')",
+    "fastai": "of a fastai learner save torch.save(learn.model.state_dict(), 'model.pth')",
+}
+
+
+def library_remedy(names: Iterable[str], otherwise: str) -> str:
+    """Say how a file that needs such code becomes one that needs none; ``otherwise`` where no library is known."""
+    packages = {name.partition(".")[0] for name in names}
+    return next((remedy for package, remedy in _LIBRARIES.items() if package in packages), otherwise)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        plain = None if name == type(Path()).__name__ else PLAIN_PATHS.get(f"{module}.{name}")
+        return plain or super().find_class(module, name)
+
+
+def _load(file: BinaryIO, **options: Any) -> Any:
+    return _Unpickler(file, **options).load()
+
+
+#: In place of :mod:`pickle` for ``torch.load`` of trusted files: with it a path of Windows can be read elsewhere.
+plain_path_pickle = SimpleNamespace(__name__="pickle", Unpickler=_Unpickler, load=_load)
 
 
 class Hashed(Protocol):

@@ -155,10 +155,9 @@ def test_max_value_is_white(channels: int, make: Any, tmp_path: Path) -> None:
         (tiff(np.ones((4, 5), np.uint32)), "32-bit whole numbers with no known range"),
         (tiff(np.ones((4, 5), np.int16), sample_format=2), "signed pixels"),
         (tiff(np.ones((4, 5), np.int8), sample_format=2), "signed pixels"),
-        (tiff(deep(3), planar=True), "16-bit TIFF with its colours in separate planes"),
         (tiff(deep(4), extra=1), "16-bit pixels of the kind RGBa cannot be read without loss"),
         (tiff(deep(4), photometric=5), "16-bit pixels of the kind CMYK cannot be read without loss"),
-        (tiff(np.ones((4, 5), np.float16), sample_format=3), "begins like a TIFF but cannot be read as one"),
+        (tiff(np.ones((4, 5), np.float16), sample_format=3), "floating-point numbers with no known range"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a document, which is not read"),
     ],
 )
@@ -287,3 +286,44 @@ def test_the_highest_pixel_of_more_than_8_bits_is_known(tmp_path: Path) -> None:
     pgm = b"P5 10 6 4000\n" + gray.astype(">u2").tobytes()
     for data in (pgm, saved(picture(), "PNG", pnginfo=named), saved(picture(), "JPEG")):
         assert find_peak(decode(tmp_path, data)) is None
+
+
+@pytest.mark.parametrize("maximum", [1023, 65535])
+def test_colours_of_more_than_8_bits_in_a_ppm_are_read_without_loss(maximum: int, tmp_path: Path) -> None:
+    """Binary or plain, by the range that the header states; Pillow alone rounds them to 8 bits."""
+    values = deep(3, highest=maximum)
+    height, width = values.shape[:2]
+    head = f"P6 # a comment\n{width} {height}\n{maximum}\n".encode()
+    plain = head.replace(b"P6", b"P3") + " ".join(map(str, values.ravel())).encode() + b"\n"
+    expected = values * (255 / maximum)
+    for data in (head + values.astype(">u2").tobytes(), plain):
+        np.testing.assert_allclose(array(decode(tmp_path, data)), expected, atol=1e-4)
+    with pytest.raises(ImageError, match="the file is truncated"):
+        decode(tmp_path, head + values.astype(">u2").tobytes()[:-2])
+    if maximum < 65535:
+        with pytest.raises(ImageError, match=f"the highest pixel is 65535, above the {maximum} that the file states"):
+            decode(tmp_path, head + np.full(values.shape, 65535, ">u2").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "known format, but a Git LFS pointer in its place; get it with git lfs",
+        ),
+        (b"\n<!DOCTYPE html><html>", "an HTML page in its place; download it again"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X", "notes of macOS on another file"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a Windows or Office file"),
+        (b"PK\3\4" + bytes(40), "a zip archive; unpack it"),
+        (b"\x1f\x8b" + bytes(40), "a gzip-compressed file; unpack it"),
+        (b"PF\n2 1\n-1.0\n" + bytes(24), "a picture of floating-point numbers, which is not read"),
+        (b"hello", "not an image in a known format"),
+    ],
+)
+def test_what_only_has_a_picture_s_name_is_told(data: bytes, reason: str, tmp_path: Path) -> None:
+    """What stands in the place of images after a clone without LFS, a failed download, a copy from a Mac."""
+    (tmp_path / "x.jpg").write_bytes(data)
+    with pytest.raises(ImageError) as refused:
+        decode_image(tmp_path / "x.jpg", "rgb")
+    assert reason in str(refused.value)
