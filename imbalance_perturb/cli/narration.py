@@ -65,6 +65,8 @@ class Narrator(Progress):
         """Say what will be done to an image, and where, before it starts."""
         execution = pipeline.execution
         self.model(pipeline.model.info, pipeline.probe)
+        for note in pipeline.counts.notes:
+            self.line(f"note: {note}")
         self.line(f"each image: {pipeline.preprocessing.describe()}")
         self.line(self.correction(pipeline))
         self.line(

@@ -60,6 +60,9 @@ def changes_sentence(evaluation: Evaluation) -> str:
     """What the correction changed, in one sentence."""
     changes = evaluation.changes
     start = f"{changes.total:,} of {evaluation.n:,} predictions changed ({changes.total / evaluation.n:.1%})"
+    if evaluation.unlabelled:
+        predicted = evaluation.n + evaluation.unlabelled
+        start = f"Scored on {evaluation.n:,} of {predicted:,} predicted images, those with a label. {start}"
     if changes.total == 0:
         return f"{start}: base and perturbed predictions are the same."
     return (

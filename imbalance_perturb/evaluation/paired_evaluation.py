@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.errors import LabelsError, SettingsError, first_few
 from imbalance_perturb.evaluation.intervals import (
     DEFAULT_RESAMPLES,
@@ -43,6 +44,7 @@ class IntervalOptions:
     resamples: int = DEFAULT_RESAMPLES
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         check_level(self.level)
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}; expected a whole number, at least 0")
@@ -103,6 +105,7 @@ def evaluate(
         changes=_changes(joint, paired),
         classes_without_labels=tuple(name for name, n in zip(counts.names, support, strict=True) if n == 0),
         failed=(),
+        unlabelled=0,
         unused_labels=0,
         confidence_level=options.level,
         seed=options.seed,

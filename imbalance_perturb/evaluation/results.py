@@ -132,8 +132,9 @@ class Evaluation:
     """Base and perturbed predictions of the same ``n`` labelled images, compared.
 
     ``failed`` are images with a label whose row has an error: they have no prediction and are in no figure.
-    ``gains`` are the differences in recall, one for each class. ``unused_labels`` counts labels of images that
-    were not predicted, ``notes`` says in words what a reader must know, ``run`` is what the run file says.
+    ``gains`` are the differences in recall, one for each class. ``unlabelled`` counts images that have a prediction
+    and no label, ``unused_labels`` labels of images that were not predicted, ``notes`` says in words what a reader must
+    know, ``run`` is what the run file says.
     """
 
     classes: tuple[str, ...]
@@ -147,6 +148,7 @@ class Evaluation:
     changes: Changes
     classes_without_labels: tuple[str, ...]
     failed: tuple[str, ...]
+    unlabelled: int
     unused_labels: int
     confidence_level: float
     seed: int
@@ -190,6 +192,7 @@ class Evaluation:
                 "still_wrong": self.changes.still_wrong,
             },
             "failed": {"total": len(self.failed), "images": list(self.failed)},
+            "unlabelled": self.unlabelled,
             "unused_labels": self.unused_labels,
             "notes": list(self.notes),
             "confidence_level": self.confidence_level,
