@@ -6,6 +6,7 @@ import hashlib
 import json
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ class ClassCounts:
                     f"the count of class {name!r} is {count}; every class needs at least one training image"
                     " (leave out a class that the model does not have)"
                 )
-        doubles = sorted({name for name in self.names if self.names.count(name) > 1})
+        doubles = sorted(name for name, times in Counter(self.names).items() if times > 1)
         if doubles:
             raise CountsError(f"class name {doubles[0]!r} stands more than once; names must be distinct")
         if len(self.counts) < 2:
@@ -218,7 +219,8 @@ def _without_blanks(names: Sequence[Any], counts: Sequence[Any]) -> ClassCounts:
     """Class counts under names without the blanks around them, which no label has."""
     plain = [name.strip() if isinstance(name, str) else name for name in names]
     blank = [name for name, short in zip(names, plain, strict=True) if name != short]
-    doubles = [name for name in blank if plain.count(name.strip()) > 1]
+    times = Counter(name for name in plain if isinstance(name, str))
+    doubles = [name for name in blank if times[name.strip()] > 1]
     if doubles:
         raise CountsError(f"class name {doubles[0]!r} differs from another in the blanks around it alone; rename one")
     notes = (f"blanks around class names are left out: {first_few(list(map(repr, blank)))}",) if blank else ()
