@@ -27,12 +27,10 @@ from numpy.typing import NDArray
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.writing import open_rows
-from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.comparison.methods import METHODS
 from imbalance_perturb.selection.comparison.results import MethodResult
 from imbalance_perturb.selection.comparison.scoring import score_lineup
 from imbalance_perturb.selection.cross_validation import select_by_cross_validation
-from imbalance_perturb.selection.rule import SelectionRule
 from imbalance_perturb.selection.sweep import EPS_GRID
 
 #: What is asked of `evaluate --json --report`: seconds, MiB of memory, MB of the report.
@@ -151,9 +149,8 @@ def choose(labels: Ints, base: Ints, random: np.random.Generator, counts: ClassC
     """The choice of `tune-eps`: cross-validation and the test, on predictions with every eps of its grid."""
     others = [make_preds(labels, len(counts), 0.6, random) for _ in EPS_GRID]
     preds = np.stack([base, *(np.where(random.random(len(base)) < 0.9, base, other) for other in others)], axis=1)
-    strengths = [0.0, *sorted(EPS_GRID)][: preds.shape[1]]
-    candidates = make_candidates(labels, preds, strengths, num_classes=len(counts), smallest_class=int(labels[0]))
-    select_by_cross_validation(candidates, SelectionRule())
+    strengths = [0.0, *EPS_GRID]
+    select_by_cross_validation(labels, preds, strengths, num_classes=len(counts), smallest_class=int(labels[0]))
 
 
 def line_up(labels: Ints, base: Ints, random: np.random.Generator, counts: ClassCounts) -> None:

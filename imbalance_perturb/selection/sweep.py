@@ -7,7 +7,7 @@ forward and one backward pass for each loss and temperature, and one more forwar
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -46,8 +46,9 @@ class Sweep:
     """Logits of every usable image under every variant, on the CPU in float32.
 
     ``names``: the N usable images in order; ``errors``: reason by name for the others; ``base``: (N, C) plain
-    logits; ``logits``: (N, C) for each variant (those with eps 0 are ``base`` itself). ``passes`` counts what the
-    batches cost, by kind: ``forward`` (recorded for the gradient), ``backward``, ``final``. ``seconds`` by stage.
+    logits; ``logits``: (N, C) for each variant (those with eps 0 are ``base`` itself); both are what ``keep`` made of
+    the logits, where it was given. ``passes`` counts what the batches cost, by kind: ``forward`` (recorded for the
+    gradient), ``backward``, ``final``. ``seconds`` by stage.
     ``warnings``: what the images as a whole give to think about.
     """
 
@@ -75,6 +76,7 @@ def run_sweep(
     variants: Sequence[Variant],
     *,
     progress: Progress | None = None,
+    keep: Callable[[Tensor], Tensor] | None = None,
 ) -> Sweep:
     """Run every variant on every image.
 
@@ -84,6 +86,7 @@ def run_sweep(
         images: decoded once each.
         variants: distinct; one-step corrections.
         progress: told how far it is, and asked whether to stop.
+        keep: makes of (B, C) logits the (B, ...) that is kept; with thousands of classes logits fill the memory.
 
     Raises:
         SettingsError: if the pipeline asks for more than one step, which cannot share a gradient.
@@ -103,7 +106,7 @@ def run_sweep(
             kept: list[tuple[int, str, dict[Variant | None, Tensor]]] = []
             for positions, x in batch.groups:
                 names = [batch.names[position] for position in positions]
-                compute = partial(_sweep_part, pipeline, names, x, collected, stopwatch)
+                compute = partial(_sweep_part, pipeline, names, x, collected, stopwatch, keep or _all)
                 for position, name, found in zip(positions, names, limit.run(compute, len(names)), strict=True):
                     if found is not None:
                         kept.append((position, name, found))
@@ -122,15 +125,26 @@ def run_sweep(
 
 
 def _sweep_part(
-    pipeline: Pipeline, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch, part: slice
+    pipeline: Pipeline,
+    names: list[str],
+    x: Tensor,
+    collected: _Collected,
+    stopwatch: Stopwatch,
+    keep: Callable[[Tensor], Tensor],
+    part: slice,
 ) -> list[dict[Variant | None, Tensor] | None]:
     """For each image of a part its rows of logits by variant, or ``None`` where it has an error."""
-    found = dict(_sweep_group(pipeline, names[part], x[part], collected, stopwatch))
+    found = dict(_sweep_group(pipeline, names[part], x[part], collected, stopwatch, keep))
     return [found.get(index) for index in range(len(names[part]))]
 
 
 def _sweep_group(
-    pipeline: Pipeline, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch
+    pipeline: Pipeline,
+    names: list[str],
+    x: Tensor,
+    collected: _Collected,
+    stopwatch: Stopwatch,
+    keep: Callable[[Tensor], Tensor],
 ) -> list[tuple[int, dict[Variant | None, Tensor]]]:
     """For each usable image of a group: its index and its rows of logits by variant, ``None`` for the plain model."""
     loss_specs = list(dict.fromkeys(variant.loss_spec for variant in collected.logits))
@@ -149,7 +163,8 @@ def _sweep_group(
             return []
         # As in prediction: a gradient that is not finite is one image's fault, not its batch mates'.
         alone = [
-            (i, _sweep_group(pipeline, [name], x[i : i + 1], collected, stopwatch)) for i, name in enumerate(names)
+            (i, _sweep_group(pipeline, [name], x[i : i + 1], collected, stopwatch, keep))
+            for i, name in enumerate(names)
         ]
         return [(i, found) for i, one in alone for _, found in one]
     by_loss_spec = dict(zip(loss_specs, signs, strict=False))
@@ -165,7 +180,12 @@ def _sweep_group(
     for name, ok in zip(names, finite, strict=True):
         if not ok:
             collected.errors[name] = "the model's output is not finite (NaN or infinity)"
-    return [(i, {variant: logits[i] for variant, logits in rows.items()}) for i, ok in enumerate(finite) if ok]
+    kept = {variant: keep(logits) for variant, logits in rows.items()}
+    return [(i, {variant: each[i] for variant, each in kept.items()}) for i, ok in enumerate(finite) if ok]
+
+
+def _all(logits: Tensor) -> Tensor:
+    return logits
 
 
 def _input_eps(pipeline: Pipeline, variant: Variant) -> Tensor:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.config.settings import LOSSES, DebiasSettings, Settings
@@ -25,7 +28,7 @@ from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.cross_validation import Figures, Selection, select_by_cross_validation
 from imbalance_perturb.selection.rule import SelectionRule, check_rule
-from imbalance_perturb.selection.sweep import EPS_GRID, Sweep, Variant, run_sweep
+from imbalance_perturb.selection.sweep import EPS_GRID, Variant, run_sweep
 from imbalance_perturb.selection.tuning.results import FIGURES, HeldOutFigure, TriedCorrection, Tuning
 from imbalance_perturb.selection.tuning.summary import note, summarise
 
@@ -126,12 +129,12 @@ def tune(
     pipeline, labelled = _prepare(settings, images, labels, options, progress)
     counts = pipeline.counts
     variants = options.variants(pipeline.settings.debias)
-    sweep = run_sweep(pipeline, labelled.images, variants, progress=progress)
+    sweep = run_sweep(pipeline, labelled.images, variants, progress=progress, keep=partial(_predict, pipeline))
     if not sweep.names:
         first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
         raise ImageFolderError(f"{labelled.images.root}: none of the images could be used (first: {first})")
     truth = labelled.select_labels(sweep.names)
-    preds = _predict(pipeline, sweep, variants)
+    preds = torch.stack([sweep.base, *(sweep.logits[variant] for variant in variants)], dim=1).numpy()
     selection = select_by_cross_validation(
         truth,
         preds,
@@ -188,10 +191,9 @@ def _prepare(
     return pipeline, labelled
 
 
-def _predict(pipeline: Pipeline, sweep: Sweep, variants: Sequence[Variant]) -> NDArray[np.int64]:
-    """(N, 1 + K) predicted classes: eps 0, then the variants; with the settings' tau, as `predict` would."""
-    logits = [sweep.base, *(sweep.logits[variant] for variant in variants)]
-    return np.stack([pipeline.debiased.adjust(each).argmax(dim=1).numpy() for each in logits], axis=1)
+def _predict(pipeline: Pipeline, logits: Tensor) -> Tensor:
+    """(B,) predicted classes of (B, C) logits, with the settings' tau, as `predict` would."""
+    return pipeline.debiased.adjust(logits).argmax(dim=1)
 
 
 def _list_tried(
