@@ -116,6 +116,8 @@ class Narrator(Progress):
         if summary.failed > len(summary.first_errors):
             more = f"and {summary.failed - len(summary.first_errors)} more" if summary.first_errors else "why"
             self.line(f"  {more}: see the column 'error'")
+        for note in summary.notes:
+            self.line(f"note: {note}")
         self.assumptions(summary.assumptions)
 
     def started(self, total: int, done: int = 0) -> None:

@@ -20,6 +20,7 @@ from imbalance_perturb.inference.provenance import describe_making, describe_run
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.deep_images import DeepImages
+from imbalance_perturb.predictions.frames import pandas_notes
 from imbalance_perturb.predictions.journal import Journal, open_journal
 from imbalance_perturb.predictions.progress_file import rows_path
 from imbalance_perturb.predictions.resuming import find_finished, read_state
@@ -37,7 +38,7 @@ class RunSummary:
     ``agreement`` is of labels with those of the full computation, ``None`` where nothing else was computed. Of the
     images, ``resumed`` had been done by an earlier run that was cut off; its seconds are counted, too.
     ``assumptions``: what the model file does not show and would change predictions. ``warnings``: what the images as a
-    whole give to think about.
+    whole give to think about. ``notes``: what to know of the file.
     """
 
     total: int
@@ -52,6 +53,7 @@ class RunSummary:
     resumed: int = 0
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -196,6 +198,7 @@ class _Run:
             resumed=self._resumed,
             assumptions=pipeline.model.info.assumptions,
             warnings=self.deep.warnings,
+            notes=pandas_notes(pipeline.counts.names, ".csv" if path is None else path.suffix),
         )
 
     def _seconds(self) -> float:
@@ -233,4 +236,5 @@ def _summary_of(run: RunFile, path: Path, pipeline: Pipeline) -> RunSummary:
         resumed=images.total,
         assumptions=pipeline.model.info.assumptions,
         warnings=run.warnings,
+        notes=pandas_notes(pipeline.counts.names, path.suffix),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import imbalance_perturb as ip
 from imbalance_perturb.data.image_files import find_images
 from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, LabelsError
@@ -214,3 +215,15 @@ def test_blanks_in_counts(workplace: Workplace) -> None:
     finished = workplace.run("evaluate", "--labels", "labels.csv", "--counts", "counts.json", "--json")
     assert json.loads(finished.out)["classes"] == ["a", "b", "c", "d"], finished.err
     assert said.removeprefix("note: ") in workplace.run("inspect", "model.pth", "counts.json", *SMALL).out
+
+
+def test_names_that_pandas_loses_are_said(workplace: Workplace) -> None:
+    """The summary of a run has one line that names the classes and the way to read them; so has that of a merge."""
+    Path("counts.json").write_text('{"None": 900, "NA": 90, "c": 30, "d": 3}')
+    said = "note: pandas.read_csv takes classes for something else (None, NA: no value): read the file by ip.read_pr"
+    for part in ("1/2", "2/2"):
+        arguments = ("model.pth", "counts.json", "images", *SMALL, "--shard", part, "-o", f"{part[0]}.csv")
+        assert said in workplace.run("predict", *arguments).err
+    assert said in workplace.run("merge", "1.csv", "2.csv", "-o", "p.csv").err
+    assert {*ip.read_predictions("p.csv")["pred"]} <= {"None", "NA", "c", "d"}
+    assert "pandas" not in workplace.run("predict", *arguments[:3], *SMALL, "-o", "p.jsonl").err
