@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from measuring import Log, command_line, describe_machine, progress, table, write_section
+from memory import resident
 from numpy.typing import NDArray
 
 from imbalance_perturb.method.counts import ClassCounts
@@ -40,10 +42,15 @@ Ints = NDArray[np.int64]
 
 
 class Taken(NamedTuple):
-    """Of one process: seconds, and peak resident memory in MiB."""
+    """Of one process: seconds of clock and of CPU, and peak resident memory in MiB."""
 
     seconds: float
+    cpu: float
     memory: float
+
+    def cells(self) -> list[str]:
+        """As a table has them."""
+        return [f"{self.seconds:.0f}", f"{self.cpu:.0f}", f"{self.memory:,.0f}"]
 
 
 def make_counts(classes: int) -> ClassCounts:
@@ -86,19 +93,20 @@ def write_table(folder: Path, counts: ClassCounts, images: int, probabilities: b
     return predictions, truth
 
 
-def run(arguments: list[str], folder: Path, out: Path) -> Taken:
-    """Run the command in the folder with one thread; its peak is that of this one process."""
+def run(command: list[str], folder: Path, out: Path) -> Taken:
+    """Run Python with one thread in the folder; the peak is that of this one process."""
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    start = time.perf_counter()
+    before, start, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0.0
     with out.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "imbalance_perturb", *arguments], cwd=folder, stdout=stream, env=os.environ | threads
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        process = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=stream, env=os.environ | threads)
+        # What the system has as the peak of a child begins with this process's own memory.
+        while process.poll() is None:
+            peak = max(peak, resident(process.pid))
+            time.sleep(0.02)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
-        raise SystemExit(f"imbperturb {' '.join(arguments)} ended with {process.returncode}")
-    return Taken(time.perf_counter() - start, used.ru_maxrss / 1024)
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return Taken(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak)
 
 
 def measure_evaluate(options: argparse.Namespace, log: Log) -> None:
@@ -110,7 +118,16 @@ def measure_evaluate(options: argparse.Namespace, log: Log) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_table(folder, counts, images, probabilities)
-            arguments = ["evaluate", "--labels", "labels.csv", "--counts", "counts.json", "--quiet"]
+            arguments = [
+                "-m",
+                "imbalance_perturb",
+                "evaluate",
+                "--labels",
+                "labels.csv",
+                "--counts",
+                "counts.json",
+                "--quiet",
+            ]
             taken = run([*arguments, "--json", "--report", "report.html"], folder, folder / "out.json")
             table_taken = run(arguments, folder, folder / "out.txt")
             sizes = [(folder / file).stat().st_size / 1e6 for file in ("out.json", "report.html")]
@@ -118,8 +135,7 @@ def measure_evaluate(options: argparse.Namespace, log: Log) -> None:
         rows.append(
             [
                 f"{images:,} images{', --probs' if probabilities else ''}",
-                f"{taken.seconds:.0f}",
-                f"{taken.memory:,.0f}",
+                *taken.cells(),
                 *(f"{size:.1f}" for size in sizes),
                 f"{table_taken.seconds:.0f}",
                 f"{lines:,}",
@@ -173,16 +189,10 @@ def measure_choice(options: argparse.Namespace, log: Log) -> None:
     rows = []
     for part in PARTS:
         progress(f"the choice of {part}")
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *sys.argv, "--part", part], env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{part} ended with {process.returncode}")
-        rows.append([part, f"{time.perf_counter() - start:.0f}", f"{used.ru_maxrss / 1024:,.0f}"])
-    log.say(*table(("choice and scores, without the model", "s", "peak, MiB"), rows))
+        numbers = ["--classes", str(options.classes), "--images", str(options.images)]
+        script = str(Path(__file__).resolve())
+        rows.append([part, *run([script, "--part", part, *numbers], Path.cwd(), Path(os.devnull)).cells()])
+    log.say(*table(("choice and scores, without the model", "s", "CPU, s", "peak, MiB"), rows))
 
 
 def main() -> None:
@@ -190,6 +200,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=8142)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--probs-images", type=int, default=1000, help="images of the table with probabilities")
+    parser.add_argument("--only-evaluate", action="store_true", help="leave out tune-eps and compare")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/RESULTS.md")
     options = parser.parse_args()
@@ -202,7 +213,8 @@ def main() -> None:
     log.say(f"`{command_line()}` on {describe_machine(torch.device('cpu'))}; one thread.", "")
     log.say(f"{options.classes:,} classes.", "")
     measure_evaluate(options, log)
-    measure_choice(options, log)
+    if not options.only_evaluate:
+        measure_choice(options, log)
     if options.write:
         write_section("many classes on cpu", "Very many classes", log.lines)
 
