@@ -38,7 +38,7 @@ def counts(
         check_writable(out)
     say = narration.Narrator(quiet=False)
     found = count_labels(train, None if classes is None else parse_class_list(classes), describe=say.counted)
-    order = "as given" if classes is not None else describe_order(train, found.names)
+    order = "as given" if classes is not None else describe_order(train, found)
     write_counts(found, out, order=order)
 
 

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from imbalance_perturb.errors import LabelsError, first_few, printable
-from imbalance_perturb.files.csv_tables import decode_text, iter_images
+from imbalance_perturb.files.csv_tables import decode_text, iter_images_of
 from imbalance_perturb.files.user_tables import UserTable, read_user_table
 
 _REQUIRED = ("image", "label")
@@ -54,7 +54,7 @@ def read_label_table(path: Path, names: Sequence[str] | None = None) -> LabelTab
             f"{path}: has a column {found[0]!r} and one for each class ({first_few(list(classes))}); leave out one of"
             " the two"
         )
-    rows = iter_images(path, ("image",), LabelsError)
+    rows = iter_images_of(table, ("image",))
     if classes:
         labels = {name: _chosen(path, line, name, row, classes) for line, name, row in rows}
         notes = [] if image == "image" else [f"the images are in its column {image!r}"]

@@ -88,7 +88,7 @@ def count_labels(
         CountsError: if a class has no image, or there are fewer than two.
     """
     path = Path(path)
-    is_folder = path.is_dir()
+    is_folder, notes = path.is_dir(), tuple[str, ...]()
     if is_folder:
         images = _find_images(path)
         describe(images)
@@ -99,7 +99,7 @@ def count_labels(
         table = _read_labels(path, names)
         found = whole_numbers(table.labels)
         if names is None and table.columns:
-            names = table.columns
+            names, notes = table.columns, ("of its columns",)
     totals = Counter(found.values())
     if names is None:
         classes = set(totals)
@@ -112,13 +112,14 @@ def count_labels(
         names = [name.strip() for name in names]
         meant = _classes_of(path, totals, names)
         totals = Counter(meant[label] for label in found.values())
-    return ClassCounts(names, [totals[name] for name in names])
+    return ClassCounts(names, [totals[name] for name in names], notes=notes)
 
 
-def describe_order(path: str | Path, names: Sequence[str]) -> str:
-    """Describe how :func:`count_labels` sorted these names, and warn where a model may have another order."""
-    if not Path(path).is_dir() and read_label_table(Path(path)).columns:
-        return "of its columns (check that your model's is)"
+def describe_order(path: str | Path, counts: ClassCounts) -> str:
+    """Describe how :func:`count_labels` sorted these classes, and warn where a model may have another order."""
+    names = counts.names
+    if counts.notes:
+        return f"{counts.notes[0]} (check that your model's is)"
     by_value = not Path(path).is_dir() and _are_numbers(names)
     words = "by value" if by_value else "sorted as text, as torchvision's ImageFolder has it"
     if _are_numbers(names) and sorted(names) != sorted(names, key=_value):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from imbalance_perturb.errors import UNSAFE, UNSAFE_CHARACTER, ImbperturbError, printable
-from imbalance_perturb.files.user_tables import read_user_table
+from imbalance_perturb.files.user_tables import UserTable, read_user_table
 
 # What a spreadsheet may take for a formula at the start of a cell, with the full-width forms that some locales accept.
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
@@ -83,7 +83,12 @@ def iter_images(
         ``error_type``: as :func:`read_user_table` does; also for an empty image, or one that has been there, however it
             is written.
     """
-    table = read_user_table(path, required, error_type)
+    yield from iter_images_of(read_user_table(path, required, error_type), required)
+
+
+def iter_images_of(table: UserTable, required: Sequence[str]) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Yield as :func:`iter_images` does, from a table that is read already: a pipe can be read once."""
+    path, error_type = table.path, table.error_type
     columns = {name: table.column(name, required) for name in required}
     lines: dict[str, int] = {}
     for line, row in table.iter_rows():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -103,17 +105,17 @@ def test_counting_sorts_as_image_folder_does(tmp_path: Path) -> None:
 def test_the_order_of_counting_is_said(tmp_path: Path) -> None:
     """Words and order agree, and where numbers sort otherwise as text than by value both orders are shown."""
     root = folder(tmp_path / "train", "10/a.png", "2/b.png")
-    words = describe_order(root, list(count_labels(root).names))
+    words = describe_order(root, count_labels(root))
     assert words.startswith("sorted as text, as torchvision's ImageFolder has it (warning: ")
     assert "by value" in words
     assert "has 2, 10: say --classes" in words
     table = write(tmp_path / "l.csv", "image,label\na,10\nb,2\nc,-1\n")
     assert count_labels(table).names == ("-1", "2", "10")
-    words = describe_order(table, count_labels(table).names)
+    words = describe_order(table, count_labels(table))
     assert words.startswith("by value (warning: ")
     assert "has -1, 10, 2: say --classes" in words
     plain = write(tmp_path / "p.csv", "image,label\na,1\nb,0\n")
-    assert describe_order(plain, count_labels(plain).names) == "by value (check that your model's is)"
+    assert describe_order(plain, count_labels(plain)) == "by value (check that your model's is)"
 
 
 def test_counting_in_a_given_order(tmp_path: Path) -> None:
@@ -155,3 +157,15 @@ def test_pictures_that_are_not_read_are_not_counted(tmp_path: Path) -> None:
     for name in ("a/3.svg", "plan.pdf"):
         (root / name).write_bytes(b"")
     assert count_labels(root).to_dict() == {"a": 1, "b": 2}
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """As the shell's <(...) gives one."""
+    pipe = tmp_path / "pipe"
+    for read in (lambda: load_labels(pipe, ("a", "b")).by_image, lambda: count_labels(pipe, ("b", "a")).to_dict()):
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=lambda: pipe.write_text("image,a,b\nx.png,1,0\ny.png,0,1\n"))
+        writer.start()
+        assert read() in ({"x.png": 0, "y.png": 1}, {"b": 1, "a": 1})
+        writer.join()
+        pipe.unlink()
