@@ -154,7 +154,9 @@ def _read_text(path: Path, required: Sequence[str], error_type: type[ImbperturbE
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
-        raise error_type(f"{path}: is not UTF-8 text; expected a CSV file (Excel writes one as 'CSV UTF-8')") from None
+        text = "\0"
+    if "\0" in text:  # UTF-16 without its mark can be decoded, and is no text
+        raise error_type(f"{path}: is not UTF-8 text; expected a CSV file (Excel writes one as 'CSV UTF-8')")
     if not text.strip():
         raise error_type(f"{path}: is empty; expected CSV with the columns {','.join(required)}")
     return text

@@ -146,6 +146,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "two separators": ("image,a;image\nx,y\n", "can be read as separated by ',' and by ';'"),
     "workbook": (b"PK\x03\x04\x14", "is an Excel workbook or a zip archive; expected a CSV file, so save it as one"),
     "Latin-1": ("image,label\ncaf\xe9.png,nv\n".encode("latin-1"), "is not UTF-8 text; expected a CSV file (Excel"),
+    "UTF-16 without its mark": (PLAIN.encode("utf-16-le"), "is not UTF-8 text"),
     "cut UTF-16": (PLAIN.encode("utf-16")[:-1], "is not UTF-8 text"),
     "twice": ("image,label\nsub/x1.png,nv\nsub/x1,nv\n", "sub/x1.png and sub/x1 are both labels of sub/x1.png"),
 }
