@@ -146,6 +146,7 @@ def measure_evaluate(options: argparse.Namespace, log: Log) -> None:
     heads = (
         "evaluate --json --report",
         "s",
+        "CPU, s",
         "peak, MiB",
         "JSON, MB",
         "report, MB",
