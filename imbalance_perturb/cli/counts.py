@@ -22,21 +22,23 @@ def counts(
         str | None,
         Option(
             metavar="A,B,...",
-            help="Class names in class-index order (default: sorted as text, as ImageFolder has them, so 10 before 2;"
-            " labels of a CSV that are all whole numbers by value).",
+            help="Class names in class-index order, one with a comma in quotes (default: sorted as text, as ImageFolder"
+            " has them, so 10 before 2; labels of a CSV that are all whole numbers by value; columns of classes as"
+            " they stand).",
         ),
     ] = None,
 ) -> None:
     """Count the training images of each class, in class-index order."""
     from imbalance_perturb.cli import narration
+    from imbalance_perturb.data.label_tables import parse_class_list
     from imbalance_perturb.data.labels import count_labels, describe_order
     from imbalance_perturb.files.writing import check_writable
 
     if out is not None:
         check_writable(out)
     say = narration.Narrator(quiet=False)
-    found = count_labels(train, None if classes is None else classes.split(","), describe=say.counted)
-    order = "as given" if classes is not None else describe_order(train, found.names)
+    found = count_labels(train, None if classes is None else parse_class_list(classes), describe=say.counted)
+    order = "as given" if classes is not None else describe_order(train, found)
     write_counts(found, out, order=order)
 
 

@@ -66,6 +66,8 @@ class Narrator(Progress):
         """Say what will be done to an image, and where, before it starts."""
         execution = pipeline.execution
         self.model(pipeline.model.info, pipeline.probe)
+        for note in pipeline.counts.notes:
+            self.line(f"note: {note}")
         self.line(f"each image: {pipeline.preprocessing.describe()}")
         self.line(self.correction(pipeline))
         self.line(
@@ -121,6 +123,8 @@ class Narrator(Progress):
         if summary.failed > len(summary.first_errors):
             more = f"and {summary.failed - len(summary.first_errors)} more" if summary.first_errors else "why"
             self.line(f"  {more}: see the column 'error'")
+        for note in summary.notes:
+            self.line(f"note: {note}")
         self.assumptions(summary.assumptions)
 
     def started(self, total: int, done: int = 0) -> None:

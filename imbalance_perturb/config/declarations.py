@@ -308,8 +308,24 @@ class Table:
     comment: ClassVar[str]
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         for name, entry in declarations(type(self)).items():
             entry.check(getattr(self, name))
+
+
+def take_numbers(options: Any) -> None:
+    """Make Python's numbers, by their value, of those that NumPy, pandas or torch have put into a frozen dataclass."""
+    for entry in fields(options):
+        object.__setattr__(options, entry.name, _plain(getattr(options, entry.name)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    dimensions = getattr(value, "ndim", None) if hasattr(value, "tolist") else None
+    if dimensions == 0:
+        return value.item()
+    return tuple(value.tolist()) if dimensions == 1 else value
 
 
 def declarations(table: type[Any]) -> dict[str, Declaration]:

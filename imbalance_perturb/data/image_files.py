@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imbalance_perturb.data.hidden_files import HiddenFiles, is_hidden
+from imbalance_perturb.data.image_names import ListedFiles
 from imbalance_perturb.data.image_sources import IMAGES_ARE, check_given, find_form
 from imbalance_perturb.data.path_lists import read_path_list
 from imbalance_perturb.data.picture_formats import (
@@ -263,7 +264,14 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def _read_image_column(path: Path) -> list[str]:
-    names = [image for _, image, _ in iter_images(path, ("image",), ImageFolderError)]
+    names: dict[str, int] = {}
+    files = ListedFiles(path.parent)
+    for line, image, _ in iter_images(path, ("image",), ImageFolderError):
+        name = files.find(image)
+        if (before := names.setdefault(name, line)) != line:
+            raise ImageFolderError(
+                f"{path}, line {line}: {printable(name)} is there already, in line {before}; name each image once"
+            )
     if not names:
         raise ImageFolderError(f"{path}: lists no image; give one path a line in the column 'image'")
-    return names
+    return list(names)

@@ -13,21 +13,48 @@ from numpy.typing import NDArray
 
 from imbalance_perturb.data.hidden_files import is_hidden
 from imbalance_perturb.data.image_files import ImageList, find_images
+from imbalance_perturb.data.image_names import match_names
+from imbalance_perturb.data.label_tables import (
+    LabelTable,
+    Spelling,
+    describe_spelling,
+    read_label_table,
+    whole_numbers,
+)
 from imbalance_perturb.data.picture_formats import is_unread
 from imbalance_perturb.errors import ImageFolderError, LabelsError, first_few
-from imbalance_perturb.files.csv_tables import decode_text, iter_images
 from imbalance_perturb.method.counts import ClassCounts
 
-_COLUMNS = ("image", "label")
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
-def load_labels(path: str | Path, names: Sequence[str]) -> dict[str, int]:
-    """Load labelled images as ``{image: class index}``.
+@dataclass(frozen=True)
+class Labels:
+    """The class index of each image that ``source`` labels, and what was taken for what to read it."""
+
+    source: Path
+    by_image: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    def match(self, images: Sequence[str]) -> tuple[dict[str, int], int]:
+        """Give the labels the names of N distinct images, as :func:`match_names` finds them.
+
+        Returns:
+            the class index of each image that has a label, and the number of labels that are of none.
+
+        Raises:
+            LabelsError: if it is not plain which image is meant.
+        """
+        found = match_names(self.source, self.by_image, images)
+        return {image: self.by_image[label] for label, image in found.names.items()}, found.unused
+
+
+def load_labels(path: str | Path, names: Sequence[str]) -> Labels:
+    """Load the labels of images.
 
     Args:
-        path: a CSV with at least the columns ``image`` and ``label``, or a folder of class folders. Images are
-            POSIX paths, in a folder relative to it.
+        path: a table with columns ``image`` and ``label``, or ``image`` and one of 0 and 1 for each class
+            (``docs/labels.md``); or a folder of class folders. Images are POSIX paths, in a folder relative to it.
         names: C class names in class-index order; a label is one of them (``3`` where classes are named by index).
 
     Raises:
@@ -35,9 +62,10 @@ def load_labels(path: str | Path, names: Sequence[str]) -> dict[str, int]:
     """
     path = Path(path)
     index = {name: position for position, name in enumerate(names)}
-    found = {image: _as_class(label, index) for image, label in _read_labels(path).items()}
-    _check_classes(path, found, index)
-    return {image: index[label] for image, label in found.items()}
+    table = _read_labels(path, names)
+    meant = _classes_of(path, table.labels.values(), names)
+    notes = (*table.notes, *(f"{path}: {line}" for line in describe_spelling(meant)))
+    return Labels(path, {image: index[meant[label]] for image, label in table.labels.items()}, notes)
 
 
 def count_labels(
@@ -51,8 +79,8 @@ def count_labels(
     Args:
         path: as in :func:`load_labels`. In a folder only pictures that are read are counted.
         names: class names in class-index order; by default all that occur, sorted as torchvision's
-            ``ImageFolder`` has them, as text (``10`` before ``2``); labels of a CSV that are all whole numbers are
-            sorted by value.
+            ``ImageFolder`` has them, as text (``10`` before ``2``); labels of a table that are all whole numbers are
+            sorted by value, and where each class has a column, that is the order.
         describe: called with what was found in a folder, with what was left aside.
 
     Raises:
@@ -60,7 +88,7 @@ def count_labels(
         CountsError: if a class has no image, or there are fewer than two.
     """
     path = Path(path)
-    is_folder = path.is_dir()
+    is_folder, notes = path.is_dir(), tuple[str, ...]()
     if is_folder:
         images = _find_images(path)
         describe(images)
@@ -68,7 +96,10 @@ def count_labels(
         found = _label_by_folder(images)
         _check_no_loose_images(images, found)
     else:
-        found = _read_labels(path)
+        table = _read_labels(path, names)
+        found = whole_numbers(table.labels)
+        if names is None and table.columns:
+            names, notes = table.columns, ("of its columns",)
     totals = Counter(found.values())
     if names is None:
         classes = set(totals)
@@ -79,12 +110,16 @@ def count_labels(
         names = sorted(classes) if is_folder or not _are_numbers(classes) else sorted(classes, key=_value)
     else:
         names = [name.strip() for name in names]
-        _check_classes(path, found, {name: position for position, name in enumerate(names)})
-    return ClassCounts(names, [totals[name] for name in names])
+        meant = _classes_of(path, totals, names)
+        totals = Counter(meant[label] for label in found.values())
+    return ClassCounts(names, [totals[name] for name in names], notes=notes)
 
 
-def describe_order(path: str | Path, names: Sequence[str]) -> str:
-    """Describe how :func:`count_labels` sorted these names, and warn where a model may have another order."""
+def describe_order(path: str | Path, counts: ClassCounts) -> str:
+    """Describe how :func:`count_labels` sorted these classes, and warn where a model may have another order."""
+    names = counts.names
+    if counts.notes:
+        return f"{counts.notes[0]} (check that your model's is)"
     by_value = not Path(path).is_dir() and _are_numbers(names)
     words = "by value" if by_value else "sorted as text, as torchvision's ImageFolder has it"
     if _are_numbers(names) and sorted(names) != sorted(names, key=_value):
@@ -102,19 +137,12 @@ def _value(name: str) -> tuple[int, str]:
     return int(name), name
 
 
-def _read_labels(path: Path) -> dict[str, str]:
+def _read_labels(path: Path, names: Sequence[str] | None) -> LabelTable:
     if path.is_dir():
-        return _label_by_folder(_find_images(path))
+        return LabelTable(_label_by_folder(_find_images(path)))
     if not path.exists():
         raise LabelsError(f"{path}: no such file or folder; give a CSV with image,label or a folder of class folders")
-    found: dict[str, str] = {}
-    for line, image, row in iter_images(path, _COLUMNS, LabelsError):
-        found[image] = row["label"].strip()
-        if not found[image]:
-            raise LabelsError(f"{path}, line {line}: the label is empty; give one, or remove the line")
-    if not found:
-        raise LabelsError(f"{path}: labels no image; expected one line image,label for each")
-    return found
+    return read_label_table(path, names)
 
 
 def _find_images(root: Path) -> ImageList:
@@ -141,31 +169,28 @@ def _check_no_loose_images(images: ImageList, found: Mapping[str, str]) -> None:
         )
 
 
-def _check_classes(path: Path, found: Mapping[str, str], index: Mapping[str, int]) -> None:
-    unknown = sorted(set(found.values()) - set(index))
+def _classes_of(path: Path, labels: Iterable[str], names: Sequence[str]) -> dict[str, str]:
+    """The class that each distinct label names."""
+    spelling = Spelling(names)
+    found = {label: spelling.find(label) for label in dict.fromkeys(labels)}
+    unknown = sorted(label for label, name in found.items() if name is None)
     if not unknown:
-        return
+        return {label: name for label, name in found.items() if name is not None}
     what = "class folders" if path.is_dir() else "labels"
     hint = ""
-    if all(name.isdecimal() for name in unknown) and not any(name.isdecimal() for name in index):
+    if all(name.isdecimal() for name in unknown) and not any(name.isdecimal() for name in names):
         hint = "; the labels are numbers, the classes have names: write the names"
     raise LabelsError(
-        f"{path}: {what} that are no class: {first_few(unknown, 10)};"
-        f" the classes are {first_few(list(index), 20)}{hint}"
+        f"{path}: {what} that are no class: {first_few(unknown, 10)}; the classes are {first_few(names, 20)}{hint}"
     )
 
 
-def _as_class(label: str, index: Mapping[str, int]) -> str:
-    # As for images: a cell copied from a predictions file names the same class.
-    return label if label in index else decode_text(label)
-
-
-def check_all_labelled(source: Path, truth: Mapping[str, int], names: Sequence[str], what: str, remedy: str) -> None:
+def check_all_labelled(labels: Labels, found: Mapping[str, int], names: Sequence[str], what: str, remedy: str) -> None:
     """Refuse images without a label.
 
     Args:
-        source: where the labels are from.
-        truth: class index by image.
+        labels: where the labels are from.
+        found: class index by image.
         names: the images.
         what: which images these are, for the message.
         remedy: what to do about a few that have none.
@@ -173,25 +198,29 @@ def check_all_labelled(source: Path, truth: Mapping[str, int], names: Sequence[s
     Raises:
         LabelsError: with their number and the first of them.
     """
-    missing = [name for name in names if name not in truth]
+    missing = [name for name in names if name not in found]
     if not missing:
         return
     if len(missing) == len(names):
-        remedy = f"the labels name images like {next(iter(truth))}: names must be the same, with folders and suffix"
-        if any("\\" in name for name in truth) and not any("\\" in name for name in names):
-            remedy += ", and / between folders"
+        first = next(iter(labels.by_image))
+        remedy = f"the labels name images like {first}: names must be the same, with folders and suffix"
     raise LabelsError(
-        f"{source}: no label for {len(missing):,} of {len(names):,} {what} (first: {first_few(missing)}); {remedy}"
+        f"{labels.source}: no label for {len(missing):,} of {len(names):,} {what} (first: {first_few(missing)});"
+        f" {remedy}"
     )
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """``images``, the class index of each by name, and how many labels are of images that are not there."""
+    """``images``, the class index of each by name, and how many labels are of images that are not there.
+
+    ``notes`` say what was taken for what to read the labels.
+    """
 
     images: ImageList
     labels: dict[str, int]
     unused_labels: int
+    notes: tuple[str, ...] = ()
 
     def select_labels(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Select the class indices (N,) of these images."""
@@ -211,8 +240,7 @@ def find_labelled_images(path: str | Path, labels: str | Path | None, classes: S
         LabelsError: if the labels cannot be used, or an image has none.
     """
     images = find_images(path)
-    source = Path(path if labels is None else labels)
-    truth = load_labels(source, classes)
-    check_all_labelled(source, truth, images.names, f"images in {path}", "label them, or leave them out")
-    found = {name: truth[name] for name in images.names}
-    return LabelledImages(images, found, len(truth) - len(found))
+    loaded = load_labels(path if labels is None else labels, classes)
+    found, unused = loaded.match(images.names)
+    check_all_labelled(loaded, found, images.names, f"images in {path}", "label them, or leave them out")
+    return LabelledImages(images, {name: found[name] for name in images.names}, unused, loaded.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,37 +28,46 @@ def evaluate_files(
 
     Args:
         predictions: ``.csv`` or ``.jsonl`` as ``predict`` writes it; the run file is looked for beside it.
-        labels: CSV with ``image,label``, or a folder whose sub-folders are class names.
+        labels: as for :func:`load_labels`, of all predicted images or a part of them.
         options: confidence level, seed and number of resamples.
         counts: JSON of the training counts; needed only where there is no run file.
 
     Raises:
         PredictionsError: if the predictions or their run file cannot be used, do not belong together, or were made
             with other counts.
-        LabelsError: if the labels cannot be used or some predicted image has none.
+        LabelsError: if the labels cannot be used or no predicted image has one.
         CountsError: if ``counts`` cannot be used.
     """
     predictions, labels = Path(predictions), Path(labels)
     options = options or IntervalOptions()
     run, class_counts = _find_counts(predictions, counts)
     found = load_predictions(predictions, class_counts.names)
-    truth = load_labels(labels, class_counts.names)
-    check_all_labelled(labels, truth, found.images, "predicted images", "label them, or predict only what is labelled")
+    loaded = load_labels(labels, class_counts.names)
+    truth, unused = loaded.match((*found.images, *found.failed))
+    scored = found.select([image in truth for image in found.images])
+    if not scored.images:
+        check_all_labelled(loaded, truth, found.images, "predicted images", "label them, or predict what is labelled")
     evaluation = evaluate(
-        [truth[image] for image in found.images],
-        found.base_preds,
-        found.preds,
+        [truth[image] for image in scored.images],
+        scored.base_preds,
+        scored.preds,
         class_counts,
-        base_probs=found.base_probs or None,
-        probs=found.probs or None,
+        base_probs=scored.base_probs,
+        probs=scored.probs,
         options=options,
     )
-    unused = len(truth.keys() - {*found.images, *found.failed})
+    unlabelled = [image for image in found.images if image not in truth]
     return replace(
         evaluation,
         failed=found.failed,
+        unlabelled=len(unlabelled),
         unused_labels=unused,
-        notes=(*_file_notes(found, unused, predictions), *evaluation.notes),
+        notes=(
+            *class_counts.notes,
+            *loaded.notes,
+            *_file_notes(found, unlabelled, unused, predictions),
+            *evaluation.notes,
+        ),
         source={"predictions": str(predictions), "labels": str(labels)},
         run={} if run is None else run.to_dict(),
     )
@@ -81,8 +91,13 @@ def _find_counts(predictions: Path, given: str | Path | None) -> tuple[RunFile |
     return run, counts
 
 
-def _file_notes(found: Predictions, unused: int, predictions: Path) -> list[str]:
+def _file_notes(found: Predictions, unlabelled: Sequence[str], unused: int, predictions: Path) -> list[str]:
     notes = []
+    if unlabelled:
+        notes.append(
+            f"{len(unlabelled):,} of {len(found.images):,} predicted images have no label and are in no figure (first:"
+            f" {first_few(unlabelled)})"
+        )
     if found.failed:
         notes.append(
             f"{len(found.failed):,} images have an error instead of a prediction and are in no figure"

@@ -56,10 +56,35 @@ def by_count(counts: Sequence[int]) -> list[int]:
     return sorted(range(len(counts)), key=lambda c: (-counts[c], c))
 
 
+def shown_classes(evaluation: Evaluation, most: int) -> tuple[list[int], str]:
+    """The classes to show, from the largest training count to the smallest, and a sentence on those left out.
+
+    Args:
+        evaluation: of C classes.
+        most: up to so many all are shown, and the sentence is empty; else the worst, and those with the fewest
+            training images, a tenth of that number each.
+    """
+    order = by_count(evaluation.counts)
+    if len(order) <= most:
+        return order, ""
+    part = max(most // 10, 1)
+    scores = evaluation.perturbed.per_class
+    # Of equally bad classes the one with the most images says most.
+    worst = sorted((c for c in order if scores[c].support), key=lambda c: (scores[c].recall, -scores[c].support))
+    chosen = {*worst[:part], *order[-part:]}
+    return [c for c in order if c in chosen], (
+        f"Shown are {len(chosen):,} of {len(order):,} classes: the {part:,} with the lowest recall (perturbed) and the"
+        f" {part:,} with the fewest training images. --json has all."
+    )
+
+
 def changes_sentence(evaluation: Evaluation) -> str:
     """What the correction changed, in one sentence."""
     changes = evaluation.changes
     start = f"{changes.total:,} of {evaluation.n:,} predictions changed ({changes.total / evaluation.n:.1%})"
+    if evaluation.unlabelled:
+        predicted = evaluation.n + evaluation.unlabelled
+        start = f"Scored on {evaluation.n:,} of {predicted:,} predicted images, those with a label. {start}"
     if changes.total == 0:
         return f"{start}: base and perturbed predictions are the same."
     return (

@@ -35,11 +35,17 @@ DEFAULT_RESAMPLES = 5000
 #: Least concentration of a draw: below it gamma variates underflow to 0/0.
 _LEAST_CONCENTRATION = 0.1
 
-#: Most draws that the macro F1 bootstrap makes over all its cells; with very many cells it makes fewer resamples.
-_MAX_NUMBERS = 20_000_000
+#: Most draws that a bootstrap makes over all its cells; with very many cells it makes fewer resamples, though not less
+#: than the second.
+_MAX_NUMBERS, _LEAST_RESAMPLES = 20_000_000, 500
 
 #: Least divisor: above zero, below any share.
 _TINY = 1e-300
+
+
+def feasible_resamples(cells: int, asked: int) -> int:
+    """How many resamples of so many cells are drawn: those that were asked for, or fewer for very many cells."""
+    return min(asked, max(_MAX_NUMBERS // max(cells, 1), _LEAST_RESAMPLES))
 
 
 def check_level(level: float) -> None:
@@ -145,18 +151,14 @@ def macro_f1_intervals(
     return _percentiles(base, level), _percentiles(perturbed, level), _percentiles(perturbed - base, level)
 
 
+@lru_cache(maxsize=65536)
 def _wilson(hits: int, total: int, level: float) -> Interval:
-    low, high = _binomial(hits, total).proportion_ci(level, method="wilson")
-    return Interval(float(low), float(high))
-
-
-@lru_cache(maxsize=4096)
-def _binomial(hits: int, total: int) -> Any:
-    """SciPy's binomial test, which brings its intervals; kept, since its p-value is most of the work and not needed."""
     # Half a second, which only a report has to wait for.
     from scipy.stats import binomtest
 
-    return binomtest(hits, total)
+    # SciPy's binomial test brings its intervals; kept, since its p-value is most of the work and not needed.
+    low, high = binomtest(hits, total).proportion_ci(level, method="wilson")
+    return Interval(float(low), float(high))
 
 
 def _shared_prior(influence: Floats) -> float:
@@ -186,6 +188,7 @@ def _draw_weighted(
         return np.empty(0)
     shares = np.asarray(weights, dtype=np.float64)[kept]
     shares = shares / shares.sum()
+    resamples = feasible_resamples(cells.size, resamples)
     draws = np.zeros(resamples)
     # One class at a time: 1,000 classes at once would be hundreds of megabytes.
     for shape, share in zip(_shapes(cells, prior, shares / cells.sum(axis=1)), shares, strict=True):
@@ -209,7 +212,7 @@ def _draw_macro_f1(joint: JointCounts, resamples: int, random: np.random.Generat
     totals = np.bincount(label, shape, classes)[label]
     shape = shape / totals * np.maximum(totals - 1, _LEAST_CONCENTRATION)
     of_class = _indicator(label, classes)
-    resamples = int(np.clip(_MAX_NUMBERS // len(cells), 500, resamples))
+    resamples = feasible_resamples(len(cells), resamples)
     chunk = max(1, _MAX_NUMBERS // (10 * len(cells)))
     draws = []
     for start in range(0, resamples, chunk):

@@ -8,6 +8,7 @@ that have labelled images or were predicted. No torch here: reports on finished 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,45 @@ from imbalance_perturb.errors import LabelsError
 
 IntArray = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMatrix:
+    """A (C, C) matrix of counts of which only cells that are not 0 are held: with thousands of classes few are not.
+
+    ``rows``, ``columns`` and ``counts`` are (K,) int64, each cell once, in lexical order. What the figures ask of it is
+    called as NumPy calls it, so that they take an array as well.
+    """
+
+    rows: IntArray
+    columns: IntArray
+    counts: IntArray
+    num_classes: int
+
+    def sum(self, axis: int | None = None) -> IntArray:
+        """The sum of all, or (C,) of each column (axis 0) or row (axis 1)."""
+        if axis is None:
+            return np.asarray(self.counts.sum())
+        return self._add_up(self.columns if axis == 0 else self.rows, self.counts)
+
+    def diagonal(self) -> IntArray:
+        """(C,) cells on the diagonal."""
+        hit = self.rows == self.columns
+        return self._add_up(self.rows[hit], self.counts[hit])
+
+    def to_array(self) -> IntArray:
+        """(C, C) all cells."""
+        matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        matrix[self.rows, self.columns] = self.counts
+        return matrix
+
+    def _add_up(self, classes: IntArray, counts: IntArray) -> IntArray:
+        totals = np.zeros(self.num_classes, dtype=np.int64)
+        np.add.at(totals, classes, counts)
+        return totals
+
+
+Matrix = IntArray | SparseMatrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +75,13 @@ class JointCounts:
         """Number of images."""
         return int(self.counts.sum())
 
-    @property
-    def base(self) -> IntArray:
+    @cached_property
+    def base(self) -> SparseMatrix:
         """(C, C) confusion matrix of the base predictions: true classes are rows."""
         return self._matrix(1)
 
-    @property
-    def perturbed(self) -> IntArray:
+    @cached_property
+    def perturbed(self) -> SparseMatrix:
         """(C, C) confusion matrix of the perturbed predictions: true classes are rows."""
         return self._matrix(2)
 
@@ -65,10 +105,11 @@ class JointCounts:
             self.num_classes,
         )
 
-    def _matrix(self, kind: int) -> IntArray:
-        matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
-        np.add.at(matrix, (self.cells[:, 0], self.cells[:, kind]), self.counts)
-        return matrix
+    def _matrix(self, kind: int) -> SparseMatrix:
+        cells, position = np.unique(self.cells[:, [0, kind]], axis=0, return_inverse=True)
+        counts = np.zeros(len(cells), dtype=np.int64)
+        np.add.at(counts, position.reshape(-1), self.counts)
+        return SparseMatrix(cells[:, 0], cells[:, 1], counts, self.num_classes)
 
 
 def count_jointly(labels: ArrayLike, base_preds: ArrayLike, preds: ArrayLike, num_classes: int) -> JointCounts:
@@ -94,47 +135,47 @@ def confusion_matrix(labels: ArrayLike, preds: ArrayLike, num_classes: int) -> I
     Raises:
         LabelsError: if the lengths differ or an index is outside 0 to ``num_classes`` - 1.
     """
-    return count_jointly(labels, preds, preds, num_classes).perturbed
+    return count_jointly(labels, preds, preds, num_classes).perturbed.to_array()
 
 
-def recalls(matrix: IntArray) -> Floats:
+def recalls(matrix: Matrix) -> Floats:
     """(C,) share of each class's images that got their class; NaN for a class without images."""
-    return _ratio(np.diag(matrix), matrix.sum(axis=1), empty=np.nan)
+    return _ratio(matrix.diagonal(), matrix.sum(axis=1), empty=np.nan)
 
 
-def precisions(matrix: IntArray) -> Floats:
+def precisions(matrix: Matrix) -> Floats:
     """(C,) share of the images given a class that are of it; 0 for a class never predicted."""
-    return _ratio(np.diag(matrix), matrix.sum(axis=0), empty=0.0)
+    return _ratio(matrix.diagonal(), matrix.sum(axis=0), empty=0.0)
 
 
-def f1_scores(matrix: IntArray) -> Floats:
+def f1_scores(matrix: Matrix) -> Floats:
     """(C,) harmonic means of precision and recall; 0 for a class neither labelled nor predicted."""
     hits, denominators = f1_parts(matrix)
     return _ratio(2 * hits, denominators, empty=0.0)
 
 
-def mean_class_recall(matrix: IntArray) -> float:
+def mean_class_recall(matrix: Matrix) -> float:
     """MCR: mean recall over the classes that have images; NaN without any image."""
     found = recalls(matrix)[labelled(matrix)]
     return float(found.mean()) if len(found) else float("nan")
 
 
-def accuracy(matrix: IntArray) -> float:
+def accuracy(matrix: Matrix) -> float:
     """Share of images that got their class; NaN without any image."""
     total = int(matrix.sum())
-    return int(np.trace(matrix)) / total if total else float("nan")
+    return int(matrix.diagonal().sum()) / total if total else float("nan")
 
 
-def macro_f1(matrix: IntArray) -> float:
+def macro_f1(matrix: Matrix) -> float:
     """Mean F1 over the classes that have images or were predicted; NaN without any image."""
     hits, denominators = f1_parts(matrix)
     seen = denominators > 0
     return float(mean_f1(hits[seen], denominators[seen])) if seen.any() else float("nan")
 
 
-def f1_parts(matrix: IntArray) -> tuple[Floats, Floats]:
+def f1_parts(matrix: Matrix) -> tuple[Floats, Floats]:
     """Half the numerators of F1, the hits, and its denominators, labelled plus predicted images: (C,) each."""
-    return np.diag(matrix).astype(np.float64), (matrix.sum(axis=0) + matrix.sum(axis=1)).astype(np.float64)
+    return matrix.diagonal().astype(np.float64), (matrix.sum(axis=0) + matrix.sum(axis=1)).astype(np.float64)
 
 
 def mean_f1(hits: Floats, denominators: Floats) -> Floats:
@@ -142,7 +183,7 @@ def mean_f1(hits: Floats, denominators: Floats) -> Floats:
     return np.asarray(_ratio(2 * hits, denominators, empty=0.0).sum(axis=-1) / (denominators > 0).sum(axis=-1))
 
 
-def labelled(matrix: IntArray) -> NDArray[np.bool_]:
+def labelled(matrix: Matrix) -> NDArray[np.bool_]:
     """(C,) which classes have images."""
     return np.asarray(matrix.sum(axis=1) > 0)
 
@@ -157,14 +198,18 @@ def macro_auc(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
     Returns:
         A number in [0, 1], or ``None`` with fewer than two classes among the labels.
     """
-    # Some 0.7 s, which a report without probabilities need not wait for.
-    from sklearn.metrics import roc_auc_score
-
     truth, scores = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     present = np.unique(truth)
     if len(present) < 2:
         return None
-    return float(np.mean([roc_auc_score(truth == index, scores[:, index]) for index in present]))
+    return float(np.mean([_auc(scores[:, index], truth == index) for index in present]))
+
+
+def _auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
+    """How often an image of the class has a higher score than one of another class; ties count half."""
+    others = np.sort(scores[~positive])
+    below = others.searchsorted(scores[positive], "left") + others.searchsorted(scores[positive], "right")
+    return float(below.mean() / (2 * len(others)))
 
 
 def _merge(cells: IntArray, counts: IntArray, num_classes: int) -> JointCounts:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.errors import LabelsError, SettingsError, first_few
 from imbalance_perturb.evaluation.intervals import (
     DEFAULT_RESAMPLES,
     check_level,
     difference_interval,
+    feasible_resamples,
     macro_f1_intervals,
     mean_recall_interval,
     wilson_interval,
@@ -20,6 +22,7 @@ from imbalance_perturb.evaluation.intervals import (
 )
 from imbalance_perturb.evaluation.metrics import (
     JointCounts,
+    SparseMatrix,
     accuracy,
     count_jointly,
     f1_scores,
@@ -43,6 +46,7 @@ class IntervalOptions:
     resamples: int = DEFAULT_RESAMPLES
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         check_level(self.level)
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}; expected a whole number, at least 0")
@@ -103,21 +107,26 @@ def evaluate(
         changes=_changes(joint, paired),
         classes_without_labels=tuple(name for name, n in zip(counts.names, support, strict=True) if n == 0),
         failed=(),
+        unlabelled=0,
         unused_labels=0,
         confidence_level=options.level,
         seed=options.seed,
         resamples=options.resamples,
-        notes=_class_notes(counts, support),
+        notes=(*_class_notes(counts, support), *_resampling_notes(support, options)),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """(C,) images of each class that only one of the two predictions got right, and all images."""
+    """(C,) images of each class that only one of the two predictions got right, and all images.
+
+    ``known`` are the gains of classes by these three numbers: of thousands of small classes many have the same.
+    """
 
     lost: NDArray[np.int64]
     gained: NDArray[np.int64]
     totals: NDArray[np.int64]
+    known: dict[tuple[int, int, int], Difference] = field(default_factory=dict)
 
     @classmethod
     def from_counts(cls, joint: JointCounts) -> _Pairs:
@@ -137,18 +146,21 @@ class _Pairs:
 
     def gain(self, index: int, options: IntervalOptions) -> Difference | None:
         """The difference in recall of one class; ``None`` without images."""
-        if self.totals[index] == 0:
+        lost, gained, total = (int(column[index]) for column in (self.lost, self.gained, self.totals))
+        if total == 0:
             return None
-        lost, gained = int(self.lost[index]), int(self.gained[index])
-        value = (gained - lost) / int(self.totals[index])
-        only = _Pairs(*(column[[index]] for column in (self.lost, self.gained, self.totals)))
-        return Difference(value, only.interval(np.ones(1), options), mcnemar_test(lost, gained), "exact McNemar")
+        if (lost, gained, total) not in self.known:
+            only = _Pairs(self.lost[[index]], self.gained[[index]], self.totals[[index]])
+            interval = only.interval(np.ones(1), options)
+            test = mcnemar_test(lost, gained)
+            self.known[lost, gained, total] = Difference((gained - lost) / total, interval, test, "exact McNemar")
+        return self.known[lost, gained, total]
 
 
 def _score(
-    matrix: NDArray[np.int64], counts: ClassCounts, auc: float | None, f1: Interval | None, options: IntervalOptions
+    matrix: SparseMatrix, counts: ClassCounts, auc: float | None, f1: Interval | None, options: IntervalOptions
 ) -> Scores:
-    hits, totals, found = np.diag(matrix), matrix.sum(axis=1), recalls(matrix)
+    hits, totals, found = matrix.diagonal(), matrix.sum(axis=1), recalls(matrix)
     worst = int(np.nanargmin(found))
     per_class = _score_classes(matrix, counts, options)
     smallest = per_class[counts.smallest]
@@ -174,13 +186,13 @@ def _score(
         macro_f1=macro_f1(matrix),
         auc=auc,
         per_class=per_class,
-        confusion_matrix=tuple(tuple(int(count) for count in row) for row in matrix),
+        confusion_cells=tuple(zip(matrix.rows.tolist(), matrix.columns.tolist(), matrix.counts.tolist(), strict=True)),
         intervals={name: interval for name, interval in intervals.items() if interval is not None},
     )
 
 
-def _score_classes(matrix: NDArray[np.int64], counts: ClassCounts, options: IntervalOptions) -> tuple[ClassScores, ...]:
-    recall, precision, f1 = recalls(matrix), precisions(matrix), f1_scores(matrix)
+def _score_classes(matrix: SparseMatrix, counts: ClassCounts, options: IntervalOptions) -> tuple[ClassScores, ...]:
+    hits, recall, precision, f1 = matrix.diagonal(), recalls(matrix), precisions(matrix), f1_scores(matrix)
     support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
     return tuple(
         ClassScores(
@@ -189,7 +201,7 @@ def _score_classes(matrix: NDArray[np.int64], counts: ClassCounts, options: Inte
             support=int(support[c]),
             predicted=int(predicted[c]),
             recall=float(recall[c]) if support[c] else None,
-            recall_interval=wilson_interval(int(matrix[c, c]), int(support[c]), options.level),
+            recall_interval=wilson_interval(int(hits[c]), int(support[c]), options.level),
             precision=float(precision[c]) if support[c] + predicted[c] else None,
             f1=float(f1[c]) if support[c] + predicted[c] else None,
         )
@@ -248,6 +260,13 @@ def _class_notes(counts: ClassCounts, support: NDArray[np.int64]) -> tuple[str, 
     if few:
         notes.append(f"fewer than 5 labelled images, so intervals say little: {first_few(few, 10)}")
     return tuple(notes)
+
+
+def _resampling_notes(support: NDArray[np.int64], options: IntervalOptions) -> Iterator[str]:
+    # A difference has three cells for each class: gained, lost, and neither.
+    made = feasible_resamples(3 * int((support > 0).sum()), options.resamples)
+    if made < options.resamples:
+        yield f"with so many classes the intervals of means rest on fewer resamples: {made:,} for a difference"
 
 
 def _names_with(counts: ClassCounts, count: int) -> Sequence[str]:

@@ -17,6 +17,10 @@ METRICS = {
 }
 
 
+#: Most classes whose confusion matrix is written in full: it grows with their square, and is empty for the most part.
+MOST_MATRIX_CLASSES = 300
+
+
 @dataclass(frozen=True)
 class Interval:
     """A confidence interval, both ends included."""
@@ -53,7 +57,8 @@ class Scores:
     """One kind of prediction (base or perturbed) over all images; figures in [0, 1].
 
     ``scr`` is ``None`` where the class with the fewest training images has no labelled image, ``auc`` where
-    there are no probabilities. ``confusion_matrix`` has true classes as rows and predicted ones as columns.
+    there are no probabilities. ``confusion_cells`` are (true class, predicted class, images) by class index, of those
+    that occur, in that order.
     """
 
     mcr: float
@@ -64,8 +69,19 @@ class Scores:
     macro_f1: float
     auc: float | None
     per_class: tuple[ClassScores, ...]
-    confusion_matrix: tuple[tuple[int, ...], ...]
+    confusion_cells: tuple[tuple[int, int, int], ...]
     intervals: Mapping[str, Interval]
+
+    @property
+    def confusion_matrix(self) -> tuple[tuple[int, ...], ...] | None:
+        """True classes as rows, predicted ones as columns; ``None`` above :data:`MOST_MATRIX_CLASSES` classes."""
+        size = len(self.per_class)
+        if size > MOST_MATRIX_CLASSES:
+            return None
+        rows = [[0] * size for _ in range(size)]
+        for true, predicted, images in self.confusion_cells:
+            rows[true][predicted] = images
+        return tuple(map(tuple, rows))
 
     def to_dict(self, interval_key: str) -> dict[str, Any]:
         """The scores as JSON has them; ``interval_key`` names the entry with the intervals."""
@@ -83,7 +99,10 @@ class Scores:
             }
             for entry in self.per_class
         }
-        data["confusion_matrix"] = [list(row) for row in self.confusion_matrix]
+        matrix = self.confusion_matrix
+        data["confusion_matrix"] = None if matrix is None else [list(row) for row in matrix]
+        if matrix is None:
+            data["confusion_cells"] = [list(cell) for cell in self.confusion_cells]
         return data
 
 
@@ -132,8 +151,9 @@ class Evaluation:
     """Base and perturbed predictions of the same ``n`` labelled images, compared.
 
     ``failed`` are images with a label whose row has an error: they have no prediction and are in no figure.
-    ``gains`` are the differences in recall, one for each class. ``unused_labels`` counts labels of images that
-    were not predicted, ``notes`` says in words what a reader must know, ``run`` is what the run file says.
+    ``gains`` are the differences in recall, one for each class. ``unlabelled`` counts images that have a prediction
+    and no label, ``unused_labels`` labels of images that were not predicted, ``notes`` says in words what a reader must
+    know, ``run`` is what the run file says.
     """
 
     classes: tuple[str, ...]
@@ -147,6 +167,7 @@ class Evaluation:
     changes: Changes
     classes_without_labels: tuple[str, ...]
     failed: tuple[str, ...]
+    unlabelled: int
     unused_labels: int
     confidence_level: float
     seed: int
@@ -190,6 +211,7 @@ class Evaluation:
                 "still_wrong": self.changes.still_wrong,
             },
             "failed": {"total": len(self.failed), "images": list(self.failed)},
+            "unlabelled": self.unlabelled,
             "unused_labels": self.unused_labels,
             "notes": list(self.notes),
             "confidence_level": self.confidence_level,

@@ -19,8 +19,8 @@ DEFAULT_PERMUTATIONS = 9999
 #: Statistics closer than this are ties: only rounding separates them.
 _TIE = 1e-12
 
-#: Numbers held at a time by the macro F1 test.
-_MAX_NUMBERS = 20_000_000
+#: Numbers in an array of the macro F1 test, which holds a dozen at a time.
+_MAX_NUMBERS = 4_000_000
 
 
 def mcnemar_test(lost: int, gained: int) -> float:

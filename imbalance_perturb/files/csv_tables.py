@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from imbalance_perturb.errors import UNSAFE, UNSAFE_CHARACTER, ImbperturbError, printable
+from imbalance_perturb.files.user_tables import UserTable, read_user_table
 
 # What a spreadsheet may take for a formula at the start of a cell, with the full-width forms that some locales accept.
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
@@ -70,20 +71,29 @@ def iter_table(
 def iter_images(
     path: Path, required: Sequence[str], error_type: type[ImbperturbError]
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Yield the rows of a CSV file of images as (line number, image, {column: cell}), each image once.
+    """Yield the rows of a table of images that somebody made as (line number, image, {column: cell}), each image once.
 
     Args:
-        path: as for :func:`iter_table`.
-        required: columns that must be there, ``image`` among them.
+        path: as for :func:`read_user_table`.
+        required: columns that must be there, ``image`` among them; a row has them by these names, too, if the table
+            calls them otherwise.
         error_type: what to raise.
 
     Raises:
-        ``error_type``: as :func:`iter_table` does; also for an empty image, or one that has been there, however it
+        ``error_type``: as :func:`read_user_table` does; also for an empty image, or one that has been there, however it
             is written.
     """
+    yield from iter_images_of(read_user_table(path, required, error_type), required)
+
+
+def iter_images_of(table: UserTable, required: Sequence[str]) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Yield as :func:`iter_images` does, from a table that is read already: a pipe can be read once."""
+    path, error_type = table.path, table.error_type
+    columns = {name: table.column(name, required) for name in required}
     lines: dict[str, int] = {}
-    for line, row in iter_table(path, required, error_type):
-        image = read_path(row["image"])
+    for line, row in table.iter_rows():
+        row |= {name: row[column] for name, column in columns.items()}
+        image = _without_blanks(read_path(row["image"]), path)
         if not image:
             raise error_type(f"{path}, line {line}: the image is empty; give one, or remove the line")
         if (before := lines.setdefault(image, line)) != line:
@@ -91,6 +101,12 @@ def iter_images(
                 f"{path}, line {line}: {printable(image)} is there already, in line {before}; name each image once"
             )
         yield line, image, row
+
+
+def _without_blanks(image: str, table: Path) -> str:
+    """The image without blanks around its name, which stand beside a comma, unless there is a file of such a name."""
+    stripped = image.strip()
+    return image if stripped == image or os.path.lexists(table.parent / image) else stripped
 
 
 def _check_header(

@@ -23,6 +23,7 @@ from imbalance_perturb.inference.provenance import describe_making, describe_run
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.deep_images import DeepImages
+from imbalance_perturb.predictions.frames import pandas_notes
 from imbalance_perturb.predictions.journal import Journal, open_journal
 from imbalance_perturb.predictions.progress_file import rows_path
 from imbalance_perturb.predictions.resuming import find_finished, read_state
@@ -47,7 +48,7 @@ class RunSummary:
     images, ``resumed`` had been done by an earlier run that was cut off; its seconds are counted, too.
     ``assumptions``: what the model file does not show and would change predictions. ``warnings``: what the images as a
     whole give to think about. ``strength``: of the step, as a share of the full correction of the median image;
-    ``None`` where it was not measured.
+    ``None`` where it was not measured. ``notes``: what to know of the file.
     """
 
     total: int
@@ -63,6 +64,7 @@ class RunSummary:
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     strength: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -229,6 +231,7 @@ class _Run:
             resumed=self._resumed,
             assumptions=pipeline.model.info.assumptions,
             warnings=self.deep.warnings,
+            notes=pandas_notes(pipeline.counts.names, ".csv" if path is None else path.suffix),
         )
 
     def _seconds(self) -> float:
@@ -266,4 +269,5 @@ def _summary_of(run: RunFile, path: Path, pipeline: Pipeline) -> RunSummary:
         resumed=images.total,
         assumptions=pipeline.model.info.assumptions,
         warnings=run.warnings,
+        notes=pandas_notes(pipeline.counts.names, path.suffix),
     )

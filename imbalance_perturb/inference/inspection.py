@@ -54,6 +54,7 @@ def inspect_model(settings: Settings) -> Inspection:
         names = model.info.classes or tuple(map(str, range(model.info.num_classes)))
         rows = tuple(ClassRow(index, name, None, None) for index, name in enumerate(names))
     else:
+        model.info = replace(model.info, notes=(*model.info.notes, *counts.notes))
         rows = tuple(
             ClassRow(index, name, count, p)
             for index, (name, count, p) in enumerate(zip(counts.names, counts.counts, target.tolist(), strict=True))

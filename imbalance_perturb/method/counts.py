@@ -6,6 +6,7 @@ import hashlib
 import json
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,10 @@ class ClassCounts:
 
     Args:
         names: C distinct, non-empty class names; any sequence of texts, NumPy's too.
-        counts: C positive integers, at least two of them; any sequence, ``np.bincount(y)`` too. Booleans and
-            floats, even whole ones, are refused.
+        counts: C positive whole numbers, at least two of them; any sequence, ``np.bincount(y)`` too, and ``4023.0``.
+            Booleans are refused.
         named: whether the classes are called by names, rather than by their indices for want of any.
+        notes: what was taken for what to read them.
 
     Raises:
         CountsError: if the two do not fit together or a count is not a positive integer.
@@ -35,12 +37,16 @@ class ClassCounts:
     names: tuple[str, ...]
     counts: tuple[int, ...]
     named: bool = field(default=True, compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
-    def __init__(self, names: Iterable[str], counts: Iterable[int], *, named: bool = True) -> None:
+    def __init__(
+        self, names: Iterable[str], counts: Iterable[float], *, named: bool = True, notes: tuple[str, ...] = ()
+    ) -> None:
         texts = (str(name) if isinstance(name, str) else name for name in _listed("names", names))
         object.__setattr__(self, "names", tuple(texts))
         object.__setattr__(self, "counts", tuple(map(_as_int, _listed("counts", counts))))
         object.__setattr__(self, "named", named)
+        object.__setattr__(self, "notes", notes)
         self._check()
 
     def _check(self) -> None:
@@ -56,7 +62,7 @@ class ClassCounts:
                     f"the count of class {name!r} is {count}; every class needs at least one training image"
                     " (leave out a class that the model does not have)"
                 )
-        doubles = sorted({name for name in self.names if self.names.count(name) > 1})
+        doubles = sorted(name for name, times in Counter(self.names).items() if times > 1)
         if doubles:
             raise CountsError(f"class name {doubles[0]!r} stands more than once; names must be distinct")
         if len(self.counts) < 2:
@@ -151,7 +157,9 @@ def _as_int(count: Any) -> Any:
     try:
         return operator.index(count)
     except TypeError:
-        return count
+        number = count.item() if hasattr(count, "item") and getattr(count, "ndim", 1) == 0 else count
+        # pandas makes floats of a column that once had a gap.
+        return int(number) if isinstance(number, float) and number.is_integer() else count
 
 
 def _order_fault(names: Sequence[Any], *, listed: bool) -> str | None:
@@ -196,13 +204,27 @@ def parse_class_counts(data: object) -> ClassCounts:
             if not isinstance(names, list) or not isinstance(counts, list):
                 raise CountsError('"classes" and "counts" must both be lists of the same length')
             _refuse_numbers(names, counts, listed=True)
-            return ClassCounts(names, counts)
+            return _without_blanks(names, counts)
+        if len(data) == 1 and isinstance(only := next(iter(data.values())), Mapping):
+            return parse_class_counts(only)  # of one column, as pandas writes a table
         _refuse_numbers(tuple(data), tuple(data.values()), listed=False)
-        return ClassCounts(tuple(data), tuple(data.values()))
+        return _without_blanks(tuple(data), tuple(data.values()))
     data = as_list(data)
     if isinstance(data, list):
         return ClassCounts([str(index) for index in range(len(data))], data, named=False)
     raise CountsError(f"found {type(data).__name__}; expected {_FORMS}")
+
+
+def _without_blanks(names: Sequence[Any], counts: Sequence[Any]) -> ClassCounts:
+    """Class counts under names without the blanks around them, which no label has."""
+    plain = [name.strip() if isinstance(name, str) else name for name in names]
+    blank = [name for name, short in zip(names, plain, strict=True) if name != short]
+    times = Counter(name for name in plain if isinstance(name, str))
+    doubles = [name for name in blank if times[name.strip()] > 1]
+    if doubles:
+        raise CountsError(f"class name {doubles[0]!r} differs from another in the blanks around it alone; rename one")
+    notes = (f"blanks around class names are left out: {first_few(list(map(repr, blank)))}",) if blank else ()
+    return ClassCounts(plain, counts, notes=notes)
 
 
 def as_list(data: object) -> object:

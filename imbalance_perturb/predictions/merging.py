@@ -12,6 +12,7 @@ from imbalance_perturb.errors import MergeError, OutputFileError, PredictionsErr
 from imbalance_perturb.files.writing import check_output, check_writable, sha256, write_json
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.deep_images import DeepImages
+from imbalance_perturb.predictions.frames import pandas_notes
 from imbalance_perturb.predictions.progress_file import progress_path, read_unfinished, rows_path
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
 from imbalance_perturb.predictions.rows import RowLayout
@@ -124,7 +125,7 @@ def merge_predictions(
         predictions=str(out),
         run=str(run_path(out)),
         agreement=run.agreement,
-        notes=(*run.warnings, *_notes(found)),
+        notes=(*run.warnings, *_notes(found), *pandas_notes(run.class_counts.names, out.suffix)),
     )
 
 

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imbalance_perturb.errors import PredictionsError, first_few, printable
 from imbalance_perturb.files.csv_tables import normal_path
 from imbalance_perturb.predictions.reading import Record, iter_records
 
+IntArray = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """The rows of a predictions file that hold a prediction, and the images of those that do not.
 
-    ``base_preds`` and ``preds`` are class indices; ``base_probs`` and ``probs`` hold C probabilities for each
-    image, or are empty where the file has none.
+    ``base_preds`` and ``preds`` are (N,) class indices; ``base_probs`` and ``probs`` (N, C) probabilities, ``None``
+    where the file has none.
     """
 
     images: tuple[str, ...]
-    base_preds: tuple[int, ...]
-    preds: tuple[int, ...]
+    base_preds: IntArray
+    preds: IntArray
     failed: tuple[str, ...]
-    base_probs: tuple[tuple[float, ...], ...] = ()
-    probs: tuple[tuple[float, ...], ...] = ()
+    base_probs: Floats | None = None
+    probs: Floats | None = None
+
+    def select(self, chosen: Sequence[bool]) -> Predictions:
+        """Select images by (N,) flags; nothing is copied where all are chosen."""
+        if all(chosen):
+            return self
+        kept = np.array(chosen, dtype=bool)
+        return replace(
+            self,
+            images=tuple(compress(self.images, chosen)),
+            base_preds=self.base_preds[kept],
+            preds=self.preds[kept],
+            base_probs=None if self.base_probs is None else self.base_probs[kept],
+            probs=None if self.probs is None else self.probs[kept],
+        )
 
 
 def load_predictions(path: str | Path, names: Sequence[str]) -> Predictions:
@@ -55,7 +77,8 @@ class _Reader:
         self._columns = {kind: [f"{kind}{name}" for name in names] for kind in ("base_p_", "p_")}
         self._with_probs: bool | None = None
         self._rows: list[tuple[str, int, int]] = []
-        self._probs: dict[str, list[tuple[float, ...]]] = {"base_p_": [], "p_": []}
+        # Eight bytes each: with thousands of classes Python's own floats would fill the memory.
+        self._probs = {kind: array("d") for kind in self._columns}
         self._failed: list[str] = []
         self._unknown: dict[str, int] = {}
 
@@ -86,7 +109,7 @@ class _Reader:
             )
         if self._with_probs:
             for kind, columns in self._columns.items():
-                self._probs[kind].append(tuple(map(record.probability, columns)))
+                self._probs[kind].extend(record.probabilities(columns))
 
     def finish(self) -> Predictions:
         if self._unknown:
@@ -105,12 +128,15 @@ class _Reader:
             )
         return Predictions(
             images=tuple(images),
-            base_preds=tuple(base for _, base, _ in self._rows),
-            preds=tuple(pred for _, _, pred in self._rows),
+            base_preds=np.array([base for _, base, _ in self._rows], dtype=np.int64),
+            preds=np.array([pred for _, _, pred in self._rows], dtype=np.int64),
             failed=tuple(self._failed),
-            base_probs=tuple(self._probs["base_p_"]),
-            probs=tuple(self._probs["p_"]),
+            base_probs=self._matrix("base_p_"),
+            probs=self._matrix("p_"),
         )
+
+    def _matrix(self, kind: str) -> Floats | None:
+        return np.frombuffer(self._probs[kind]).reshape(-1, len(self._names)) if self._with_probs else None
 
     def _find_probabilities(self, row: Record) -> bool:
         wanted = [column for columns in self._columns.values() for column in columns]

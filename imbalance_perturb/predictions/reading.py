@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,6 +75,18 @@ class Record:
             self._refuse(column, "a probability from 0 to 1")
         return float(value)
 
+    def probabilities(self, columns: Sequence[str]) -> list[float]:
+        """Numbers from 0 to 1, one for each column."""
+        cells = [self._cells.get(column) for column in columns]
+        kind = str if self._is_text else float
+        # Of thousands of classes all at once; one at a time to say which of them is wrong.
+        if all(type(cell) is kind for cell in cells):
+            with suppress(ValueError):
+                found = list(map(float, cells))  # type: ignore[arg-type]
+                if all(0 <= value <= 1 for value in found):
+                    return found
+        return list(map(self.probability, columns))
+
     def flag(self, column: str) -> bool:
         """A switch."""
         value = self._cells.get(column)
@@ -132,8 +145,8 @@ def iter_rows(path: Path, layout: RowLayout) -> Iterator[PredictionRow]:
             base_confidence=record.probability("base_confidence"),
             pred=record.text("pred"),
             confidence=record.probability("confidence"),
-            probs=tuple(map(record.probability, probs)),
-            base_probs=tuple(map(record.probability, base_probs)),
+            probs=tuple(record.probabilities(probs)),
+            base_probs=tuple(record.probabilities(base_probs)),
             corrected=record.flag(CORRECTED) if layout.corrected else True,
         )
 

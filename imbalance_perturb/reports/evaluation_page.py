@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from imbalance_perturb.evaluation.formatting import by_count, changes_sentence, metric_text
-from imbalance_perturb.evaluation.results import METRICS, Evaluation, Scores
+from imbalance_perturb.evaluation.formatting import changes_sentence, metric_text, shown_classes
+from imbalance_perturb.evaluation.results import METRICS, MOST_MATRIX_CLASSES, Evaluation, Scores
 from imbalance_perturb.reports.drawing import draw_svg
 from imbalance_perturb.reports.evaluation_plots import draw_gains, draw_matrix, draw_recalls, recall_size
 from imbalance_perturb.reports.html import iter_facts, render_page
@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: Above so many classes the table has only some of them.
+_MOST_ROWS = 1000
+
+
 def evaluation_page(evaluation: Evaluation) -> str:
     """Render the page as HTML text."""
+    order, left_out = shown_classes(evaluation, _MOST_ROWS)
     tests = {metric_text(name): entry.test for name, entry in evaluation.differences.items() if entry.test}
     return render_page(
         "evaluation.html",
@@ -26,7 +31,9 @@ def evaluation_page(evaluation: Evaluation) -> str:
         changes=changes_sentence(evaluation),
         summary=[(name, METRICS[name], _class_of(evaluation, name)) for name in evaluation.metrics],
         tests="; ".join(f"{name}: {test}" for name, test in tests.items()),
-        order=by_count(evaluation.counts),
+        order=order,
+        left_out=left_out,
+        most_matrix=MOST_MATRIX_CLASSES,
         source=list(_facts(evaluation)),
         drawings=_draw(evaluation),
     )
@@ -48,14 +55,15 @@ def _draw(evaluation: Evaluation) -> dict[str, Markup]:
 
         return draw_svg(name, (size, size), fill)
 
-    return {
+    drawings = {
         "recalls": draw_svg(
             "recalls", recall_size(evaluation), lambda drawn: draw_recalls(drawn.subplots(), evaluation)
         ),
         "gains": draw_svg("gains", (8.0, 4.0), lambda drawn: draw_gains(drawn.subplots(), evaluation)),
-        "base": draw("base", evaluation.base),
-        "perturbed": draw("perturbed", evaluation.perturbed),
     }
+    if len(evaluation.classes) <= MOST_MATRIX_CLASSES:
+        drawings |= {name: draw(name, getattr(evaluation, name)) for name in ("base", "perturbed")}
+    return drawings
 
 
 def _facts(evaluation: Evaluation) -> Iterator[tuple[str, object]]:

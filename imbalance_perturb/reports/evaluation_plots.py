@@ -9,7 +9,7 @@ import numpy as np
 
 from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import by_count
-from imbalance_perturb.evaluation.results import ClassScores, Evaluation, Scores
+from imbalance_perturb.evaluation.results import MOST_MATRIX_CLASSES, ClassScores, Evaluation, Scores
 from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, RULE, SOFT, draw_png
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 #: Above these numbers of classes names, and numbers in the cells of a matrix, could not be read any more.
 _MOST_NAMES, _MOST_NUMBERS = 40, 15
+
+#: Above so many points they are one picture within the drawing: each for itself would be megabytes.
+_MOST_POINTS = 1000
 
 #: Longest class name in a plot, in characters.
 _LONGEST_NAME = 18
@@ -41,7 +44,8 @@ def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
         recalls = [entry.recall or 0.0 for _, entry in points]
         if not many:
             _error_bars(axes, xs, [entry for _, entry in points], colour)
-        axes.plot(xs, recalls, "o", color=colour, markersize=3 if many else 6.5, label=label)
+        size, pixels = 3 if many else 6.5, len(points) > _MOST_POINTS
+        axes.plot(xs, recalls, "o", color=colour, markersize=size, label=label, rasterized=pixels)
         axes.axhline(scores.mcr, color=colour, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(ylim=(-0.03, 1.03), xlim=(-0.6, len(order) - 0.4), ylabel="recall")
     axes.set_title("Recall of each class, dashed: mean (MCR)")
@@ -61,25 +65,11 @@ def draw_recalls(axes: Axes, evaluation: Evaluation) -> None:
 
 def draw_gains(axes: Axes, evaluation: Evaluation) -> None:
     """Draw the gain in recall against the training count of the class."""
-    many = len(evaluation.classes) > _MOST_NAMES
     axes.axhline(0, color=SOFT, linewidth=1)
-    spread = max(evaluation.counts) / min(evaluation.counts)
-    # The largest class is at the edge: its name goes to the left.
-    last_right = max(evaluation.counts)
-    for c in by_count(evaluation.counts):
-        gain, count = evaluation.gains[c], evaluation.counts[c]
-        if gain is None:
-            continue
-        if gain.interval is not None and not many:
-            axes.plot([count, count], [gain.interval.low, gain.interval.high], color=PERTURBED, alpha=0.45)
-        axes.plot([count], [gain.value], "o", color=PERTURBED, markersize=3 if many else 6.5)
-        if len(evaluation.classes) <= _MOST_NUMBERS:
-            # Beside a class of about the same count there is room on the other side only.
-            right = last_right / count > spread**0.08
-            last_right = count if right else last_right
-            place: dict[str, Any] = {"xytext": (6 if right else -6, 4), "ha": "left" if right else "right"}
-            name = _short(evaluation.classes[c])
-            axes.annotate(name, (count, gain.value), textcoords="offset points", color=INK, **place)
+    if len(evaluation.classes) > _MOST_NAMES:
+        _scatter_gains(axes, evaluation)
+    else:
+        _mark_gains(axes, evaluation)
     axes.set_xscale("log")
     axes.set(xlabel="training images of the class", ylabel="recall: perturbed - base")
     _plain_ticks(axes, evaluation.counts)
@@ -88,8 +78,37 @@ def draw_gains(axes: Axes, evaluation: Evaluation) -> None:
     axes.margins(x=0.12)
 
 
+def _scatter_gains(axes: Axes, evaluation: Evaluation) -> None:
+    points = [(evaluation.counts[c], gain.value) for c, gain in enumerate(evaluation.gains) if gain is not None]
+    axes.plot(*zip(*points, strict=True), "o", color=PERTURBED, markersize=3, rasterized=len(points) > _MOST_POINTS)
+
+
+def _mark_gains(axes: Axes, evaluation: Evaluation) -> None:
+    spread = max(evaluation.counts) / min(evaluation.counts)
+    # The largest class is at the edge: its name goes to the left.
+    last_right = max(evaluation.counts)
+    for c in by_count(evaluation.counts):
+        gain, count = evaluation.gains[c], evaluation.counts[c]
+        if gain is None:
+            continue
+        if gain.interval is not None:
+            axes.plot([count, count], [gain.interval.low, gain.interval.high], color=PERTURBED, alpha=0.45)
+        axes.plot([count], [gain.value], "o", color=PERTURBED, markersize=6.5)
+        if len(evaluation.classes) <= _MOST_NUMBERS:
+            # Beside a class of about the same count there is room on the other side only.
+            right = last_right / count > spread**0.08
+            last_right = count if right else last_right
+            place: dict[str, Any] = {"xytext": (6 if right else -6, 4), "ha": "left" if right else "right"}
+            name = _short(evaluation.classes[c])
+            axes.annotate(name, (count, gain.value), textcoords="offset points", color=INK, **place)
+
+
 def draw_matrix(axes: Axes, scores: Scores, classes: tuple[str, ...], title: str) -> None:
-    """Draw a confusion matrix: colour is the share of the row, the number is images."""
+    """Draw a confusion matrix: colour is the share of the row, the number is images; too large a one is not drawn."""
+    if scores.confusion_matrix is None:
+        axes.set(xticks=[], yticks=[], title=title)
+        axes.text(0.5, 0.5, f"not drawn above {MOST_MATRIX_CLASSES} classes", ha="center", va="center", color=SOFT)
+        return
     matrix = np.array(scores.confusion_matrix)
     totals = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)

@@ -9,13 +9,14 @@ from rich.table import Table
 
 from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import (
-    by_count,
     changes_sentence,
     level_text,
     metric_text,
     p_text,
     share_text,
+    shown_classes,
 )
+from imbalance_perturb.evaluation.results import MOST_MATRIX_CLASSES
 from imbalance_perturb.reports.terminal import (
     add_number_columns,
     difference_text,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 #: From this width on a figure and its interval share a line.
 _WIDE = 110
+
+#: Above so many classes only some are shown.
+_MOST_ROWS = 200
 
 #: Widest a class name may be, in characters, before it is folded, and as the head of a column, cut.
 _NAME_WIDTH, _COLUMN_WIDTH = 14, 8
@@ -47,11 +51,14 @@ def print_evaluation(evaluation: Evaluation) -> None:
         style="dim",
     )
     console.print()
-    console.print(_classes(evaluation))
+    shown, left_out = shown_classes(evaluation, _MOST_ROWS)
+    console.print(_classes(evaluation, shown))
+    if left_out:
+        console.print(left_out, style="dim")
     for title, scores in (("base", evaluation.base), ("perturbed", evaluation.perturbed)):
         table = _matrix(scores, evaluation.classes, console.width)
         if table is None:
-            console.print("The confusion matrices are too wide for this terminal: see --report or --json.", style="dim")
+            console.print(_no_matrix(evaluation), style="dim")
             break
         # Above the table, not in it: a narrow table would wrap its title.
         console.print(f"Confusion matrix, {title} (rows: true class)", style="bold")
@@ -84,11 +91,11 @@ def _title(evaluation: Evaluation, name: str) -> str:
     return metric_text(name)
 
 
-def _classes(evaluation: Evaluation) -> Table:
+def _classes(evaluation: Evaluation, shown: list[int]) -> Table:
     table = new_table("Classes, by training images (two columns: base, perturbed)")
     table.add_column("class", overflow="fold", min_width=8, max_width=_NAME_WIDTH)
     add_number_columns(table, "train", "images", "recall", "", "gain", "prec.", "", "F1", "")
-    for c in by_count(evaluation.counts):
+    for c in shown:
         before, after, gain = evaluation.base.per_class[c], evaluation.perturbed.per_class[c], evaluation.gains[c]
         pairs = (before.precision, after.precision, before.f1, after.f1)
         table.add_row(
@@ -109,6 +116,8 @@ def _short(value: float | None) -> str:
 
 def _matrix(scores: Scores, classes: tuple[str, ...], width: int) -> Table | None:
     """Build the matrix, or ``None`` where it does not fit: a number that lost a digit would be a lie."""
+    if scores.confusion_matrix is None:
+        return None
     table = new_table()
     cells = [[f"{count:,}" for count in row] for row in scores.confusion_matrix]
     heads = [_cut(name, _COLUMN_WIDTH) for name in classes]
@@ -122,6 +131,12 @@ def _matrix(scores: Scores, classes: tuple[str, ...], width: int) -> Table | Non
     for index, (name, row) in enumerate(zip(classes, cells, strict=True)):
         table.add_row(_name(name), *(styled((text, "bold" if c == index else "")) for c, text in enumerate(row)))
     return table
+
+
+def _no_matrix(evaluation: Evaluation) -> str:
+    if len(evaluation.classes) > MOST_MATRIX_CLASSES:
+        return f"Confusion matrices are not shown above {MOST_MATRIX_CLASSES} classes: --json has their cells."
+    return "The confusion matrices are too wide for this terminal: see --report or --json."
 
 
 def _name(name: str) -> str:

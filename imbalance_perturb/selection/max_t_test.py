@@ -81,7 +81,8 @@ class _Pairs:
     """Each candidate beside candidate 0.
 
     ``hits`` (C, K), ``totals`` (C,); ``changed`` (C, K) images right under one of the two only; ``cells`` (P, 1 + K):
-    class and change (-1, 0 or 1) under each candidate, of ``counts`` (P,) images each.
+    class and change (-1, 0 or 1) under each candidate, of ``counts`` (P,) images each. ``present`` is the number of
+    classes with images. Of the mean of all recalls only the C classes with a change are held: the others add nothing.
     """
 
     hits: Floats
@@ -91,6 +92,7 @@ class _Pairs:
     counts: Ints
     objective: str
     smallest: int
+    present: int
 
     @classmethod
     def from_candidates(cls, candidates: Candidates, objective: str) -> _Pairs:
@@ -101,7 +103,12 @@ class _Pairs:
         rows = np.concatenate([candidates.labels[moving, None], change[moving]], axis=1)
         cells, counts = np.unique(rows, axis=0, return_counts=True)
         changed, _ = replace(candidates, correct=change != 0).count_all()
-        return cls(hits, totals, changed, cells, counts, objective, candidates.smallest)
+        present = int((totals > 0).sum())
+        if objective == "mcr":
+            kept = changed.any(axis=1)
+            hits, totals, changed = hits[kept], totals[kept], changed[kept]
+            cells[:, 0] = (np.cumsum(kept) - 1)[cells[:, 0]]
+        return cls(hits, totals, changed, cells, counts, objective, candidates.smallest, present)
 
     def iter_swaps(self, random: np.random.Generator) -> Iterator[Floats]:
         """Hits that a candidate hands to candidate 0 by random swaps, (B, C, K) at a time."""
@@ -109,27 +116,28 @@ class _Pairs:
         for start in range(0, PERMUTATIONS, chunk):
             number = min(chunk, PERMUTATIONS - start)
             moved = np.zeros((number, *self.hits.shape))
-            for label in np.unique(self.cells[:, 0]):
-                of_class = self.cells[:, 0] == label
-                images = random.binomial(self.counts[of_class], 0.5, (number, int(of_class.sum())))
-                moved[:, label] = images.astype(np.float64) @ self.cells[of_class, 1:].astype(np.float64)
+            labels, starts = np.unique(self.cells[:, 0], return_index=True)  # cells are sorted by class
+            for label, first, end in zip(labels, starts, [*starts[1:], len(self.cells)], strict=True):
+                images = random.binomial(self.counts[first:end], 0.5, (number, end - first))
+                moved[:, label] = images.astype(np.float64) @ self.cells[first:end, 1:].astype(np.float64)
             yield moved
 
     def evaluate(self, moved: Floats) -> tuple[Floats, Floats]:
         """(B, K) gains and their standard errors (of linear objectives; else zeros) after these swaps."""
-        after = objective_values(self.hits - moved, self.totals, self.objective, self.smallest)
-        before = objective_values(self.hits[:, :1] + moved, self.totals, self.objective, self.smallest)
-        gains = np.nan_to_num(after - before)
         if self.objective not in _LINEAR:
+            after = objective_values(self.hits - moved, self.totals, self.objective, self.smallest)
+            before = objective_values(self.hits[:, :1] + moved, self.totals, self.objective, self.smallest)
+            gains = np.nan_to_num(after - before)
             return gains, np.zeros_like(gains)
-        images = np.maximum(self.totals, 1)[:, None]
-        mean = (self.hits - self.hits[:, :1] - 2 * moved) / images
-        # A class in which all images moved alike would have no spread at all: n / (n + 1) leaves it some.
-        variance = (self.changed / images - mean**2 * images / (images + 1)) / images
-        weights = (self.totals > 0).astype(np.float64)
+        images = np.maximum(self.totals, 1)
+        weights = np.full(len(images), 1 / self.present)
         if self.objective == "scr":
-            weights = np.arange(len(weights)) == self.smallest
-        return gains, np.sqrt(((weights / weights.sum())[:, None] ** 2 * variance).sum(axis=-2))
+            weights = (np.arange(len(images)) == self.smallest).astype(np.float64)
+        mean = (self.hits - self.hits[:, :1] - 2 * moved) / images[:, None]
+        # A class in which all images moved alike would have no spread at all: n / (n + 1) leaves it some.
+        spread = (weights / images) ** 2 @ self.changed
+        variance = spread - np.einsum("bck,bck,c->bk", mean, mean, weights**2 / (images + 1))
+        return np.einsum("bck,c->bk", mean, weights), np.sqrt(np.maximum(variance, 0))
 
 
 def _divide(gains: Floats, errors: Floats) -> Floats:

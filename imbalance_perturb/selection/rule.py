@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.errors import LabelsError, SettingsError
 from imbalance_perturb.selection.candidates import (
     OBJECTIVES,
@@ -65,6 +66,7 @@ class SelectionRule:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         if self.objective not in OBJECTIVES:
             raise SettingsError(f"objective is {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
         drop = self.max_accuracy_drop

@@ -6,17 +6,20 @@ forward and one backward pass for each loss and temperature, and one more forwar
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.errors import ModelGradientError, SettingsError
+from imbalance_perturb.errors import ModelGradientError, OutputFileError, SettingsError
 from imbalance_perturb.inference.batching import BatchLimit
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.execution import applied
@@ -29,6 +32,9 @@ from imbalance_perturb.predictions.making import StepStrength
 
 #: Strengths that are tried, about log-spaced: 1 takes the whole log prior from the logits of the median image.
 STRENGTH_GRID = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 1.0, 1.5, 2.0, 3.0, 5.0)
+
+#: Bytes of logits that are held in memory; more are in a temporary file.
+_MOST_IN_MEMORY = 2 << 30
 
 #: Directions an input can be moved in: the method's, and the two controls that a real effect must beat.
 PERTURB, RANDOM_SIGN, MINUS_EPS = "perturb", "random-sign", "minus-eps"
@@ -53,8 +59,9 @@ class Sweep:
     """Logits of every usable image under every variant, on the CPU in float32.
 
     ``names``: the N usable images in order; ``errors``: reason by name for the others; ``base``: (N, C) plain
-    logits; ``logits``: (N, C) for each variant (those with eps 0 are ``base`` itself). ``passes`` counts what the
-    batches cost, by kind: ``forward`` (recorded for the gradient), ``backward``, ``final``. ``seconds`` by stage.
+    logits; ``logits``: (N, C) for each variant (those with eps 0 are ``base`` itself), in a file that is gone with the
+    process where they would fill the memory. ``passes`` counts what the batches cost, by kind: ``forward`` (recorded
+    for the gradient), ``backward``, ``final``. ``seconds`` by stage.
     ``warnings``: what the images as a whole give to think about.
     """
 
@@ -67,12 +74,46 @@ class Sweep:
     warnings: tuple[str, ...] = ()
 
 
+class _Rows:
+    """Rows as they come: in memory, or in a file that is gone with the process, where they may not fit."""
+
+    def __init__(self, files: ExitStack | None) -> None:
+        self._file: IO[bytes] | None = None
+        if files is not None:
+            self._file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+        self._rows: list[Tensor] = []
+        self._shape = torch.Size()
+        self._number = 0
+
+    def append(self, row: Tensor) -> None:
+        self._number += 1
+        if self._file is None:
+            self._rows.append(row)
+            return
+        self._shape = row.shape
+        try:
+            self._file.write(row.numpy().tobytes())
+        except OSError as error:
+            raise OutputFileError(
+                f"{tempfile.gettempdir()}: has no room for the logits of these images ({error.strerror}); set TMPDIR"
+                " to a folder that has, or give fewer images or a shorter --eps-grid"
+            ) from None
+
+    def stack(self, classes: int) -> Tensor:
+        if self._number == 0:
+            return torch.empty(0, classes)
+        if self._file is None:
+            return torch.stack(self._rows)
+        self._file.flush()
+        return torch.from_numpy(np.memmap(self._file, np.float32, "r+", shape=(self._number, *self._shape)))
+
+
 @dataclass
 class _Collected:
+    base: _Rows
+    logits: dict[Variant, _Rows]
     names: list[str] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
-    base: list[Tensor] = field(default_factory=list)
-    logits: dict[Variant, list[Tensor]] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0, "final": 0})
 
 
@@ -99,9 +140,13 @@ def run_sweep(
     if pipeline.debiased.steps != 1:
         raise SettingsError(f"steps is {pipeline.debiased.steps}; a sweep shares one gradient, so it needs steps = 1")
     stopwatch, limit, deep = Stopwatch(), BatchLimit(pipeline.execution.batch_size), DeepImages()
-    collected = _Collected(logits={variant: [] for variant in variants if variant.eps > 0})
+    moving = [variant for variant in variants if variant.eps > 0]
+    classes, files = len(pipeline.counts), ExitStack()
+    on_disk = 4 * len(images) * classes * (1 + len(moving)) > _MOST_IN_MEMORY
+    base, *others = (_Rows(files if on_disk else None) for _ in (None, *moving))
+    collected = _Collected(base, dict(zip(moving, others, strict=True)))
     progress, done = progress or Progress(), 0
-    with applied(pipeline.execution), progress.counting(len(images)):
+    with files, applied(pipeline.execution), progress.counting(len(images)):
         for batch in iter_inputs(images, pipeline.preprocessing, pipeline.execution, stopwatch, deep):
             collected.errors |= {
                 name: error for name, error in zip(batch.names, batch.errors, strict=True) if error is not None
@@ -122,14 +167,18 @@ def run_sweep(
             done += len(batch.names)
             progress.advance(len(batch.names))
             progress.check_stop(done, len(images))
-    classes = len(pipeline.counts)
-    base = _stack(collected.base, classes)
-    logits = {v: _stack(collected.logits[v], classes) if v.eps > 0 else base for v in variants}
-    return Sweep(collected.names, collected.errors, base, logits, collected.passes, stopwatch.seconds, deep.warnings)
+        plain = base.stack(classes)
+        logits = {v: collected.logits[v].stack(classes) if v.eps > 0 else plain for v in variants}
+    return Sweep(collected.names, collected.errors, plain, logits, collected.passes, stopwatch.seconds, deep.warnings)
 
 
 def _sweep_part(
-    pipeline: Pipeline, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch, part: slice
+    pipeline: Pipeline,
+    names: list[str],
+    x: Tensor,
+    collected: _Collected,
+    stopwatch: Stopwatch,
+    part: slice,
 ) -> list[dict[Variant | None, Tensor] | None]:
     """For each image of a part its rows of logits by variant, or ``None`` where it has an error."""
     found = dict(_sweep_group(pipeline, names[part], x[part], collected, stopwatch))
@@ -137,7 +186,11 @@ def _sweep_part(
 
 
 def _sweep_group(
-    pipeline: Pipeline, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch
+    pipeline: Pipeline,
+    names: list[str],
+    x: Tensor,
+    collected: _Collected,
+    stopwatch: Stopwatch,
 ) -> list[tuple[int, dict[Variant | None, Tensor]]]:
     """For each usable image of a group: its index and its rows of logits by variant, ``None`` for the plain model."""
     loss_specs = list(dict.fromkeys(variant.loss_spec for variant in collected.logits))
@@ -189,7 +242,3 @@ def _random_sign(names: list[str], x: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode("utf-8", "surrogatepass")))
         sign.copy_(torch.randint(0, 2, sign.shape, generator=generator, dtype=torch.int8) * 2 - 1)
     return signs.to(x.device)
-
-
-def _stack(rows: list[Tensor], classes: int) -> Tensor:
-    return torch.stack(rows) if rows else torch.empty(0, classes)

@@ -206,17 +206,25 @@ def test_confidence_level_names_its_key(folder: Folder) -> None:
     assert "confidence-level is 95" in folder.fails("--labels", "labels.csv", "--confidence-level", "95", code=2)
 
 
-def test_missing_labels_are_counted_and_named(folder: Folder) -> None:
-    """Predicted images without a label are an error with their number and the first names."""
+def test_labels_of_a_part_are_scored_and_it_is_said(folder: Folder) -> None:
+    """Images without a label are in no figure; how many of how many is in terminal, notes, JSON and report."""
     folder.write("labels.csv", "image,label\na.png,nv\nb.png,nv\nc.png,nv\n")
-    message = folder.fails()
-    assert "no label for 4 of 7 predicted images (first: sub/d.png, sub/e.png, sub/f.png and 1 more)" in message
+    said = "4 of 7 predicted images have no label and are in no figure (first: sub/d.png, sub/e.png, sub/f.png and"
+    finished = folder.run("--labels", "labels.csv", "--report", "r.html")
+    assert f"note: {said} 1 more)" in finished.err
+    assert finished.out.startswith("Scored on 3 of 7 predicted images, those with a label.")
+    page = (folder.path / "r.html").read_text()
+    assert said in page
+    assert "Scored on 3 of 7 predicted images" in page
+    data = folder.json()
+    assert (data["n"], data["unlabelled"], data["base"]["per_class"]["nv"]["support"]) == (3, 4, 3)
+    assert any(said in note for note in data["notes"])
 
 
 def test_names_that_never_match_get_a_hint(folder: Folder) -> None:
     """Labels that name images another way altogether are shown beside the predictions' names."""
-    folder.write("labels.csv", "image,label\na,nv\nb,nv\n")
-    assert "the labels name images like a: names must be the same" in folder.fails()
+    folder.write("labels.csv", "image,label\n1,nv\n2,nv\n")
+    assert "the labels name images like 1: names must be the same" in folder.fails()
 
 
 def test_labels_of_other_images_are_a_note(folder: Folder) -> None:

@@ -133,7 +133,8 @@ def test_predict_and_what_reads_it(place: Place, suffix: str) -> None:
     assert printable(place.model) in finished.err
     found = load_predictions(out, CLASSES)
     assert list(found.images) == place.names
-    assert len(found.probs[0]) == len(CLASSES)
+    assert found.probs is not None
+    assert found.probs.shape[1] == len(CLASSES)
     beside = run_path(Path(out))
     run = json.loads(beside.read_bytes())
     assert [entry["name"] for entry in run["classes"]] == list(CLASSES)

@@ -154,4 +154,4 @@ def _value(result: MethodResult, metric: str) -> str:
 
 
 def _predictions(result: MethodResult) -> object:
-    return None if result.scores is None else result.scores.confusion_matrix
+    return None if result.scores is None else result.scores.confusion_cells

@@ -206,6 +206,7 @@ def _notes(
         if labelled is None:
             continue
         notes += [f"{path}: {line}" for line in labelled.images.describe_left_aside()]
+        notes += labelled.notes
         if labelled.unused_labels:
             notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
     notes += [f"{result.method} is not available: {result.unavailable}" for result in results if result.unavailable]

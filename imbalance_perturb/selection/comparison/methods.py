@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.evaluation.intervals import check_level
 from imbalance_perturb.method.counts import ClassCounts
@@ -74,6 +75,7 @@ class ComparisonOptions:
     level: float = 0.95
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         unknown = [method for method in self.methods if method not in METHODS]
         if unknown:
             raise SettingsError(f"methods has {', '.join(unknown)}; expected some of {', '.join(METHODS)}")

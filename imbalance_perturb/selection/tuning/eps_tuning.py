@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.config.settings import LOSSES, DebiasSettings, Settings
 from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, SettingsError, first_few
@@ -53,6 +54,7 @@ class TuningOptions:
     rule: SelectionRule = field(default_factory=SelectionRule)
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         for eps in self.eps_grid or ():
             if not (math.isfinite(eps) and eps >= 0):
                 raise SettingsError(f"eps-grid has {eps:g}; expected numbers, at least 0")
@@ -170,7 +172,7 @@ def tune(
         confidence_level=CONFIDENCE_LEVEL,
         source=_source(pipeline, labelled),
     )
-    return replace(tuning, summary=tuple(summarise(tuning)), notes=(*sweep.warnings, *note(tuning)))
+    return replace(tuning, summary=tuple(summarise(tuning)), notes=(*labelled.notes, *sweep.warnings, *note(tuning)))
 
 
 def tunable(debias: DebiasSettings) -> DebiasSettings:

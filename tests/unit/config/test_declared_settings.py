@@ -10,12 +10,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomlkit
+import torch
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import imbalance_perturb as ip
 from imbalance_perturb.cli.app import main
 from imbalance_perturb.cli.options import (
     CommonOptions,
@@ -242,3 +245,28 @@ def test_an_update_keeps_all_else(
     assert found == before | {table: before[table] | new}
     comments = [line for line in text.splitlines() if line.startswith("# ")]
     assert [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")] == comments
+
+
+def test_numbers_of_other_libraries_are_taken_by_their_value() -> None:
+    """NumPy's, pandas' and torch's scalars and arrays are Python's numbers in every table and in all options."""
+    eps = np.float32(0.001)
+    for number in (eps, np.array(eps), torch.tensor(0.001)):
+        found = ip.DebiasSettings(eps=number, steps=np.int64(2), clip=np.bool_(True))
+        assert found == ip.DebiasSettings(eps=float(eps), steps=2, clip=True)
+        assert [type(value) for value in (found.eps, found.steps, found.clip)] == [float, int, bool]
+    pixels = ip.PreprocessSettings(mean=np.array([0.5, 0.25]), resize=(np.int64(8), np.int32(9)))
+    assert repr(pixels) == repr(ip.PreprocessSettings(mean=(0.5, 0.25), resize=(8, 9)))
+    grid = np.array([0.25, 0.5])
+    made = [
+        ip.IntervalOptions(level=np.float32(0.5), seed=np.int64(3)),
+        ip.TuningOptions(eps_grid=grid, rule=ip.SelectionRule(folds=np.int64(4), significance=np.float32(0.5))),
+        ip.ComparisonOptions(eps_grid=grid, level=np.float64(0.5)),
+    ]
+    for options in made:
+        assert "np." not in repr(options)
+        json.dumps(asdict(options))
+    for wrong in (np.bool_(True), np.float64("nan"), np.array([1, 2]), "0.5"):
+        with pytest.raises(ip.SettingsError):
+            ip.DebiasSettings(eps=wrong)
+    with pytest.raises(ip.SettingsError):
+        ip.DebiasSettings(steps=np.float64(1.5))

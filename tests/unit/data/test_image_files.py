@@ -56,7 +56,7 @@ def test_one_image_and_a_csv_of_images(tmp_path: Path) -> None:
     [
         ("name\nx.png\n", "has no column 'image'; the first line must name image, it is 'name'"),
         ("", "is empty; expected CSV with the columns image"),
-        ("image;label\nx.png;a\n", "its cells seem to be separated by ';'; use commas"),
+        ("image|label\nx.png|a\n", "has no column 'image'; the first line must name image, it is 'image|label'"),
         ("image,image\nx.png,y.png\n", "names the column 'image' twice"),
         ("image\nx.png,1\n", "line 2: 2 cells, but the first line names 1 columns"),
         ("image,label\nx.png\n", "line 2: 1 cells, but the first line names 2 columns"),
@@ -197,6 +197,7 @@ def test_paths_of_a_list_have_one_form(tmp_path: Path) -> None:
         " j.png",
         ".k.png",
     ]
+    (tmp_path / " j.png").write_bytes(b"")
     (tmp_path / "list.csv").write_text("image\n" + "\n".join(cells) + "\n")
     expected = ["a.png", "sub/b.png", "a/../c.png", "../d.png", "e.png/", "f\\g.png", "/h/i.png", " j.png", ".k.png"]
     assert list(find_images(tmp_path / "list.csv").names) == sorted(expected)

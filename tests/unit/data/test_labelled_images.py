@@ -85,12 +85,12 @@ def test_names_like_formulas_match_in_every_form(place: Path) -> None:
             assert find_labelled_images(place / "val" / "list.csv", source, CLASSES).labels == {name: 0}
 
 
-def test_backslashes_are_characters_and_the_message_says_so(place: Path) -> None:
-    """A file may have one in its name; labels that mean folders by it are told to write /."""
-    (place / "labels.csv").write_text("image,label\na\\1.png,a\n")
-    with pytest.raises(LabelsError, match=r"names must be the same, with folders and suffix, and / between folders"):
-        find_labelled_images(place / "val", place / "labels.csv", CLASSES)
+def test_backslashes_are_characters_where_a_file_has_one(place: Path) -> None:
+    """Where a file has one in its name, that is meant; else the separator of folders, as Windows has it."""
+    (place / "labels.csv").write_text("image,label\na\\1.png,b\na\\2.png,a\nb\\3.png,a\n")
+    found = find_labelled_images(place / "val", place / "labels.csv", CLASSES)
+    assert found.labels == {"a/1.png": 1, "a/2.png": 0, "b/3.png": 0}
     (place / "val" / "a\\1.png").write_bytes(b"")
     (place / "val" / "list.csv").write_text("image\na\\1.png\n")
     found = find_labelled_images(place / "val" / "list.csv", place / "labels.csv", CLASSES)
-    assert found.labels == {"a\\1.png": 0}
+    assert found.labels == {"a\\1.png": 1}

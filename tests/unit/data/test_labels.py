@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,20 +30,20 @@ def folder(root: Path, *images: str) -> Path:
 def test_csv_with_more_columns(tmp_path: Path) -> None:
     """Other columns, their order, a byte order mark, blank lines and ./ before a path do no harm."""
     path = write(tmp_path / "l.csv", '\ufefffold,label,image\n0,nv,./a.png\n\n1, df ,"b, c.png"\n2,mel,sub//d.png\n')
-    assert load_labels(path, NAMES) == {"a.png": 0, "b, c.png": 2, "sub/d.png": 1}
+    assert load_labels(path, NAMES).by_image == {"a.png": 0, "b, c.png": 2, "sub/d.png": 1}
 
 
 def test_labels_of_classes_named_by_index(tmp_path: Path) -> None:
     """Where classes are named by index, a label is an index."""
     path = write(tmp_path / "l.csv", "image,label\na,10\nb,2\n")
-    assert load_labels(path, [str(index) for index in range(11)]) == {"a": 10, "b": 2}
+    assert load_labels(path, [str(index) for index in range(11)]).by_image == {"a": 10, "b": 2}
 
 
 def test_folder_of_class_folders(tmp_path: Path) -> None:
     """An image's class is its first folder; hidden folders, other files and loose images have none."""
     root = folder(tmp_path / "val", "nv/a.png", "df/deep/b.jpg", ".trash/c.png", "loose.png")
     write(root / "nv" / "notes.txt", "x")
-    assert load_labels(root, NAMES) == {"nv/a.png": 0, "df/deep/b.jpg": 2}
+    assert load_labels(root, NAMES).by_image == {"nv/a.png": 0, "df/deep/b.jpg": 2}
 
 
 @pytest.mark.parametrize(
@@ -49,8 +51,8 @@ def test_folder_of_class_folders(tmp_path: Path) -> None:
     [
         ("", "is empty; expected CSV with the columns image,label"),
         ("image,label\n", "labels no image"),
-        ("image,class\na,nv\n", "has no column 'label'; .* it is 'image,class'"),
-        ("image;label\na;nv\n", "seem to be separated by ';'; use commas"),
+        ("image,kind\na,nv\n", "has no column 'label'; .* it is 'image,kind'"),
+        ("image|label\na|nv\n", r"has no column 'image'; .* it is 'image\|label'"),
         ("image,label,label\na,nv,df\n", "names the column 'label' twice"),
         ("image,label\na,nv\nb\n", "line 3: 1 cells, but the first line names 2 columns"),
         ("image,label\na,nv,df\n", "line 2: 3 cells"),
@@ -103,17 +105,17 @@ def test_counting_sorts_as_image_folder_does(tmp_path: Path) -> None:
 def test_the_order_of_counting_is_said(tmp_path: Path) -> None:
     """Words and order agree, and where numbers sort otherwise as text than by value both orders are shown."""
     root = folder(tmp_path / "train", "10/a.png", "2/b.png")
-    words = describe_order(root, list(count_labels(root).names))
+    words = describe_order(root, count_labels(root))
     assert words.startswith("sorted as text, as torchvision's ImageFolder has it (warning: ")
     assert "by value" in words
     assert "has 2, 10: say --classes" in words
     table = write(tmp_path / "l.csv", "image,label\na,10\nb,2\nc,-1\n")
     assert count_labels(table).names == ("-1", "2", "10")
-    words = describe_order(table, count_labels(table).names)
+    words = describe_order(table, count_labels(table))
     assert words.startswith("by value (warning: ")
     assert "has -1, 10, 2: say --classes" in words
     plain = write(tmp_path / "p.csv", "image,label\na,1\nb,0\n")
-    assert describe_order(plain, count_labels(plain).names) == "by value (check that your model's is)"
+    assert describe_order(plain, count_labels(plain)) == "by value (check that your model's is)"
 
 
 def test_counting_in_a_given_order(tmp_path: Path) -> None:
@@ -144,7 +146,9 @@ def test_system_folders_are_neither_classes_nor_counted(tmp_path: Path) -> None:
     lists: list[ImageList] = []
     assert count_labels(root, describe=lists.append).to_dict() == {"a": 3, "b": 4}
     assert lists[0].hidden.to_dict() == {"files": 5, "folders": 6}
-    assert load_labels(root, ("a", "b")).keys() == {f"{c}/{i}.png" for c, n in (("a", 3), ("b", 4)) for i in range(n)}
+    assert load_labels(root, ("a", "b")).by_image.keys() == {
+        f"{c}/{i}.png" for c, n in (("a", 3), ("b", 4)) for i in range(n)
+    }
 
 
 def test_pictures_that_are_not_read_are_not_counted(tmp_path: Path) -> None:
@@ -153,3 +157,15 @@ def test_pictures_that_are_not_read_are_not_counted(tmp_path: Path) -> None:
     for name in ("a/3.svg", "plan.pdf"):
         (root / name).write_bytes(b"")
     assert count_labels(root).to_dict() == {"a": 1, "b": 2}
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """As the shell's <(...) gives one."""
+    pipe = tmp_path / "pipe"
+    for read in (lambda: load_labels(pipe, ("a", "b")).by_image, lambda: count_labels(pipe, ("b", "a")).to_dict()):
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=lambda: pipe.write_text("image,a,b\nx.png,1,0\ny.png,0,1\n"))
+        writer.start()
+        assert read() in ({"x.png": 0, "y.png": 1}, {"b": 1, "a": 1})
+        writer.join()
+        pipe.unlink()

@@ -96,8 +96,8 @@ def test_joint_counts_hold_both_predictions(case: Case) -> None:
     base = np.roll(preds, 1)
     joint = count_jointly(labels, base, preds, classes)
     assert joint.total == len(labels)
-    assert (joint.base == confusion_matrix(labels, base, classes)).all()
-    assert (joint.perturbed == confusion_matrix(labels, preds, classes)).all()
+    assert (joint.base.to_array() == confusion_matrix(labels, base, classes)).all()
+    assert (joint.perturbed.to_array() == confusion_matrix(labels, preds, classes)).all()
     for c in range(classes):
         for first, second in np.ndindex(2, 2):
             expected = ((labels == c) & ((base == c) == first) & ((preds == c) == second)).sum()

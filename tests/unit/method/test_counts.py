@@ -140,12 +140,39 @@ def test_numpy_and_torch_numbers() -> None:
     assert ClassCounts(["a", "b"], (np.int64(2), 1)).counts == (2, 1)
 
 
+def test_counts_as_pandas_writes_them(tmp_path: Path) -> None:
+    """Whole numbers as floats, a table of one column, and blanks around names, which are left out and said."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    for counts in ([2.0, 1], np.array([2.0, 1.0]), np.array([2, 1], np.float32), torch.tensor([2.0, 1.0])):
+        assert ClassCounts(["a", "b"], counts).counts == (2, 1)
+    found = pd.Series(["nv ", "nv ", "mel"]).value_counts()
+    for text in (found.to_json(), found.astype(float).to_json(), found.to_frame().to_json()):
+        (tmp_path / "c.json").write_text(str(text))
+        loaded = load_class_counts(tmp_path / "c.json")
+        assert loaded == ClassCounts(["nv", "mel"], [2, 1])
+        assert loaded.notes == ("blanks around class names are left out: 'nv '",)
+    with pytest.raises(CountsError, match="class name 'nv ' differs from another in the blanks around it alone"):
+        parse_class_counts({"nv": 3, "nv ": 2})
+    with pytest.raises(CountsError, match="class name '' is not a non-empty string"):
+        parse_class_counts({"nv": 3, " ": 2})
+
+
 def test_numbers_that_are_no_counts_are_refused() -> None:
-    """Floats, even whole ones, booleans of every library, mappings and texts are refused with what was expected."""
+    """Fractions, infinity, booleans of every library, mappings and texts are refused with what was expected."""
     import numpy as np
     import torch
 
-    for counts in ([2.0, 1], np.array([2.0, 1.0]), [True, 2], np.array([True, True]), torch.tensor([True, True])):
+    for counts in (
+        [2.5, 1],
+        np.array([2.5, 1.0]),
+        [float("inf"), 1],
+        [True, 2],
+        np.array([True, True]),
+        torch.tensor([True, True]),
+    ):
         with pytest.raises(CountsError, match="expected a whole number of images"):
             ClassCounts(["a", "b"], counts)  # type: ignore[arg-type]
     for names, numbers in (("ab", [1, 2]), ({"a": 1, "b": 2}, [1, 2]), (["a", "b"], {"a": 1, "b": 2}), (["a", "b"], 3)):

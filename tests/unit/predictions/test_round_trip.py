@@ -30,11 +30,13 @@ def test_names_come_back_as_they_were(tmp_path: Path, suffix: str, corrected: bo
         write(PredictionRow("broken.png", error="=not a formula"))
     found = load_predictions(path, CLASSES)
     assert found.images == IMAGES
-    assert found.base_preds == tuple(index % 4 for index in range(len(IMAGES)))
-    assert found.preds == tuple((index + 1) % 4 for index in range(len(IMAGES)))
+    assert found.base_preds.tolist() == [index % 4 for index in range(len(IMAGES))]
+    assert found.preds.tolist() == [(index + 1) % 4 for index in range(len(IMAGES))]
     assert found.failed == ("broken.png",)
-    assert found.probs == (probs,) * len(IMAGES)
-    assert found.base_probs == (probs[::-1],) * len(IMAGES)
+    assert found.probs is not None
+    assert found.base_probs is not None
+    assert found.probs.tolist() == [list(probs)] * len(IMAGES)
+    assert found.base_probs.tolist() == [list(probs[::-1])] * len(IMAGES)
 
 
 def test_what_is_no_parquet_file_is_said(tmp_path: Path) -> None:

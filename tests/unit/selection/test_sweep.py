@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import ImageList, find_images
-from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.errors import OutputFileError, SettingsError
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 from imbalance_perturb.method.perturbation import LossSpec
+from imbalance_perturb.selection import sweep as sweep_module
 from imbalance_perturb.selection.sweep import MINUS_EPS, RANDOM_SIGN, Variant, run_sweep
 
 CE, MSE = LossSpec("cross-entropy", 1.0), LossSpec("mse", 1.0)
@@ -104,6 +106,21 @@ def test_controls_move_the_other_way_and_at_random(place: Path) -> None:
     again = run_sweep(pipeline, images, [coin])
     torch.testing.assert_close(again.logits[coin], sweep.logits[coin], rtol=1e-4, atol=1e-5)
     assert again.passes["backward"] == 0
+
+
+def test_logits_that_fill_the_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in a temporary file; a full disk has its own line."""
+    pipeline, images = prepared(place)
+    grid = [Variant(CE, eps) for eps in (0.0, 0.05)]
+    sweep = run_sweep(pipeline, images, grid)
+    monkeypatch.setattr(sweep_module, "_MOST_IN_MEMORY", 0)
+    on_disk = run_sweep(pipeline, images, grid)
+    assert on_disk.names == sweep.names
+    for variant in grid:
+        assert torch.equal(on_disk.logits[variant], sweep.logits[variant])
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
+    with pytest.raises(OutputFileError, match=r"has no room for the logits .* set TMPDIR"):
+        run_sweep(pipeline, images, grid)
 
 
 def test_eps_in_pixels_is_that_of_prediction(place: Path) -> None:
