@@ -198,7 +198,8 @@ def test_a_run_cut_off_between_its_file_and_its_run_file(run: Run, folder: Path)
     assert run(*command, "-o", "one.csv").code == 0
     whole, path = (folder / "one.csv").read_bytes(), folder / "cut.csv"
     # On a disk with room for the rows, and not for the run file, which comes last.
-    limit = (folder / "one.run.json").stat().st_size - 1
+    # Its timings may have some digits less the next time.
+    limit = (folder / "one.run.json").stat().st_size - 200
     ended = run(*command, "-o", "cut.csv", file_limit=limit)
     assert ended.code == 1
     assert "cut.run.json: writing stopped (File too large)" in ended.err
