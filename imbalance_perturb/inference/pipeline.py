@@ -35,6 +35,9 @@ from imbalance_perturb.models import (
 #: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
 MEASURED_FROM = 2000
 
+#: Images of a trial, where the model takes as many.
+TRIAL = 2
+
 #: Height and width that a model is tried with where neither preprocessing nor an image says one.
 FALLBACK_SIZE = (224, 224)
 
@@ -145,14 +148,15 @@ def _lower(settings: Settings, probed: Probed, execution: Execution) -> tuple[Ex
     """The model in the execution's low precision, if any; where it fails in it, ``auto`` is fp32 after all."""
     if execution.low_dtype is None:
         return execution, None
-    model, trial = probed.model, make_trial(probed.input_shape, execution.device)
+    model = probed.model
+    trial = make_trial(probed.input_shape, execution.device, model.fit_batch(TRIAL))
     try:
         network, optimisation = lower(model.network, trial, execution.low_dtype)
         lowered = LoadedClassifier(network, model.info, batch_range=model.batch_range)
         gradient_sign(lowered, trial, torch.full((model.info.num_classes,), 1 / model.info.num_classes))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except Exception as error:  # what a network raises in a precision that it was not written for
         reason = first_line(error)
         if settings.run.precision != "auto":
             raise SettingsError(
@@ -174,7 +178,7 @@ def _batch_size(probed: Probed, debiased: PerturbedClassifier, execution: Execut
 
 def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> Execution:
     """Compile what the models run, in place; reasons why not are noted."""
-    x = make_trial(probed.input_shape, execution.device, execution.batch_size)
+    x = make_trial(probed.input_shape, execution.device, probed.model.fit_batch(execution.batch_size))
     notes = list(execution.notes)
     for model in (probed.model, *(() if lowered is None else (lowered.model,))):
         model.network, reason = compiled(model.network, x)
@@ -252,11 +256,12 @@ def load_probed(
     shape = (preprocessing.channels, *size)
     with _naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
-    model.network, optimisation = optimise(model.network, make_trial(shape, execution.device))
+    trial = make_trial(shape, execution.device, model.fit_batch(TRIAL))
+    model.network, optimisation = optimise(model.network, trial)
     return Probed(model, preprocessing, probe, shape, optimisation)
 
 
-def make_trial(shape: tuple[int, int, int], device: torch.device, n: int = 2) -> Tensor:
+def make_trial(shape: tuple[int, int, int], device: torch.device, n: int) -> Tensor:
     """Random inputs (n, C, H, W) to try a network on, the same every time."""
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
 

@@ -81,6 +81,11 @@ class LoadedClassifier(nn.Module):
         """Without effect: a loaded classifier stays in eval mode."""
         return self
 
+    def fit_batch(self, n: int) -> int:
+        """The batch size nearest to n that the network itself takes at once, without this wrapper around it."""
+        smallest, largest = self.batch_range
+        return max(smallest, n if largest is None else min(n, largest))
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) logits of (N, ...) inputs."""
         logits = in_batches(self.network, x, self.batch_range)

@@ -197,7 +197,12 @@ def _program(program: torch.export.ExportedProgram, path: Path) -> _Opaque:
 def _batch_range(program: torch.export.ExportedProgram, batch: int | torch.SymInt) -> tuple[int, int | None]:
     if isinstance(batch, int):
         return batch, batch
-    limits = program.range_constraints.get(batch.node.expr)
+    expression = batch.node.expr
+    if not expression.is_Symbol:  # such as 2*s0: always one of the sizes that it takes
+        lowest = {symbol: limits.lower for symbol, limits in program.range_constraints.items()}
+        size = int(expression.subs(lowest))
+        return size, size
+    limits = program.range_constraints.get(expression)
     if limits is None:
         return 1, None
     # 2^31 and more is how "no limit" is written, next to infinity.
