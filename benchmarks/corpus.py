@@ -70,15 +70,22 @@ class Subject(NamedTuple):
 
 
 def subjects() -> list[str]:
-    """Names of all, the smallest of torchvision's first."""
+    """Names of all: the smallest of each kind of torchvision's, timm's, then the others by size."""
     models = torchvision.models
     sizes = {
         name: next(iter(models.get_model_weights(name))).meta["num_params"]
         for name in models.list_models(module=models)
     }
-    small = [f"torchvision:{name}" for name in sorted(sizes, key=lambda name: sizes[name])]
-    # What is most likely to be cut off comes last.
-    return [*small[:60], *(f"timm:{name}" for name in TIMM), *small[60:]]
+    first: dict[str, str] = {}
+    names = sorted(sizes, key=lambda name: sizes[name])
+    for name in names:
+        first.setdefault(re.match("[a-z]+(_v[23])?", name)[0], name)  # type: ignore[index]
+    others = [name for name in names if name not in first.values()]
+    return [
+        *(f"torchvision:{name}" for name in first.values()),
+        *(f"timm:{name}" for name in TIMM),
+        *(f"torchvision:{name}" for name in others),
+    ]
 
 
 def make(subject: str) -> Subject:
@@ -104,26 +111,27 @@ def make(subject: str) -> Subject:
     for tensor in network.parameters():
         if not tensor.any() and tensor.ndim > 1:
             nn.init.normal_(tensor, std=0.02)
-    settle_norms(network, images(size))
-    spread_logits(network.eval(), images(size))
+    settle_norms(network, images(size, 16))
+    spread_logits(network, images(size))
     return Subject(network, size, arch)
 
 
-def images(size: int) -> Tensor:
+def images(size: int, n: int = IMAGES) -> Tensor:
     """The images that are predicted."""
-    return torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def settle_norms(network: nn.Module, x: Tensor) -> None:
     """Let batch norms know their inputs: else little of an image is left behind some dozens of layers."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
+    network.eval()
     for norm in norms:
-        norm.momentum = 1.0
+        norm.train().momentum = 1.0
     with torch.no_grad():
-        network.train()(x)
+        network(x)
     for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
+        norm.eval().momentum = momentum
 
 
 def spread_logits(network: nn.Module, x: Tensor) -> None:
@@ -131,7 +139,7 @@ def spread_logits(network: nn.Module, x: Tensor) -> None:
 
     def spread(layer: nn.Linear | nn.Conv2d, _: object, output: Tensor) -> None:
         rows = output.flatten(2).mean(2) if output.ndim > 2 else output
-        mean, deviation = rows.mean(0), rows.std(0).clamp_min(0.01 * float(rows.abs().max()))
+        mean, deviation = rows.mean(0), rows.std(0).clamp_min(0.05 * float(rows.abs().max()))
         layer.weight.div_(deviation.view(-1, *[1] * (layer.weight.ndim - 1)))
         if layer.bias is not None:
             layer.bias.sub_(mean).div_(deviation)
@@ -217,8 +225,9 @@ def run_one(subject: str, formats: list[str], results: Path) -> None:
     torch.set_num_threads(1)
     made = make(subject)
     for kind in formats:
+        entry = examine(subject, kind, made)
         with results.open("a") as file:
-            file.write(json.dumps(examine(subject, kind, made)) + "\n")
+            file.write(json.dumps(entry) + "\n")
 
 
 def run(options: argparse.Namespace) -> None:

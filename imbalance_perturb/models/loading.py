@@ -19,12 +19,13 @@ from imbalance_perturb.models.class_names import (
     find_class_names,
     select_class_names,
 )
-from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo, look_at_output
+from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo
 from imbalance_perturb.models.formats.checkpoint import parse_checkpoint, read_checkpoint, read_safetensors
 from imbalance_perturb.models.formats.exported_program import read_export
 from imbalance_perturb.models.formats.snapshot import Snapshot, read_snapshot
 from imbalance_perturb.models.formats.torchscript import read_torchscript
 from imbalance_perturb.models.formats.trust import is_trusted
+from imbalance_perturb.models.trial import look_at_output
 
 #: Of one message: tensors may have names of any length.
 _MOST_TEXT = 2000
@@ -121,12 +122,12 @@ def _load(
     else:
         found, names = _tensors(snapshot, asked, trust=trust)
     if isinstance(found, Built):
-        return _name_classes(_wrap_built(found, snapshot, outputs, input_shape), names, path)
+        return _name_classes(_wrap_built(found, snapshot, asked, outputs, input_shape), names, path)
     for option in ("arch", "factory", "head_activation"):
         if getattr(asked, option):
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
-    return _name_classes(_wrap_opaque(found, snapshot, outputs, input_shape), names, path)
+    return _name_classes(_wrap_opaque(found, snapshot, asked, outputs, input_shape), names, path)
 
 
 def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path) -> LoadedClassifier:
@@ -226,12 +227,14 @@ def _in_float32(found: _Opaque) -> _Opaque:
     return found._replace(network=found.network.float(), notes=(*found.notes, note))
 
 
-def _wrap_built(found: Built, snapshot: Snapshot, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
-    notes, path = found.notes, snapshot.path
+def _wrap_built(
+    found: Built, snapshot: Snapshot, asked: _Asked, outputs: str, input_shape: tuple[int, ...]
+) -> LoadedClassifier:
+    path, network, notes = snapshot.path, found.network, found.notes
     if found.kind == "factory" or outputs == "probabilities":
         shape = _input_for(input_shape, (found.in_channels, *(found.fixed_size or (None, None))))
-        outputs, classes, more = look_at_output(found.network, shape, outputs, (1, None), str(path))
-        notes = (*notes, *more)
+        looked = look_at_output(network, shape, outputs, (1, None), str(path), num_classes=asked.num_classes)
+        network, outputs, classes, notes = looked.network, looked.outputs, looked.num_classes, (*notes, *looked.notes)
     else:
         outputs, classes = "logits", found.num_classes
     info = ModelInfo(
@@ -244,36 +247,47 @@ def _wrap_built(found: Built, snapshot: Snapshot, outputs: str, input_shape: tup
         outputs=outputs,
         fixed_batch=None,
         fixed_size=found.fixed_size,
-        parameters=parameter_count(found.network),
+        parameters=parameter_count(network),
         notes=notes,
         assumptions=found.assumptions,
     )
-    return LoadedClassifier(found.network, info)
+    return LoadedClassifier(network, info)
 
 
-def _wrap_opaque(found: _Opaque, snapshot: Snapshot, outputs: str, input_shape: tuple[int, ...]) -> LoadedClassifier:
+def _wrap_opaque(
+    found: _Opaque, snapshot: Snapshot, asked: _Asked, outputs: str, input_shape: tuple[int, ...]
+) -> LoadedClassifier:
     path = snapshot.path
     for module in found.network.modules():
         if getattr(module, "training", False):
             module.training = False
-    smallest, largest = found.batch_range
-    shape = _input_for(input_shape, found.shape)
-    outputs, classes, notes = look_at_output(found.network, shape, outputs, found.batch_range, str(path))
     height, width = found.shape[1:] if len(found.shape) == 3 else (None, None)
+    fixed_size = (height, width) if height and width else None
+    shape = _input_for(input_shape, found.shape)
+    looked = look_at_output(
+        found.network,
+        shape,
+        outputs,
+        found.batch_range,
+        str(path),
+        num_classes=asked.num_classes,
+        fixed_size=fixed_size,
+    )
+    smallest, largest = looked.batch_range
     info = ModelInfo(
         path=str(path),
         sha256=snapshot.sha256,
         format=found.kind,
         arch=None,
-        num_classes=classes,
+        num_classes=looked.num_classes,
         in_channels=found.shape[0] if len(found.shape) == 3 else None,
-        outputs=outputs,
+        outputs=looked.outputs,
         fixed_batch=smallest if smallest == largest else None,
-        fixed_size=(height, width) if height and width else None,
+        fixed_size=fixed_size,
         parameters=parameter_count(found.network),
-        notes=(*found.notes, *notes),
+        notes=(*found.notes, *looked.notes),
     )
-    return LoadedClassifier(found.network, info, batch_range=found.batch_range)
+    return LoadedClassifier(looked.network, info, batch_range=looked.batch_range)
 
 
 def _input_for(wanted: tuple[int, ...], known: tuple[int | None, ...]) -> tuple[int, ...]:

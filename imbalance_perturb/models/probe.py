@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
-from imbalance_perturb.models.classifier import FORWARD_ERRORS, failing_forward
+from imbalance_perturb.models.classifier import FORWARD_ERRORS, LoadedClassifier
+from imbalance_perturb.models.trial import failing_forward
 
 #: Allowed differences, relative to the largest logit: what the order of summation makes in float32, with room.
 REPEAT_TOLERANCE = 1e-5
@@ -88,7 +89,8 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     except (torch.OutOfMemoryError, ModelOutputError):
         raise
     except FORWARD_ERRORS as error:
-        raise failing_forward("the model", x, error) from error
+        fixed = model.info.fixed_size if isinstance(model, LoadedClassifier) else None
+        raise failing_forward(x, error, network=model, fixed_size=fixed) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelOutputError(f"the model returned {found} for {len(x)} images; expected logits of shape (N, C)")

@@ -258,10 +258,21 @@ def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProg
     except ModelFileError:
         raise
     except LOAD_ERRORS as error:
+        if _lies_on_gpu(snapshot) and not torch.cuda.is_available():
+            raise ModelFileError(
+                f"{path}: this torch.export file is tied to a GPU, which is not here: its tensors lie on one; export the"
+                " model on the CPU (model.cpu()), or move the program there before it is saved"
+                " (torch.export.passes.move_to_device_pass(program, 'cpu'))"
+            ) from error
         raise ModelFileError(
             f"{path}: this torch.export file cannot be read by torch {torch.__version__} ({first_line(error)});"
             " export it again with this version, or give the model's state_dict"
         ) from error
+
+
+def _lies_on_gpu(snapshot: Snapshot) -> bool:
+    found = snapshot.archive.records(lambda part: part.endswith(("weights_config.json", "models/model.json")))
+    return any(b'"type": "cuda"' in content for _, content in found)
 
 
 def _load_export(snapshot: Snapshot) -> torch.export.ExportedProgram:
