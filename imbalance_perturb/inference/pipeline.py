@@ -35,9 +35,6 @@ from imbalance_perturb.models import (
 #: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
 MEASURED_FROM = 2000
 
-#: Images of a trial, where the model takes as many.
-TRIAL = 2
-
 #: Height and width that a model is tried with where neither preprocessing nor an image says one.
 FALLBACK_SIZE = (224, 224)
 
@@ -149,7 +146,7 @@ def _lower(settings: Settings, probed: Probed, execution: Execution) -> tuple[Ex
     if execution.low_dtype is None:
         return execution, None
     model = probed.model
-    trial = make_trial(probed.input_shape, execution.device, model.fit_batch(TRIAL))
+    trial = make_trial(probed.input_shape, execution.device, model.fit_batch(2))
     try:
         network, optimisation = lower(model.network, trial, execution.low_dtype)
         lowered = LoadedClassifier(network, model.info, batch_range=model.batch_range)
@@ -256,8 +253,7 @@ def load_probed(
     shape = (preprocessing.channels, *size)
     with _naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
-    trial = make_trial(shape, execution.device, model.fit_batch(TRIAL))
-    model.network, optimisation = optimise(model.network, trial)
+    model.network, optimisation = optimise(model.network, make_trial(shape, execution.device, model.fit_batch(2)))
     return Probed(model, preprocessing, probe, shape, optimisation)
 
 

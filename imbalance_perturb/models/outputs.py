@@ -113,7 +113,8 @@ def _note(output: Any, path: tuple[Any, ...], width: int | None) -> str:
     if isinstance(output, Mapping):
         return f"the model returns a dict; its {last!r} is taken as the logits"
     which = "first tensor" if last == 0 else f"tensor of {width} columns (number {last + 1})"
-    return f"the model returns {len(output)} values; the {which} is taken as the logits"
+    values = f"{len(output)} values" if len(output) > 1 else "a tuple of one value"
+    return f"the model returns {values}; the {which} is taken as the logits"
 
 
 def _undecided(output: Any, tensors: list[tuple[tuple[Any, ...], Tensor]], classes: int | None, fitting: int) -> str:

@@ -260,8 +260,8 @@ def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProg
     except LOAD_ERRORS as error:
         if _lies_on_gpu(snapshot) and not torch.cuda.is_available():
             raise ModelFileError(
-                f"{path}: this torch.export file is tied to a GPU, which is not here: its tensors lie on one; export the"
-                " model on the CPU (model.cpu()), or move the program there before it is saved"
+                f"{path}: this torch.export file is tied to a GPU, and there is none: its tensors lie on one; export"
+                " the model on the CPU (model.cpu()), or move the program there before it is saved"
                 " (torch.export.passes.move_to_device_pass(program, 'cpu'))"
             ) from error
         raise ModelFileError(

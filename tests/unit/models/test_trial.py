@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.errors import ModelFileError, ModelOutputError
+from imbalance_perturb.errors import ModelFileError, ModelGradientError, ModelOutputError
 from imbalance_perturb.models import load_classifier, probe_classifier
 from tests.faults.test_model_files import rewrite
 
@@ -219,3 +219,42 @@ def test_a_single_output_is_no_classifier_of_two(network: nn.Module, tmp_path: P
     (tmp_path / "m.pt").write_bytes(scripted(network))
     with pytest.raises(ModelOutputError, match="a binary classifier with a single logit"):
         load_classifier(tmp_path / "m.pt", input_shape=SHAPE)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own quantisation is deprecated
+def test_a_quantised_network_is_told_as_such(tmp_path: Path) -> None:
+    """Its numbers depend on the batch, too, but what is wrong is that it has no gradient."""
+    quantised = torch.ao.quantization.quantize_dynamic(Small().eval(), {nn.Linear}, dtype=torch.qint8)
+    (tmp_path / "m.pt").write_bytes(scripted(quantised))
+    loaded = load_classifier(tmp_path / "m.pt", input_shape=SHAPE)
+    with pytest.raises(ModelGradientError, match=r"without .* quantisation"):
+        probe_classifier(loaded, SHAPE)
+
+
+class Attentive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.conv, self.encoder, self.head = nn.Conv2d(3, 4, 4, 4), nn.TransformerEncoder(layer, 1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.conv(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.filterwarnings("ignore")  # the tracer, on asserts in attention
+def test_attention_traced_for_inference_says_how_to_trace_it(fast: bool, tmp_path: Path) -> None:
+    """Without autograd torch traces attention as an operation that has no gradient; what is advised helps."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        with torch.no_grad():
+            (tmp_path / "m.pt").write_bytes(traced(Attentive()))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    loaded = load_classifier(tmp_path / "m.pt", input_shape=SHAPE)
+    if fast:
+        with pytest.raises(ModelGradientError, match=r"set_fastpath_enabled\(False\)"):
+            probe_classifier(loaded, SHAPE)
+    else:
+        assert probe_classifier(loaded, SHAPE, num_classes=5).gradient_nonzero > 0.9
