@@ -71,8 +71,8 @@ def probe_classifier(model: nn.Module, input_shape: tuple[int, ...], *, num_clas
         if alone > BATCH_TOLERANCE * scale:
             raise ModelOutputError(
                 f"the model's logits for an image depend on the other images in its batch (by up to {alone:.3g}):"
-                " it was saved in training mode, with batch normalisation over the batch in it;"
-                " call model.eval() and export it again"
+                " it was saved in training mode, with batch normalisation over the batch in it, or traced with a batch"
+                " size as a constant, so that images mix; call model.eval() and export it again, with any batch size"
             )
     return ProbeResult(
         num_classes=logits.shape[1],
