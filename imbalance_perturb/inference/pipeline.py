@@ -106,7 +106,7 @@ def load_pipeline(
     if measure_step or (isinstance(settings.debias.eps, str) and settings.debias.moves_input):
         strength = measure_strength(probed.model, images, counts, settings.debias, probed.preprocessing, execution)
         settings = settle_eps(settings, strength)
-    trial = make_trial(probed.input_shape, execution.device)
+    trial = make_trial(probed.input_shape, execution.device, probed.model.fit_batch(2))
     correction = logit_correction(settings.debias, probed.model, trial, counts)
     execution, lowered = _lower(settings, probed, execution)
     low = None
@@ -158,14 +158,15 @@ def _lower(settings: Settings, probed: Probed, execution: Execution) -> tuple[Ex
     """The model in the execution's low precision, if any; where it fails in it, ``auto`` is fp32 after all."""
     if execution.low_dtype is None:
         return execution, None
-    model, trial = probed.model, make_trial(probed.input_shape, execution.device)
+    model = probed.model
+    trial = make_trial(probed.input_shape, execution.device, model.fit_batch(2))
     try:
         network, optimisation = lower(model.network, trial, execution.low_dtype)
         lowered = LoadedClassifier(network, model.info, batch_range=model.batch_range)
         gradient_sign(lowered, trial, torch.full((model.info.num_classes,), 1 / model.info.num_classes))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except Exception as error:  # what a network raises in a precision that it was not written for
         reason = first_line(error)
         if settings.run.precision != "auto":
             raise SettingsError(
@@ -187,7 +188,7 @@ def _batch_size(probed: Probed, debiased: PerturbedClassifier, execution: Execut
 
 def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> Execution:
     """Compile what the models run, in place; reasons why not are noted."""
-    x = make_trial(probed.input_shape, execution.device, execution.batch_size)
+    x = make_trial(probed.input_shape, execution.device, probed.model.fit_batch(execution.batch_size))
     notes = list(execution.notes)
     for model in (probed.model, *(() if lowered is None else (lowered.model,))):
         model.network, reason = compiled(model.network, x)
@@ -271,10 +272,10 @@ def load_probed(
     shape = (preprocessing.channels, *size_of(preprocessing))
     with _naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
-    model.network, optimisation = optimise(model.network, make_trial(shape, execution.device))
+    model.network, optimisation = optimise(model.network, make_trial(shape, execution.device, model.fit_batch(2)))
     return Probed(model, preprocessing, probe, shape, optimisation)
 
 
-def make_trial(shape: tuple[int, int, int], device: torch.device, n: int = 2) -> Tensor:
+def make_trial(shape: tuple[int, int, int], device: torch.device, n: int) -> Tensor:
     """Random inputs (n, C, H, W) to try a network on, the same every time."""
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -20,7 +20,7 @@ from imbalance_perturb.models.class_names import (
     find_class_names,
     select_class_names,
 )
-from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo, look_at_output
+from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo
 from imbalance_perturb.models.folders.building import build_folder
 from imbalance_perturb.models.folders.model_folder import ModelFolder, open_model
 from imbalance_perturb.models.formats.checkpoint import parse_checkpoint, read_checkpoint, read_safetensors
@@ -29,6 +29,7 @@ from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.torchscript import read_torchscript
 from imbalance_perturb.models.formats.trust import Hashed, is_trusted
 from imbalance_perturb.models.own_preprocessing import OwnPreprocessing
+from imbalance_perturb.models.trial import look_at_output
 
 #: Shape (channels, height, width) of an input, or what makes it of how the model says that its images are prepared.
 InputShape = tuple[int, ...] | Callable[[OwnPreprocessing | None], tuple[int, ...]]
@@ -132,12 +133,12 @@ def _load(
     else:
         found, names = _tensors(opened, asked, trust=trust)
     if isinstance(found, Built):
-        return _name_classes(_wrap_built(found, opened, outputs, input_shape), names, path)
+        return _name_classes(_wrap_built(found, opened, asked, outputs, input_shape), names, path)
     for option in ("arch", "factory", "head_activation"):
         if getattr(asked, option):
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
-    return _name_classes(_wrap_opaque(found, opened, outputs, input_shape), names, path)
+    return _name_classes(_wrap_opaque(found, opened, asked, outputs, input_shape), names, path)
 
 
 def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path) -> LoadedClassifier:
@@ -208,7 +209,12 @@ def _program(program: torch.export.ExportedProgram, path: Path) -> _Opaque:
 def _batch_range(program: torch.export.ExportedProgram, batch: int | torch.SymInt) -> tuple[int, int | None]:
     if isinstance(batch, int):
         return batch, batch
-    limits = program.range_constraints.get(batch.node.expr)
+    expression = batch.node.expr
+    if not expression.is_Symbol:  # such as 2*s0: always one of the sizes that it takes
+        lowest = {symbol: limits.lower for symbol, limits in program.range_constraints.items()}
+        size = int(expression.subs(lowest))
+        return size, size
+    limits = program.range_constraints.get(expression)
     if limits is None:
         return 1, None
     # 2^31 and more is how "no limit" is written, next to infinity.
@@ -232,13 +238,15 @@ def _in_float32(found: _Opaque) -> _Opaque:
     return found._replace(network=found.network.float(), notes=(*found.notes, note))
 
 
-def _wrap_built(found: Built, snapshot: Hashed, outputs: str, input_shape: InputShape) -> LoadedClassifier:
-    notes, path = found.notes, snapshot.path
+def _wrap_built(
+    found: Built, snapshot: Hashed, asked: _Asked, outputs: str, input_shape: InputShape
+) -> LoadedClassifier:
+    path, network, notes = snapshot.path, found.network, found.notes
     if found.kind == "factory" or outputs == "probabilities":
         wanted = _shape(input_shape, found.preprocessing)
         shape = _input_for(wanted, (found.in_channels, *(found.fixed_size or (None, None))))
-        outputs, classes, more = look_at_output(found.network, shape, outputs, (1, None), str(path))
-        notes = (*notes, *more)
+        looked = look_at_output(network, shape, outputs, (1, None), str(path), num_classes=asked.num_classes)
+        network, outputs, classes, notes = looked.network, looked.outputs, looked.num_classes, (*notes, *looked.notes)
     else:
         outputs, classes = "logits", found.num_classes
     info = ModelInfo(
@@ -251,36 +259,47 @@ def _wrap_built(found: Built, snapshot: Hashed, outputs: str, input_shape: Input
         outputs=outputs,
         fixed_batch=None,
         fixed_size=found.fixed_size,
-        parameters=parameter_count(found.network),
+        parameters=parameter_count(network),
         notes=notes,
         assumptions=found.assumptions,
     )
-    return LoadedClassifier(found.network, info, preprocessing=found.preprocessing)
+    return LoadedClassifier(network, info, preprocessing=found.preprocessing)
 
 
-def _wrap_opaque(found: _Opaque, snapshot: Hashed, outputs: str, input_shape: InputShape) -> LoadedClassifier:
+def _wrap_opaque(
+    found: _Opaque, snapshot: Hashed, asked: _Asked, outputs: str, input_shape: InputShape
+) -> LoadedClassifier:
     path = snapshot.path
     for module in found.network.modules():
         if getattr(module, "training", False):
             module.training = False
-    smallest, largest = found.batch_range
-    shape = _input_for(_shape(input_shape, None), found.shape)
-    outputs, classes, notes = look_at_output(found.network, shape, outputs, found.batch_range, str(path))
     height, width = found.shape[1:] if len(found.shape) == 3 else (None, None)
+    fixed_size = (height, width) if height and width else None
+    shape = _input_for(_shape(input_shape, None), found.shape)
+    looked = look_at_output(
+        found.network,
+        shape,
+        outputs,
+        found.batch_range,
+        str(path),
+        num_classes=asked.num_classes,
+        fixed_size=fixed_size,
+    )
+    smallest, largest = looked.batch_range
     info = ModelInfo(
         path=str(path),
         sha256=snapshot.sha256,
         format=found.kind,
         arch=None,
-        num_classes=classes,
+        num_classes=looked.num_classes,
         in_channels=found.shape[0] if len(found.shape) == 3 else None,
-        outputs=outputs,
+        outputs=looked.outputs,
         fixed_batch=smallest if smallest == largest else None,
-        fixed_size=(height, width) if height and width else None,
+        fixed_size=fixed_size,
         parameters=parameter_count(found.network),
-        notes=(*found.notes, *notes),
+        notes=(*found.notes, *looked.notes),
     )
-    return LoadedClassifier(found.network, info, batch_range=found.batch_range)
+    return LoadedClassifier(looked.network, info, batch_range=looked.batch_range)
 
 
 def _shape(input_shape: InputShape, own: OwnPreprocessing | None) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
-from imbalance_perturb.models.classifier import FORWARD_ERRORS, failing_forward
+from imbalance_perturb.models.classifier import FORWARD_ERRORS, LoadedClassifier
+from imbalance_perturb.models.trial import failing_forward
 
 #: Allowed differences, relative to the largest logit: what the order of summation makes in float32, with room.
 REPEAT_TOLERANCE = 1e-5
@@ -64,14 +65,15 @@ def probe_classifier(model: nn.Module, input_shape: tuple[int, ...], *, num_clas
                 f"the model gives other logits for the same images when run again (they differ by up to {repeat:.3g}):"
                 " it was saved in training mode, with dropout or the like in it; call model.eval() and export it again"
             )
+        # First: what is quantised has no gradient, and may depend on its batch for another reason than training.
+        share = _nonzero_share(model, x, logits.shape[1])
         alone = _largest_difference(logits[:1], _alone(model, x[:1]))
         if alone > BATCH_TOLERANCE * scale:
             raise ModelOutputError(
                 f"the model's logits for an image depend on the other images in its batch (by up to {alone:.3g}):"
-                " it was saved in training mode, with batch normalisation over the batch in it;"
-                " call model.eval() and export it again"
+                " it was saved in training mode, with batch normalisation over the batch in it, or traced with a batch"
+                " size as a constant, so that images mix; call model.eval() and export it again, with any batch size"
             )
-        share = _nonzero_share(model, x, logits.shape[1])
     return ProbeResult(
         num_classes=logits.shape[1],
         gradient_nonzero=share,
@@ -88,7 +90,8 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     except (torch.OutOfMemoryError, ModelOutputError):
         raise
     except FORWARD_ERRORS as error:
-        raise failing_forward("the model", x, error) from error
+        fixed = model.info.fixed_size if isinstance(model, LoadedClassifier) else None
+        raise failing_forward(x, error, network=model, fixed_size=fixed) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelOutputError(f"the model returned {found} for {len(x)} images; expected logits of shape (N, C)")
@@ -128,7 +131,8 @@ def _nonzero_share(model: nn.Module, x: Tensor, classes: int) -> float:
     except torch.OutOfMemoryError:
         raise
     except ModelGradientError as error:
-        raise ModelGradientError(f"{error}; {_GRADIENT_REMEDY}") from error
+        remedy = _ATTENTION_REMEDY if any(name in str(error) for name in _FAST_ATTENTION) else _GRADIENT_REMEDY
+        raise ModelGradientError(f"{error}; {remedy}") from error
     except FORWARD_ERRORS as error:
         raise ModelGradientError(
             f"the model cannot be differentiated ({(str(error).strip() or type(error).__name__).splitlines()[-1]});"
@@ -140,6 +144,12 @@ def _nonzero_share(model: nn.Module, x: Tensor, classes: int) -> float:
     return share
 
 
+#: What nn.MultiheadAttention and nn.TransformerEncoderLayer become in a trace made without autograd.
+_FAST_ATTENTION = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
+_ATTENTION_REMEDY = (
+    "attention was traced as an operation of torch's for inference alone: trace the model again after"
+    " torch.backends.mha.set_fastpath_enabled(False), script or export it, or give its state_dict"
+)
 _GRADIENT_REMEDY = (
     "give its state_dict, or a TorchScript or torch.export file made without torch.no_grad(), freezing or quantisation"
 )

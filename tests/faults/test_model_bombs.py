@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import subprocess
@@ -17,7 +18,9 @@ from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.models import load_classifier
+from imbalance_perturb.models.formats.checkpoint import check_checkpoint
 from imbalance_perturb.models.formats.pickles import describe
+from imbalance_perturb.models.formats.snapshot import read_snapshot
 from imbalance_perturb.models.formats.torchscript import code_depth, has_long_chain
 from tests.faults.test_model_files import rewrite
 
@@ -114,16 +117,46 @@ def test_script_that_reads_beyond_its_tensors_is_refused(old: bytes, new: bytes,
         assert reason in refusal(path, trust_model_file=trust)
 
 
-def test_notes_on_the_source_that_point_nowhere_are_refused(tmp_path: Path) -> None:
-    """The notes beside TorchScript's code name texts by number, which its reader looks up as they are."""
-    notes = ("FORMAT_WITH_STRING_TABLE", ["a text"])
-    assert describe(io.BytesIO(pickle.dumps((*notes, [0]), protocol=2)), strict=True).beyond == -1
-    path = rewrite(
-        scripted(),
-        tmp_path / "m.pt",
-        lambda name, content: pickle.dumps((*notes, [0, 931]), protocol=2) if name.endswith("debug_pkl") else content,
-    )
-    assert "a text that it does not have" in refusal(path)
+@pytest.mark.parametrize(
+    "notes",
+    [
+        pickle.dumps(("FORMAT_WITH_STRING_TABLE", ["a text"], [0, 931]), protocol=2),
+        b"\x80\x02N" + b"\x85" * 100_000 + b".",
+        bytes(70 * 2**20),
+        b"no pickle",
+    ],
+    ids=["point nowhere", "nested", "zeros", "damaged"],
+)
+def test_notes_on_the_source_are_left_out(notes: bytes, tmp_path: Path) -> None:
+    """The notes beside TorchScript's code, which torch would act on unchecked, are nowhere read whatever they hold."""
+    path, whole, seen = tmp_path / "m.pt", scripted(), []
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            seen += [name] if name.endswith("debug_pkl") else []
+            new.writestr(name, notes if name.endswith("debug_pkl") else old.read(name))
+    assert seen
+    assert not any("debug_pkl" in part.filename for part in read_snapshot(path).archive.parts)
+    loaded = load_classifier(path, input_shape=(20,))
+    assert loaded.info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert torch.equal(loaded(torch.ones(2, 20)), torch.jit.load(io.BytesIO(whole))(torch.ones(2, 20)))
+
+
+def test_what_hides_behind_the_notes_is_still_refused(tmp_path: Path) -> None:
+    """An archive that two readers could read differently is not put right by leaving its notes out."""
+    for change in (lambda d: d[:-2] + b"\4\0" + b"more", lambda d: b"before" + d, _overlapping):
+        (tmp_path / "m.pt").write_bytes(change(scripted()))
+        refusal(tmp_path / "m.pt")
+
+
+def test_limits_grow_with_the_file(tmp_path: Path) -> None:
+    """A pickle of more objects than a small file may have is fine in a large one; sharing is not repetition."""
+    several = b"\x80\x02]q\0" + b"N0" * 1_100_000 + b"."
+    with pytest.raises(ValueError, match="more objects"):
+        describe(io.BytesIO(several), strict=True)
+    describe(io.BytesIO(several), strict=True, size=len(several))
+    shared = ["one", ("two",)]
+    torch.save({"a": torch.zeros(2, 2), "b": [[shared] * 300] * 300}, tmp_path / "m.pth")
+    check_checkpoint(read_snapshot(tmp_path / "m.pth"))
 
 
 @pytest.mark.parametrize("nested", ["(" * 100_000, "-" * 100_000, "input" + "[0]" * 50_000])

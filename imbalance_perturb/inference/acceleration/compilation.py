@@ -49,8 +49,8 @@ def compile_network(
         tolerance: largest difference of a logit, relative to the largest, that counts as rounding.
         least_cosine: between the gradients, down to which they count as the same.
     """
-    compiled = Compiled(source)
     try:
+        compiled = Compiled(source)
         with full_precision(x.device), frozen_eval(network):
             expected, found = _passes(network, x), _passes(compiled, x)
             for mine, other in zip(found[0], expected[0], strict=True):

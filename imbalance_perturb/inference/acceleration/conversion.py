@@ -23,20 +23,16 @@ class NotConvertible(Exception):
     """The program holds something that a flat graph of layers cannot."""
 
 
-def convert(network: nn.Module) -> fx.GraphModule | None:
-    """Convert a network to a graph of layers; ``None`` where it cannot be one.
+def convert(network: torch.jit.ScriptModule | fx.GraphModule) -> fx.GraphModule:
+    """Convert a network to a graph of layers.
 
     Args:
-        network: frozen, in eval mode; not changed.
+        network: its parameters frozen, in eval mode; not changed.
+
+    Raises:
+        NotConvertible: where it cannot be one.
     """
-    try:
-        if isinstance(network, torch.jit.ScriptModule):
-            return _from_torchscript(network)
-        if isinstance(network, fx.GraphModule):
-            return _from_exported(network)
-    except NotConvertible:
-        return None
-    return None
+    return _from_torchscript(network) if isinstance(network, torch.jit.ScriptModule) else _from_exported(network)
 
 
 class _Builder:
@@ -154,11 +150,10 @@ def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
         # torch calls TorchScript itself deprecated; the format is one that users have.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            # Parameters become constants; a copy, since freezing takes attributes away.
-            frozen = torch.jit.freeze(copy.deepcopy(network), optimize_numerics=False)
-        except RuntimeError as error:
-            raise NotConvertible(str(error)) from error
+        # Parameters become constants; a copy, since freezing takes attributes away. A file may have been frozen before.
+        frozen = copy.deepcopy(network)
+        if hasattr(frozen, "training"):
+            frozen = torch.jit.freeze(frozen, optimize_numerics=False)
     graph = frozen.graph
     inputs = list(graph.inputs())
     if len(inputs) != 2:

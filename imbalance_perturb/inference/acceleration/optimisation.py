@@ -9,18 +9,26 @@ would answer differently, runs unchanged. The same network in low precision is a
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from imbalance_perturb.errors import first_line
 from imbalance_perturb.inference.acceleration import convolution
 from imbalance_perturb.inference.acceleration.compilation import compile_network
 from imbalance_perturb.inference.acceleration.conversion import convert
 from imbalance_perturb.inference.acceleration.fusion import Rewriter
 from imbalance_perturb.inference.acceleration.trial import LEAST_COSINE, LOW_LEAST_COSINE, same_gradient
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
+
+_T = TypeVar("_T")
+
+#: Characters of a reason: what a tracer says may hold a whole graph.
+_MOST_REASON = 200
 
 #: Largest difference of a logit, relative to the largest logit, that counts as rounding in float32.
 TOLERANCE = 1e-3
@@ -87,42 +95,49 @@ class LowPrecision(nn.Module):
 def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
     """Build a network that computes the same for less, or ``network`` itself where there is none.
 
+    Whatever fails on the way, but for memory, is no fault of the network: it runs as it is, and ``path`` says why.
+
     Args:
         network: frozen, in eval mode, on its device; not to be used any more afterwards but through what is returned.
-        x: a trial batch (N, C, H, W) on that device, on which the two are compared.
+        x: a trial batch (N, C, H, W) on that device, of a size that the network takes, on which the two are compared.
     """
+    found, reason = _attempt(lambda: _optimise(network, x))
+    return found or (network, Optimisation(f"as the file has it ({reason})", 0.0))
+
+
+def _optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
     expected = _output(network, x)
     if expected is None:
         return network, Optimisation("as the file has it (its output is not one tensor)", 0.0)
-    steps, candidate = [], network
-    folded = _fold_batch_norm(network)
+    steps, reasons, candidate = [], [], network
+    folded, reason = _attempt(lambda: _fold_batch_norm(network))
+    reasons += [reason] if reason else []
     if folded is not None:
         candidate, count = folded
         steps += [f"batch norm folded into {count} convolutions"] if count else []
-    if x.device.type == "cpu" and _convolves(network, x):
-        rewritten = None if folded is None else _rewrite(folded[0], x, torch.float32)
-        if rewritten is None:
+    if x.device.type == "cpu" and _convolves(candidate, x):
+        graph = None if folded is None else folded[0]
+        rewritten, reason = _attempt(lambda: None if graph is None else _rewrite(graph, x, torch.float32))
+        reasons += [reason] if reason else []
+        if rewritten is None or graph is None:
             candidate = ChannelsLast(candidate)
         else:
-            candidate = Rewritten(rewritten[0], folded[0])  # type: ignore[index]
+            candidate = Rewritten(rewritten[0], graph)
             steps += [f"{count} {what}" for what, count in rewritten[1].items()]
         steps.append("channels-last")
     if not steps:
-        return network, Optimisation("as the file has it", 0.0)
-    try:
-        found = _output(candidate, x)
-    except Exception as error:  # noqa: BLE001 - whatever a rewritten graph fails on, the file itself has just run
-        return network, Optimisation(f"as the file has it ({', '.join(steps)}: {type(error).__name__})", 0.0)
-    assert found is not None  # rewriting leaves the kind of output alone
+        return network, Optimisation(_with_reasons("as the file has it", reasons), 0.0)
+    made = ", ".join(steps)
+    found, reason = _attempt(lambda: _output(candidate, x))
+    if found is None:  # whatever a rewritten graph fails on, the file itself has just run
+        return network, Optimisation(_with_reasons("as the file has it", [f"{made}: {reason}"]), 0.0)
     difference = _difference(found, expected)
     if not difference <= TOLERANCE:
         # A new layout of the parameters changed no value of the network itself: it still answers as before.
-        return network, Optimisation(
-            f"as the file has it ({', '.join(steps)} moved its logits by {difference:.2g})", 0.0
-        )
+        return network, Optimisation(f"as the file has it ({made} moved its logits by {difference:.2g})", 0.0)
     if not same_gradient(network, candidate, x):
-        return network, Optimisation(f"as the file has it ({', '.join(steps)} changed its gradient)", 0.0)
-    return candidate, Optimisation(", ".join(steps), difference)
+        return network, Optimisation(f"as the file has it ({made} changed its gradient)", 0.0)
+    return candidate, Optimisation(_with_reasons(made, reasons), difference)
 
 
 def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module, Optimisation]:
@@ -130,28 +145,61 @@ def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module,
 
     Args:
         network: what :func:`optimise` returned.
-        x: a trial batch (N, C, H, W) on its device.
+        x: a trial batch (N, C, H, W) on its device, of a size that the network takes.
         dtype: bfloat16 or float16.
 
     Returns:
         a module that takes and returns float32, and how far its logits lie from the network's own.
+
+    Raises:
+        Exception: whatever the network itself raises when it is run in that precision.
     """
     name = str(dtype).removeprefix("torch.")
-    expected = _output(network, x)
+    expected, reasons = _output(network, x), []
+    if isinstance(network, Rewritten) and dtype is torch.bfloat16:
+        found, reason = _attempt(lambda: _lower_rewritten(network, x, dtype, expected))
+        if found is not None:
+            return found
+        reasons += [reason] if reason else []
     candidate, path = network, f"{name} by autocast"
     if x.device.type == "cuda" and _convolves(network, x):
         # The half-precision units of a GPU work on channels-last tensors; others are converted at each layer.
         candidate, path = ChannelsLast(network), f"{path}, channels-last"
-    if isinstance(network, Rewritten) and dtype is torch.bfloat16:
-        rewritten = _rewrite(network.source, x, dtype)
-        if rewritten is not None:
-            candidate = Rewritten(rewritten[0], network.source)
-            path = f"{name} inside the convolutions, the rest by autocast"
     lowered = LowPrecision(candidate, dtype)
-    found = _output(lowered, x)
-    if found is None or expected is None:
-        return lowered, Optimisation(path, 0.0)
-    return lowered, Optimisation(path, _difference(found, expected))
+    return lowered, Optimisation(_with_reasons(path, reasons), _moved(lowered, x, expected))
+
+
+def _lower_rewritten(
+    network: Rewritten, x: Tensor, dtype: torch.dtype, expected: Tensor | None
+) -> tuple[nn.Module, Optimisation] | None:
+    rewritten = _rewrite(network.source, x, dtype)
+    if rewritten is None:
+        return None
+    lowered = LowPrecision(Rewritten(rewritten[0], network.source), dtype)
+    path = f"{str(dtype).removeprefix('torch.')} inside the convolutions, the rest by autocast"
+    return lowered, Optimisation(path, _moved(lowered, x, expected))
+
+
+def _moved(candidate: nn.Module, x: Tensor, expected: Tensor | None) -> float:
+    found = _output(candidate, x)
+    return 0.0 if found is None or expected is None else _difference(found, expected)
+
+
+def _attempt(call: Callable[[], _T]) -> tuple[_T | None, str | None]:
+    """What a call returns, or ``None`` and the reason where it raises anything but that memory has run out.
+
+    An optimisation is an extra: the file's own network has run, and does without.
+    """
+    try:
+        return call(), None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - tracers run a network's own code, on symbols, which raises anything
+        return None, f"not rewritten: {first_line(error)[:_MOST_REASON]}"
+
+
+def _with_reasons(path: str, reasons: list[str]) -> str:
+    return f"{path} ({'; '.join(reasons)})" if reasons else path
 
 
 def compiled(network: nn.Module, x: Tensor) -> tuple[nn.Module, str | None]:
@@ -178,18 +226,12 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
 
 
-def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int] | None:
-    """Trace the network and fold batch norm away; returns it and how many, ``None`` where tracing fails."""
+def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int]:
+    """Trace the network and fold batch norm away; returns it and how many. Raises whatever tracing leads to."""
     if isinstance(network, torch.jit.ScriptModule | fx.GraphModule):
-        converted = convert(network)
-        if converted is None:
-            return None
-        network = converted
+        network = convert(network)
     before = _batch_norms(network)
-    try:
-        folded = fuse(network)
-    except Exception:  # noqa: BLE001 - tracing runs the network's own code on symbols; if it raises, it runs unchanged
-        return None
+    folded = fuse(network)
     assert isinstance(folded, fx.GraphModule)
     for node in folded.graph.nodes:
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
@@ -205,10 +247,7 @@ def _rewrite(graph: fx.GraphModule, x: Tensor, dtype: torch.dtype) -> tuple[fx.G
         return None
     # Modules are shared with the copy: the rewriter puts others beside them and changes none.
     duplicate = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    try:
-        made = Rewriter(duplicate, x.contiguous(memory_format=torch.channels_last), dtype).rewrite()
-    except Exception:  # noqa: BLE001 - shapes are found by running the graph; one that fails then runs unchanged
-        return None
+    made = Rewriter(duplicate, x.contiguous(memory_format=torch.channels_last), dtype).rewrite()
     return (duplicate, made) if made else None
 
 

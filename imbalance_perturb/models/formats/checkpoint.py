@@ -181,7 +181,7 @@ def _check_archive(archive: Archive) -> None:
         raise ModelFileError(f"{name}: this archive holds two parts of the same name; save the model again")
     for part, content in archive.records(lambda part: part.endswith("data.pkl")):
         try:
-            storages = describe(io.BytesIO(content), strict=False).storages
+            storages = describe(io.BytesIO(content), strict=False, size=archive.size).storages
         except UnknownOperationError:
             continue  # torch's reader stops at the same place, and says why
         except OddPickleError as error:
@@ -195,7 +195,7 @@ def _check_legacy(file: BinaryIO, name: str) -> None:
     file.seek(0)
     for _ in range(4):
         try:
-            declared = sum(describe(file, strict=False).storages.values())
+            declared = sum(describe(file, strict=False, size=size).storages.values())
         except UnknownOperationError:
             return  # torch's reader stops at the same place, and says why
         except OddPickleError as error:

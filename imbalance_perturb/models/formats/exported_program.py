@@ -115,7 +115,8 @@ def _unsafe_in_graph(content: Any, key: str = "") -> str | None:
         for name, value in content.items():
             if name in _INERT_KEYS and _is_plain_text(value):
                 continue
-            if not _NAME.fullmatch(name):
+            # A batch of twice a symbol has its limits under that expression, which torch looks up, never evaluates.
+            if not _NAME.fullmatch(name) and not (key == "range_constraints" and _is_arithmetic(name)):
                 return f"has a part named {name!r}"
             if reason := _unsafe_in_graph(value, name):
                 return reason
@@ -257,10 +258,21 @@ def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProg
     except ModelFileError:
         raise
     except LOAD_ERRORS as error:
+        if _lies_on_gpu(snapshot) and not torch.cuda.is_available():
+            raise ModelFileError(
+                f"{path}: this torch.export file is tied to a GPU, and there is none: its tensors lie on one; export"
+                " the model on the CPU (model.cpu()), or move the program there before it is saved"
+                " (torch.export.passes.move_to_device_pass(program, 'cpu'))"
+            ) from error
         raise ModelFileError(
             f"{path}: this torch.export file cannot be read by torch {torch.__version__} ({first_line(error)});"
             " export it again with this version, or give the model's state_dict"
         ) from error
+
+
+def _lies_on_gpu(snapshot: Snapshot) -> bool:
+    found = snapshot.archive.records(lambda part: part.endswith(("weights_config.json", "models/model.json")))
+    return any(b'"type": "cuda"' in content for _, content in found)
 
 
 def _load_export(snapshot: Snapshot) -> torch.export.ExportedProgram:

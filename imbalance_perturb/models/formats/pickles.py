@@ -14,11 +14,13 @@ from typing import Any, BinaryIO
 
 from imbalance_perturb.errors import ModelFileError
 
-#: More than any model's: a tensor takes some 40 operations, an optimiser's state as many again.
-_MOST_OPERATIONS = 2_000_000
+#: A tensor takes some 40 operations, an optimiser's state as many again; a list of numbers beside them, one byte each.
+_SOME_OPERATIONS = 2_000_000
 _MOST_DEPTH = 200
 #: How many times more than its storages' bytes tensors may show, by sharing or repeating them.
 _MOST_SHARED, _SOME_BYTES = 8, 64 * 2**20
+#: How many parts an object may have, counted as often as they are met, and how many times the objects that are there.
+_SOME_PARTS, _MOST_REPEATED = 1_000_000, 100
 _BYTES = {
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1,
     "ComplexDouble": 16, "ComplexFloat": 8, "QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1,
@@ -62,32 +64,30 @@ class Description:
         shown: bytes of all tensors, as if none shared a storage.
         names: the classes and functions that it names.
         texts: the strings in it.
-        beyond: the largest number in a list of places in the pickle's own table of texts, less that table's length;
-            None without such a table, as the notes have that TorchScript keeps on its source.
     """
 
     storages: dict[str, int] = field(default_factory=dict)
     shown: int = 0
     names: set[str] = field(default_factory=set)
     texts: list[str] = field(default_factory=list)
-    beyond: int | None = None
 
 
-def describe(file: BinaryIO, *, strict: bool) -> Description:
+def describe(file: BinaryIO, *, strict: bool, size: int = 0) -> Description:
     """Say what the pickle at the file's position declares; the file is left behind its end.
 
     Args:
         file: that holds it.
         strict: also refuse what a reader in Python would catch by itself, for one in C++ that does not.
+        size: of the model file in bytes, packed as it is: a large one may describe more objects.
 
     Raises:
         OddPickleError: if it would crash its reader or exhaust memory.
         UnknownOperationError: if it is malformed or uses operations that torch does not.
     """
-    reader = _Reader(strict)
+    reader = _Reader(strict, _SOME_OPERATIONS + size)
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
-            if count > _MOST_OPERATIONS:
+            if count > reader.most:
                 raise OddPickleError("it describes more objects than a model has")
             reader.follow(operation.name, argument)
     except OddPickleError:
@@ -96,29 +96,19 @@ def describe(file: BinaryIO, *, strict: bool) -> Description:
         reader.check()  # its reader would make what stands before
         raise UnknownOperationError(str(error)) from error
     reader.check()
-    reader.found.beyond = _beyond_table(reader.root, reader.made)
     return reader.found
-
-
-def _beyond_table(root: Any, made: list[_Made]) -> int | None:
-    parts = root.parts if isinstance(root, _Made) else []
-    if len(parts) < 2 or parts[0] != "FORMAT_WITH_STRING_TABLE" or not isinstance(parts[1], _Made):
-        return None
-    # Negative places count as far beyond.
-    places = [part for one in made if one.kind == "list" for part in one.parts if isinstance(part, int)]
-    return max((len(parts[1].parts) if place < 0 else place for place in places), default=-1) - len(parts[1].parts)
 
 
 class _Reader:
     """Follows a pickle's operations with descriptions in the place of objects."""
 
-    def __init__(self, strict: bool) -> None:
+    def __init__(self, strict: bool, most: int) -> None:
         self.strict = strict
+        self.most = most
         self.found = Description()
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.made: list[_Made] = []
-        self.root: Any = None
 
     def follow(self, name: str, argument: Any) -> None:
         """Do one operation."""
@@ -136,7 +126,7 @@ class _Reader:
             items = self._from_mark()
             self._top().parts.extend(items)
         elif name in ("BINPUT", "LONG_BINPUT"):
-            if argument > _MOST_OPERATIONS:
+            if argument > self.most:
                 raise OddPickleError(f"it numbers an object {argument:,}")
             self.memo[argument] = self._top(any_kind=True)
         elif name in ("BINGET", "LONG_BINGET"):
@@ -156,7 +146,7 @@ class _Reader:
         depth, size = _extent(self.made)
         if depth > _MOST_DEPTH:
             raise OddPickleError("it is nested too deeply")
-        if size > 10_000 + 10 * len(self.made):
+        if size > _SOME_PARTS + _MOST_REPEATED * len(self.made):
             raise OddPickleError("it repeats itself too often")
 
     def _append(self) -> None:
@@ -256,7 +246,7 @@ class _Reader:
         "NEWOBJ": _call,
         "BUILD": _build,
         "BINPERSID": _persistent,
-        "STOP": lambda self: setattr(self, "root", self._pop()),
+        "STOP": _pop,
     }
 
 

@@ -13,6 +13,9 @@ from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.models.formats.detection import detect_format
 from imbalance_perturb.models.formats.zip_archive import Archive
 
+#: What TorchScript notes on the source of its code, for error messages alone: more than the code itself, and parsed by
+#: torch without any check.
+_SOURCE_NOTES = ".debug_pkl"
 #: Of a file: what is larger may be larger than memory, and is not read before it looks like a model.
 _LARGE = 2**30
 
@@ -27,11 +30,13 @@ class Snapshot:
         path: of the file, for messages.
         content: all of it.
         part: of the archive at ``path``, where this is the content of that alone.
+        file_sha256: of the file, where its content is more than ``content``.
     """
 
     path: Path
     content: bytes = field(repr=False)
     part: str = ""
+    file_sha256: str | None = None
 
     @property
     def name(self) -> str:
@@ -63,8 +68,8 @@ class Snapshot:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the content, in hexadecimal."""
-        return hashlib.sha256(self.content).hexdigest()
+        """SHA-256 of the file, or of its part, in hexadecimal."""
+        return self.file_sha256 or hashlib.sha256(self.content).hexdigest()
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -83,10 +88,16 @@ def read_snapshot(path: Path) -> Snapshot:
             if size > _LARGE:  # an archive of images, given by mistake
                 detect_format(file, path, lambda: Archive(file, str(path)))
                 file.seek(0)
-            return Snapshot(path, file.read())
+            return _without_source_notes(Snapshot(path, file.read()))
     except FileNotFoundError:
         raise ModelFileError(f"{path}: there is no such model file; check the path") from None
     except OSError as error:
         raise ModelFileError(f"{path}: the model file cannot be read ({error.strerror or error})") from error
     except MemoryError:
         raise ModelFileError(f"{path}: the model file is larger than the memory that is free") from None
+
+
+def _without_source_notes(snapshot: Snapshot) -> Snapshot:
+    if not snapshot.is_archive or snapshot.format != "torchscript":
+        return snapshot
+    return Snapshot(snapshot.path, snapshot.archive.without(_SOURCE_NOTES), file_sha256=snapshot.sha256)

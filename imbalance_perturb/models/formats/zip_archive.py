@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 import zlib
@@ -33,6 +34,7 @@ class Archive:
 
     Attributes:
         name: of the file, for messages.
+        size: of the archive itself, in bytes.
         parts: as the directory describes them.
     """
 
@@ -47,6 +49,7 @@ class Archive:
             ModelFileError: if it is no archive, or damaged.
         """
         self.name = name
+        self.size = file.seek(0, 2)
         self._file = file
         self._checked = False
         self._texts: dict[Hashable, bytes] = {}  # by place as zipfile reads them, by name as torch does
@@ -78,18 +81,38 @@ class Archive:
         """
         if self._checked:
             return
+        self._check_layout()
+        packed = [part for part in self.parts if part.compress_type != zipfile.ZIP_STORED]
+        _check_unpacked(packed, max(MOST_UNPACKED, _RATIO * self.size), self.name)
+        text = (part for part in packed if part.filename.endswith(_TEXT))
+        _check_unpacked(text, max(_MOST_TEXT, _RATIO * self.size // 2), self.name)
+        self._checked = True
+
+    def _check_layout(self) -> None:
         file, name, parts = self._file, self.name, self.parts
-        size = file.seek(0, 2)
         if len(parts) > _MOST_PARTS:
             raise ModelFileError(f"{name}: this archive has {len(parts):,} parts, more than a model has; save it again")
-        reasons = (_ending_reason(file, size), *(_part_reason(file, part) for part in parts))
-        if reason := next(filter(None, reasons), None) or _overlap_reason(file, parts, size):
+        reasons = (_ending_reason(file, self.size), *(_part_reason(file, part) for part in parts))
+        if reason := next(filter(None, reasons), None) or _overlap_reason(file, parts, self.size):
             raise ModelFileError(f"{name}: the archive is damaged or made to mislead ({reason}); save the model again")
-        packed = [part for part in parts if part.compress_type != zipfile.ZIP_STORED]
-        _check_unpacked(packed, max(MOST_UNPACKED, _RATIO * size), name)
-        text = (part for part in packed if part.filename.endswith(_TEXT))
-        _check_unpacked(text, max(_MOST_TEXT, _RATIO * size // 2), name)
-        self._checked = True
+
+    def without(self, ending: str) -> bytes:
+        """The archive with the parts left out whose names end so, in upper or lower case; none is unpacked.
+
+        Raises:
+            ModelFileError: if it is damaged or two readers could read it differently.
+        """
+        self._check_layout()
+        self._file.seek(0)
+        rest = io.BytesIO(self._file.read())
+        # Only the directory is written anew: a part that it does not name is not there to any reader.
+        try:
+            with zipfile.ZipFile(rest, "a") as archive:
+                archive.filelist[:] = [part for part in archive.filelist if not part.filename.lower().endswith(ending)]
+                archive.comment = b""  # said to have none: the directory counts as changed
+        except (*_UNPACK_ERRORS, struct.error, ValueError) as error:
+            raise self._damaged(error) from error
+        return rest.getvalue()
 
     def check_storages(self, storages: Mapping[str, int], folder: str = "data") -> None:
         """Refuse tensors that the archive lacks or holds less of than is declared.

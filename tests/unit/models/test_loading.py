@@ -466,7 +466,7 @@ class HasLogits:
     [
         torch.ones(2, 3),
         torch.ones(2, 3, 1, 1),
-        (torch.ones(2, 3), torch.zeros(2, 3)),
+        (torch.ones(2, 3), torch.zeros(2, 3, 4, 4)),
         [torch.ones(2, 3)],
         {"logits": torch.ones(2, 3), "features": torch.zeros(2, 8)},
         {"out": torch.ones(2, 3), "aux": torch.zeros(2, 3)},
@@ -486,7 +486,8 @@ def test_logits_are_found_in_what_models_return(output: object) -> None:
         (torch.ones(2), "single logit"),
         (torch.ones(2, 3, 4, 4), r"\(2, 3, 4, 4\)"),
         (torch.ones(3, 3), r"\(3, 3\) for 2 images"),
-        ({"a": torch.ones(2, 3), "b": torch.ones(2, 3)}, "a dict with 'a', 'b'"),
+        ({"a": torch.ones(2, 3), "b": torch.ones(2, 3)}, r"a dict with 'a' \(2, 3\), 'b' \(2, 3\)"),
+        ((torch.ones(2, 3), torch.zeros(2, 3)), "nothing tells which"),
         ((1, 2), "a tuple without a tensor"),
         (None, "NoneType"),
         ("text", "str"),
