@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
-from imbalance_perturb.models.formats.checkpoint import WRAPPERS, read_checkpoint
+from imbalance_perturb.models.formats.checkpoint import read_checkpoint
 from imbalance_perturb.models.formats.snapshot import Snapshot, read_snapshot
 from imbalance_perturb.models.formats.trust import is_trusted
+from imbalance_perturb.models.formats.weight_sets import WRAPPERS
 from imbalance_perturb.models.formats.zip_archive import Archive
 
 #: What training scripts call them, the clearest first. Mappings go from name to index or from index to name.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from imbalance_perturb.config.settings import HEAD_ACTIVATIONS, OUTPUTS
+from imbalance_perturb.config.settings import HEAD_ACTIVATIONS, OUTPUTS, WEIGHTS
 from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line, printable
 from imbalance_perturb.models.architectures.building import build_network, parameter_count
 from imbalance_perturb.models.architectures.filling import Built
@@ -47,6 +47,7 @@ class _Asked(NamedTuple):
     factory: str | None
     head_activation: str | None
     num_classes: int | None
+    weights: str | None
 
 
 def load_classifier(
@@ -59,6 +60,7 @@ def load_classifier(
     trust_model_file: bool | str = False,
     input_shape: tuple[int, ...] = (3, 224, 224),
     num_classes: int | None = None,
+    weights: str | None = None,
 ) -> LoadedClassifier:
     """A trained classifier as a frozen module that returns (N, C) logits, on the CPU and in float32.
 
@@ -76,6 +78,8 @@ def load_classifier(
         input_shape: (channels, height, width) of an input, to try a network of unknown make on.
         num_classes: C where the caller knows it, from COUNTS: it settles what a file leaves open, and is otherwise not
             held against the network.
+        weights: which weights are meant where the file holds several sets: ``ema`` (an average over training, a mean
+            teacher) or ``model``. By default such a file is refused, unless they are the same.
 
     Raises:
         ModelFileError: if the file is missing, damaged or of another format.
@@ -88,10 +92,12 @@ def load_classifier(
         raise SettingsError(f"outputs is {outputs!r}; expected one of {', '.join(OUTPUTS)}")
     if head_activation is not None and head_activation not in HEAD_ACTIVATIONS:
         raise SettingsError(f"head_activation is {head_activation!r}; expected one of {', '.join(HEAD_ACTIVATIONS)}")
+    if weights is not None and weights not in WEIGHTS:
+        raise SettingsError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
     if arch and factory:
         raise SettingsError("arch and factory are both given; each names the network, so give one")
     try:
-        network = _Asked(arch, factory, head_activation, num_classes)
+        network = _Asked(arch, factory, head_activation, num_classes, weights)
         loaded = _load(Path(path), network, outputs, trust_model_file, input_shape)
     except (ModelFileError, ModelOutputError) as error:
         raise type(error)(_plain(str(error))) from error
@@ -122,7 +128,7 @@ def _load(
         found, names = _tensors(snapshot, asked, trust=trust)
     if isinstance(found, Built):
         return _name_classes(_wrap_built(found, snapshot, outputs, input_shape), names, path)
-    for option in ("arch", "factory", "head_activation"):
+    for option in ("arch", "factory", "head_activation", "weights"):
         if getattr(asked, option):
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
@@ -143,7 +149,7 @@ def _tensors(snapshot: Snapshot, asked: _Asked, *, trust: bool) -> tuple[_Opaque
         names = attached_class_names(snapshot)
     else:
         content, note = read_checkpoint(snapshot, trust=trust)
-        parsed = parse_checkpoint(content, path)
+        parsed = parse_checkpoint(content, path, asked.weights)
         names = find_class_names(content)
     notes = (note,) if note else ()
     if isinstance(parsed, nn.DataParallel):

@@ -45,9 +45,9 @@ OTHER = {
     "deterministic": (None, True),
 }
 
-#: Settings that go with no other value of those above, take a compiler or a replaced head, or are granted by the
-#: command line alone.
-APART = {"model", "counts", "target_m", "compile", "factory", "trust_model_file", "head_activation"}
+#: Settings that go with no other value of those above, take a compiler, a replaced head or two sets of weights, or are
+#: granted by the command line alone.
+APART = {"model", "counts", "target_m", "compile", "factory", "trust_model_file", "head_activation", "weights"}
 
 
 def recorded() -> dict[str, Any]:
