@@ -129,7 +129,7 @@ def _load(
     if isinstance(found, Built):
         return _name_classes(_wrap_built(found, snapshot, outputs, input_shape), names, path)
     for option in ("arch", "factory", "head_activation", "weights"):
-        if getattr(asked, option):
+        if getattr(asked, option) and not (option == "weights" and found.kind == "pickled module"):
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
     return _name_classes(_wrap_opaque(found, snapshot, outputs, input_shape), names, path)

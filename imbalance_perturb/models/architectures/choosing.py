@@ -18,7 +18,7 @@ from imbalance_perturb.models.architectures.recognition import Match
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
 
 _FACTORY = "build the whole network with --factory package.module:function"
-_NORMALISER = re.compile(r"(\w*_)?(norm|normali[sz]\w*|standardi[sz]\w*|preproc\w*|transform)", re.IGNORECASE)
+_NORMALISER = re.compile(r"norm|standardi[sz]|preproc|transform", re.IGNORECASE)
 #: Names of tensors that say how training normalised its images.
 _STATISTICS = re.compile(r"(\w+_)?(mean|std|stdev)")
 
@@ -105,7 +105,9 @@ def choose(fits: Sequence[Fit], path: Path, asked: Asked) -> tuple[Fit, tuple[st
         notes.append(f"the same tensors stand twice in the file, in {_list([first, *others])}")
     elif first.reading.averaged and weights is None:
         where = f", under {first.reading.place!r}," if first.reading.place else ""
-        notes.append(f"the weights{where} are an average over training; the file has no others")
+        notes.append(
+            f"the weights{where} are called an average over training (ema, swa, teacher); the file has no others"
+        )
     return first, tuple(notes)
 
 
@@ -225,17 +227,18 @@ def _find_front(fit: Fit, here: Mapping[str, Tensor]) -> tuple[Normalise | None,
     """A layer with nothing but a mean and a std before the network: by its number, or by its name."""
     channels = fit.network.in_channels
     for path, inside in siblings(fit.reading, set()):
-        if set(inside) != {"mean", "std"} or f"{path}.mean" not in here:
+        mean, std = (next((key for key in inside if key.endswith(end)), "") for end in ("mean", "std"))
+        if len(inside) != 2 or not (mean and std) or f"{path}.{mean}" not in here:
             continue
         parent, _, name = path.rpartition(".")
         rival = fit.reading.where.removeprefix(f"{parent}." if parent else "").partition(".")[0]
         numbers = name.isdecimal() and rival.isdecimal()
-        if not (int(name) < int(rival) if numbers else _NORMALISER.fullmatch(name)):
+        if not (int(name) < int(rival) if numbers else _NORMALISER.search(name)):
             continue
-        mean, std = inside["mean"], inside["std"]
+        values = inside[mean], inside[std]
         wide = {1, channels} if channels else {1, 3, 4}
-        if mean.numel() in wide and std.numel() in wide and bool((std > 0).all()):
-            return Normalise(mean, std), [f"{path}.mean", f"{path}.std"]
+        if all(tensor.numel() in wide for tensor in values) and bool((values[1] > 0).all()):
+            return Normalise(*values), [f"{path}.{mean}", f"{path}.{std}"]
     return None, []
 
 

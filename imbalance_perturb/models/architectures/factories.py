@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from imbalance_perturb.errors import ArchitectureError
 from imbalance_perturb.models.architectures.choosing import Asked, Fit, choose, remainder, where_notes
-from imbalance_perturb.models.architectures.derived_tensors import compute_weights
 from imbalance_perturb.models.architectures.filling import Built, last_rows, load_strictly, named_error
-from imbalance_perturb.models.architectures.readings import Reading, find_readings, trunk, without_wrappers
+from imbalance_perturb.models.architectures.readings import Reading, clean, find_readings, trunk
 from imbalance_perturb.models.architectures.skeleton import is_counter
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
 from imbalance_perturb.models.formats.trust import importable_from_here
@@ -37,7 +36,7 @@ def build_by_factory(checkpoint: Checkpoint, path: Path, factory: str, asked: As
     asked = asked or Asked()
     function = _import(factory)
     takes = _takes_classes(function)
-    plain = trunk(checkpoint, without_wrappers(checkpoint.tensors))
+    plain = trunk(checkpoint, clean(checkpoint.tensors)[0])
     if not takes:
         num_classes, whence = asked.num_classes or 0, ", which takes no num_classes"
     elif asked.num_classes is None:
@@ -123,7 +122,7 @@ def _fit(
     }
     built = Built(network, "factory", factory, num_classes, None, None, ())
     nearest: tuple[int, Reading] | None = None
-    cleaned, computed = compute_weights(without_wrappers(checkpoint.tensors))
+    cleaned, computed = clean(checkpoint.tensors)
     # The function may build wrappers and parametrised layers itself: names as they are come first.
     for tensors, note in ((checkpoint.tensors, ()), (cleaned, computed)):
         fits: list[Fit] = []

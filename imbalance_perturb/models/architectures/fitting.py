@@ -8,16 +8,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from imbalance_perturb.models.architectures.choosing import Fit
-from imbalance_perturb.models.architectures.derived_tensors import compute_weights
 from imbalance_perturb.models.architectures.readings import (
     Reading,
+    clean,
     find_readings,
     numbered,
     read_below,
     serves_training,
     siblings,
     trunk,
-    without_wrappers,
 )
 from imbalance_perturb.models.architectures.recognition import (
     Difference,
@@ -73,7 +72,7 @@ def fit_readings(checkpoint: Checkpoint, names: list[str], match: Matcher) -> Fi
     Args:
         names: of the architectures that are possible.
     """
-    tensors, notes = compute_weights(without_wrappers(checkpoint.tensors))
+    tensors, notes = clean(checkpoint.tensors)
     keys = list(dict.fromkeys(filter(None, map(family_key, names))))
     attempts: list[tuple[Reading, str | None]] = [
         (reading, None) for reading in find_readings(checkpoint, tensors, keys)
@@ -177,7 +176,7 @@ def _heads_beside(
     groups = {
         path: {key: tensor for key, tensor in inside.items() if not is_counter(key)}
         for path, inside in siblings(reading, idle)
-        if len(inside) <= _MOST_HEAD and not set(inside) <= {"mean", "std", "var"}
+        if len(inside) <= _MOST_HEAD and any(tensor.ndim > 1 for tensor in inside.values())
     }
     averaged = [path for path in groups if is_averaged(path)]
     if averaged and len(averaged) < len(groups):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from imbalance_perturb.models.architectures.derived_tensors import compute_weights
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
 from imbalance_perturb.models.formats.weight_sets import is_averaged
 
@@ -75,16 +76,21 @@ def serves_training(names: Iterable[str]) -> set[str]:
     }
 
 
-def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by names without those that torch's wrappers add, as far as no two become one."""
-    for around in (_AROUND | {"module"}, _AROUND):
+def clean(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors by names without those of torch's wrappers, weights in parts computed; with notes on both."""
+    named, removed = dict(tensors), set[str]()
+    for around in (_AROUND | {"module"}, _AROUND):  # as far as no two names become one
+        parted = [(name.split("."), tensor) for name, tensor in tensors.items()]
         cleaned = {
-            ".".join(part for part in name.split(".")[:-1] if part not in around) + "." + name.rpartition(".")[2]: t
-            for name, t in tensors.items()
+            ".".join([*(part for part in parts[:-1] if part not in around), parts[-1]]): tensor
+            for parts, tensor in parted
         }
         if len(cleaned) == len(tensors):
-            return {name.removeprefix("."): tensor for name, tensor in cleaned.items()}
-    return dict(tensors)
+            named, removed = cleaned, {part for parts, _ in parted for part in parts[:-1] if part in around}
+            break
+    note = f"wrappers were removed from the tensors' names: {', '.join(sorted(removed))}"
+    computed, notes = compute_weights(named)
+    return computed, ((note, *notes) if removed else notes)
 
 
 def find_readings(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], anchors: Iterable[str]) -> list[Reading]:

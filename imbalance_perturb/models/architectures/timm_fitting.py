@@ -11,16 +11,15 @@ from torch import Tensor
 
 from imbalance_perturb.errors import ArchitectureError
 from imbalance_perturb.models.architectures.choosing import Asked, Fit, choose, put_in_front, remainder, where_notes
-from imbalance_perturb.models.architectures.derived_tensors import compute_weights
 from imbalance_perturb.models.architectures.filling import Built
 from imbalance_perturb.models.architectures.hints import explain
 from imbalance_perturb.models.architectures.readings import (
     Reading,
+    clean,
     find_readings,
     serves_training,
     siblings,
     trunk,
-    without_wrappers,
 )
 from imbalance_perturb.models.architectures.timm_networks import build_by_timm
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
@@ -35,7 +34,7 @@ def fit_timm(checkpoint: Checkpoint, path: Path, name: str, options: dict[str, A
     Raises:
         ArchitectureError: if timm is not installed, has no such network, none or more than one reading fits it.
     """
-    tensors, computed = compute_weights(without_wrappers(checkpoint.tensors))
+    tensors, computed = clean(checkpoint.tensors)
     stems, heads = _timm_names(name)
     readings = find_readings(checkpoint, tensors, [f"{stem}.weight" for stem in stems])
     fits: list[Fit] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import pickle
 import warnings
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelFileError, UntrustedModelError, first_line
 from imbalance_perturb.models.formats.pickles import OddPickleError, UnknownOperationError, describe, odd_pickle
+from imbalance_perturb.models.formats.plain_values import plain_values
 from imbalance_perturb.models.formats.recorded_options import find_hints, recorded_arch
 from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.trust import (
@@ -25,7 +25,7 @@ from imbalance_perturb.models.formats.trust import (
     some_names,
     tensors_only,
 )
-from imbalance_perturb.models.formats.weight_sets import find_sets, is_averaged
+from imbalance_perturb.models.formats.weight_sets import find_sets, is_averaged, unnamed_averages
 from imbalance_perturb.models.formats.zip_archive import Archive
 
 SAVE_REMEDY = "save it with torch.save(model.state_dict(), 'model.pth')"
@@ -83,6 +83,8 @@ def parse_checkpoint(content: object, path: Path, weights: str | None = None) ->
         notes.append(
             f"entries that are no tensors were left out: {', '.join(others[:5])}{' …' if len(others) > 5 else ''}"
         )
+    if unnamed := unnamed_averages(content):
+        notes.append(f"the averaged parameters under {unnamed[0]!r} have no names and were not used")
     # A layer's weight is defined before its bias: a sorted list was sorted by somebody, and tells nothing.
     ordered = any(list(one.tensors) != sorted(one.tensors) for one in found)
     averaged = tuple(one.key for one in found if one.averaged)
@@ -168,8 +170,7 @@ def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None
     path = snapshot.path
     check_checkpoint(snapshot)
     try:
-        # A Namespace is a bag of values: torchvision's, timm's and many other scripts save their options in one.
-        with tensors_only(), torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with tensors_only(), plain_values(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
             return torch.load(snapshot.open(), map_location="cpu", weights_only=True), None
     except pickle.UnpicklingError as error:
@@ -218,6 +219,8 @@ def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
 
 def _needed_globals(snapshot: Snapshot, error: pickle.UnpicklingError) -> list[str]:
     try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())) or named_globals(error)
+        with plain_values():
+            needed = torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())
+        return sorted(needed) or named_globals(error)
     except LOAD_ERRORS:
         return named_globals(error)  # the layout before torch 1.6, or a pickle too odd to be taken apart

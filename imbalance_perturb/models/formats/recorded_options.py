@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 
 #: Tables in which training scripts keep their options.
 _TABLES = (
@@ -36,7 +37,7 @@ def find_hints(content: object) -> dict[str, str | bool | int]:
 
 
 def _iter_values(table: object, path: str, depth: int) -> Iterator[tuple[str, str | bool | int]]:
-    if isinstance(table, argparse.Namespace):
+    if isinstance(table, argparse.Namespace | SimpleNamespace):
         table = vars(table)
     if not isinstance(table, Mapping) or depth > _MOST_DEPTH:
         return
@@ -46,7 +47,7 @@ def _iter_values(table: object, path: str, depth: int) -> Iterator[tuple[str, st
             yield name, "none"
         elif isinstance(value, bool | int) or (isinstance(value, str) and 0 < len(value) <= _MOST_TEXT):
             yield name, value
-        elif isinstance(value, Mapping | argparse.Namespace):
+        elif isinstance(value, Mapping | argparse.Namespace | SimpleNamespace):
             yield from _iter_values(value, name, depth + 1)
 
 

@@ -43,6 +43,19 @@ def is_averaged(names: str) -> bool:
     return False
 
 
+def unnamed_averages(content: object) -> list[str]:
+    """Keys of averages that are lists of tensors without names, which no network can be filled from."""
+    if not isinstance(content, Mapping):
+        return []
+    tables = {key: value for key, value in content.items() if isinstance(key, str) and is_averaged(key)}
+    lists = {key: value.values() if isinstance(value, Mapping) else [value] for key, value in tables.items()}
+    return [key for key, found in lists.items() if any(_is_list_of_tensors(value) for value in found)]
+
+
+def _is_list_of_tensors(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Tensor) for item in value)
+
+
 def find_sets(content: object, path: Path) -> list[WeightSet] | nn.Module | dict[str, nn.Module]:
     """Find the sets of weights in a loaded object; whole modules by key, or one alone, where those were saved.
 
@@ -113,7 +126,7 @@ def _nothing(content: Mapping[Any, Any], path: Path) -> ModelFileError:
             " torch.save(model.state_dict(), ...)"
         )
     for key, value in content.items():
-        if isinstance(value, list | tuple) and value and all(isinstance(item, Tensor) for item in value):
+        if _is_list_of_tensors(value):
             return ModelFileError(
                 f"{path}: the {len(value)} tensors under {str(key)!r} have no names; save the network's with"
                 " torch.save(model.state_dict(), ...)"

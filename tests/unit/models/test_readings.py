@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -17,8 +19,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from imbalance_perturb.errors import ArchitectureError, ModelFileError, SettingsError
+from imbalance_perturb.errors import ArchitectureError, ModelFileError, SettingsError, UntrustedModelError
 from imbalance_perturb.models import LoadedClassifier, load_classifier
+from imbalance_perturb.models.formats import plain_values
+from imbalance_perturb.models.formats.checkpoint import read_checkpoint
+from imbalance_perturb.models.formats.snapshot import read_snapshot
 
 State = dict[str, Tensor]
 C = 7
@@ -111,6 +116,9 @@ _LAYOUTS: dict[str, Callable[[State], Any]] = {
     "a key of one's own": lambda s: {"best_model_state": s, "best_acc": 0.9},
     "with an optimiser": lambda s: {"model": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(9, 9)}}}},
     "with a Namespace": lambda s: {"model": s, "args": argparse.Namespace(lr=0.1, model="shufflenet_v2_x0_5")},
+    "with NumPy's numbers and paths": lambda s: {
+        "model": s, "best": np.float64(0.9), "epoch": np.int64(3), "args": argparse.Namespace(out=Path("a") / "b")
+    },
     "no counters": lambda s: {k: t for k, t in s.items() if "num_batches" not in k},
 }  # fmt: skip
 
@@ -122,6 +130,8 @@ def test_layouts_that_load(layout: str, small: nn.Module, tmp_path: Path) -> Non
     assert loaded.info.arch == "shufflenet_v2_x0_5"
     assert same(loaded, small)
     assert not loaded.info.assumptions
+    if layout in ("FSDP", "compiled in part", "compiled and distributed", "distributed twice", "Opacus"):
+        assert "wrappers were removed from the tensors' names: " in said(loaded)
 
 
 @pytest.mark.parametrize("arch", ["shufflenet_v2_x0_5", None])
@@ -139,7 +149,7 @@ def test_an_averaged_model_loads(small: nn.Module, tmp_path: Path) -> None:
     averaged = AveragedModel(small, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     loaded = load(averaged.state_dict(), tmp_path)
     assert same(loaded, small)
-    assert "average over training" in said(loaded)
+    assert "an average over training" in said(loaded)
     assert same(load(averaged.state_dict(), tmp_path, weights="ema"), small)
 
 
@@ -181,6 +191,13 @@ def test_the_same_weights_twice_are_one_network(small: nn.Module, tmp_path: Path
     loaded = load({"model": small.state_dict(), "model_ema": small.state_dict()}, tmp_path)
     assert same(loaded, small)
     assert "the same tensors stand twice in the file" in said(loaded)
+
+
+def test_averages_without_names_are_said(small: nn.Module, tmp_path: Path) -> None:
+    """torch_ema's list of averaged parameters cannot be used, which a note says."""
+    loaded = load({"model": small.state_dict(), "ema": {"decay": 0.9, "shadow_params": [torch.ones(3)]}}, tmp_path)
+    assert same(loaded, small)
+    assert "under 'ema' have no names" in said(loaded)
 
 
 def test_weights_that_are_not_there(small: nn.Module, tmp_path: Path) -> None:
@@ -570,5 +587,35 @@ def test_a_module_is_chosen_by_weights(small: nn.Module, other: nn.Module, tmp_p
     content = {"model": small, "ema": other, "epoch": 1}
     with pytest.raises(ModelFileError, match="--weights ema or model"):
         load(content, tmp_path, trust_model_file=True)
-    assert same(load(content, tmp_path, trust_model_file=True, weights="ema"), other)
+    loaded = load(content, tmp_path, trust_model_file=True, weights="ema")
+    assert same(loaded, other)
+    assert "of no use" not in said(loaded)
     assert same(load({"model": None, "ema": other}, tmp_path, trust_model_file=True), other)
+
+
+def test_values_beside_the_tensors_are_read_as_what_they_say(tmp_path: Path) -> None:
+    """NumPy's numbers, paths and options are made without NumPy's or pathlib's code; other classes still need trust."""
+    content = {
+        "a": np.float64(1.5), "b": np.float32(-2.5), "c": np.int64(-3), "d": np.bool_(True), "e": Path("x/y"),
+        "f": argparse.Namespace(lr=0.1), "g": np.dtype(">i4").type(5),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "values.pth")
+    read, note = read_checkpoint(read_snapshot(tmp_path / "values.pth"), trust=False)
+    assert note is None
+    assert (read["a"], read["b"], read["c"], read["d"], read["e"]) == (1.5, -2.5, -3, True, "x/y")
+    assert type(read["a"]) is float
+    assert vars(read["f"]) == {"lr": 0.1}
+    assert read["g"] == 5
+    torch.save({**content, "h": Fraction(1, 2)}, tmp_path / "more.pth")
+    with pytest.raises(UntrustedModelError, match=r"needs code to load \(fractions\.Fraction\)"):
+        read_checkpoint(read_snapshot(tmp_path / "more.pth"), trust=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", "text", None, 7])
+def test_numbers_that_numpy_did_not_write_are_none(content: object) -> None:
+    """A number of the wrong length, or of a type that is no number, is no number; a long path is none."""
+    assert plain_values._number(plain_values._NumberType("f8"), content) is None
+    assert plain_values._number(plain_values._NumberType("O8"), b"12345678") is None
+    assert plain_values._number("f8", b"12345678") is None
+    assert plain_values._path(*["x" * 1000] * 50) is None
+    assert plain_values._bytes("x", "zip") is None
