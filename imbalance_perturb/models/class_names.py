@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -103,7 +104,7 @@ def select_class_names(
 
 
 def _iter_names(content: object, path: str, depth: int) -> Iterator[ClassNames]:
-    if isinstance(content, argparse.Namespace | nn.Module):  # of files that were trusted
+    if isinstance(content, argparse.Namespace | SimpleNamespace | nn.Module):  # a module of a file that was trusted
         content = vars(content)
     if not isinstance(content, Mapping) or depth > _MOST_DEPTH:
         return

@@ -61,10 +61,12 @@ def parse_checkpoint(content: object, path: Path, weights: str | None = None) ->
         weights: which is asked for of two modules, ``ema`` or ``model``.
 
     Raises:
-        ModelFileError: if there are none, or more than one module.
+        ModelFileError: if there are none, more than one module, or not the one asked for.
     """
     found = find_sets(content, path)
     if isinstance(found, nn.Module):
+        if weights is not None:
+            raise ModelFileError(f"{path}: --weights {weights}: the file is one whole network; leave the option out")
         return found
     if isinstance(found, dict):
         return _select_module(found, path, weights)

@@ -591,6 +591,8 @@ def test_a_module_is_chosen_by_weights(small: nn.Module, other: nn.Module, tmp_p
     assert same(loaded, other)
     assert "of no use" not in said(loaded)
     assert same(load({"model": None, "ema": other}, tmp_path, trust_model_file=True), other)
+    with pytest.raises(ModelFileError, match="one whole network"):
+        load(other, tmp_path, trust_model_file=True, weights="ema")
 
 
 def test_values_beside_the_tensors_are_read_as_what_they_say(tmp_path: Path) -> None:
