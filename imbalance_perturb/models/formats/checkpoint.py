@@ -88,7 +88,8 @@ def parse_checkpoint(content: object, path: Path, weights: str | None = None) ->
     if unnamed := unnamed_averages(content):
         notes.append(f"the averaged parameters under {unnamed[0]!r} have no names and were not used")
     # A layer's weight is defined before its bias: a sorted list was sorted by somebody, and tells nothing.
-    ordered = any(list(one.tensors) != sorted(one.tensors) for one in found)
+    many = [list(one.tensors) for one in found if len(one.tensors) > 2]
+    ordered = bool(many) and all(names != sorted(names) for names in many)
     averaged = tuple(one.key for one in found if one.averaged)
     hints = find_hints(content)
     tensors = _in_float32(tensors, path, notes)
