@@ -29,6 +29,7 @@ LOSSES = ("cross-entropy", "mse", "focal")
 TARGETS = ("log", "inverse", "sqrt", "effective-number")
 EPS_SPACES = ("input", "pixel")
 HEAD_ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu", "tanh", "none")
+WEIGHTS = ("ema", "model")
 OUTPUTS = ("auto", "logits", "probabilities")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLORS = ("rgb", "gray")
@@ -77,6 +78,12 @@ class ModelSettings(Table):
         "What lies between the Linears of a replaced head, in the first place after each that has a layer without"
         " tensors:",
         default_text="ReLU where numbers show such a place, with a warning; else refused",
+    )
+    weights: str | None = setting(
+        None,
+        Text(WEIGHTS),
+        "Which are meant where the file holds several sets of weights, as trained and averaged (teacher):",
+        default_text="the only ones; two that differ are refused",
     )
     outputs: str = setting("auto", Text(OUTPUTS), "What the model returns:", compared=False)
     # A text is the SHA-256 of the only file that is trusted.

@@ -264,6 +264,7 @@ def load_probed(
         trust_model_file=settings.model.trust_model_file,
         input_shape=shape_for,
         num_classes=None if counts is None else len(counts),
+        weights=settings.model.weights,
     )
     if counts is not None and model.info.classes is not None and len(counts) == model.info.num_classes:
         _agree(counts, model.info.classes, settings.model)

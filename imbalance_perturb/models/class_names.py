@@ -6,15 +6,17 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.models.folders.model_folder import ModelFolder, open_model
-from imbalance_perturb.models.formats.checkpoint import WRAPPERS, read_checkpoint
+from imbalance_perturb.models.formats.checkpoint import read_checkpoint
 from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.trust import is_trusted
+from imbalance_perturb.models.formats.weight_sets import WRAPPERS
 from imbalance_perturb.models.formats.zip_archive import Archive
 
 #: What training scripts call them, the clearest first. Mappings go from name to index or from index to name.
@@ -104,7 +106,7 @@ def select_class_names(
 
 
 def _iter_names(content: object, path: str, depth: int) -> Iterator[ClassNames]:
-    if isinstance(content, argparse.Namespace | nn.Module):  # of files that were trusted
+    if isinstance(content, argparse.Namespace | SimpleNamespace | nn.Module):  # a module of a file that was trusted
         content = vars(content)
     if not isinstance(content, Mapping) or depth > _MOST_DEPTH:
         return

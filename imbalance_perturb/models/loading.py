@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from imbalance_perturb.config.settings import HEAD_ACTIVATIONS, OUTPUTS
-from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, first_line, printable
+from imbalance_perturb.config.settings import HEAD_ACTIVATIONS, OUTPUTS, WEIGHTS
+from imbalance_perturb.errors import ModelFileError, ModelOutputError, SettingsError, printable
 from imbalance_perturb.models.architectures.building import build_network, parameter_count
 from imbalance_perturb.models.architectures.filling import Built
 from imbalance_perturb.models.class_names import (
@@ -24,10 +23,9 @@ from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo
 from imbalance_perturb.models.folders.building import build_folder
 from imbalance_perturb.models.folders.model_folder import ModelFolder, open_model
 from imbalance_perturb.models.formats.checkpoint import parse_checkpoint, read_checkpoint, read_safetensors
-from imbalance_perturb.models.formats.exported_program import read_export
 from imbalance_perturb.models.formats.snapshot import Snapshot
-from imbalance_perturb.models.formats.torchscript import read_torchscript
 from imbalance_perturb.models.formats.trust import Hashed, is_trusted
+from imbalance_perturb.models.opaque import Opaque, in_float32, open_export, open_torchscript
 from imbalance_perturb.models.own_preprocessing import OwnPreprocessing
 from imbalance_perturb.models.trial import look_at_output
 
@@ -38,16 +36,6 @@ InputShape = tuple[int, ...] | Callable[[OwnPreprocessing | None], tuple[int, ..
 _MOST_TEXT = 2000
 
 
-class _Opaque(NamedTuple):
-    """A network that came ready-made, and what its file tells of the inputs it takes."""
-
-    network: nn.Module
-    kind: str
-    batch_range: tuple[int, int | None] = (1, None)
-    shape: tuple[int | None, ...] = ()  # of one input; None where any will do
-    notes: tuple[str, ...] = ()
-
-
 class _Asked(NamedTuple):
     """What the user says of the network."""
 
@@ -55,6 +43,7 @@ class _Asked(NamedTuple):
     factory: str | None
     head_activation: str | None
     num_classes: int | None
+    weights: str | None
 
 
 def load_classifier(
@@ -67,6 +56,7 @@ def load_classifier(
     trust_model_file: bool | str = False,
     input_shape: InputShape = (3, 224, 224),
     num_classes: int | None = None,
+    weights: str | None = None,
 ) -> LoadedClassifier:
     """A trained classifier as a frozen module that returns (N, C) logits, on the CPU and in float32.
 
@@ -86,6 +76,8 @@ def load_classifier(
             makes it of what the model says of its preprocessing, called where it is needed.
         num_classes: C where the caller knows it, from COUNTS: it settles what a file leaves open, and is otherwise not
             held against the network.
+        weights: which weights are meant where the file holds several sets: ``ema`` (an average over training, a mean
+            teacher) or ``model``. By default such a file is refused, unless they are the same.
 
     Raises:
         ModelFileError: if the file is missing, damaged or of another format.
@@ -98,10 +90,12 @@ def load_classifier(
         raise SettingsError(f"outputs is {outputs!r}; expected one of {', '.join(OUTPUTS)}")
     if head_activation is not None and head_activation not in HEAD_ACTIVATIONS:
         raise SettingsError(f"head_activation is {head_activation!r}; expected one of {', '.join(HEAD_ACTIVATIONS)}")
+    if weights is not None and weights not in WEIGHTS:
+        raise SettingsError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
     if arch and factory:
         raise SettingsError("arch and factory are both given; each names the network, so give one")
     try:
-        network = _Asked(arch, factory, head_activation, num_classes)
+        network = _Asked(arch, factory, head_activation, num_classes, weights)
         loaded = _load(path, network, outputs, trust_model_file, input_shape)
     except (ModelFileError, ModelOutputError) as error:
         raise type(error)(_plain(str(error))) from error
@@ -119,7 +113,7 @@ def _plain(text: str) -> str:
 def _load(
     model: str | Path, asked: _Asked, outputs: str, trust_model_file: bool | str, input_shape: InputShape
 ) -> LoadedClassifier:
-    found: _Opaque | Built
+    found: Opaque | Built
     opened = open_model(model)
     path = opened.path
     trust = is_trusted(opened, trust_model_file)
@@ -127,15 +121,15 @@ def _load(
         found, content = build_folder(opened, trust=trust, **asked._asdict())
         names = find_class_names(opened.naming) + find_class_names(content)
     elif opened.format == "torchscript":
-        found, names = _torchscript(opened, trust=trust), attached_class_names(opened)
+        found, names = open_torchscript(opened, trust=trust), attached_class_names(opened)
     elif opened.format == "export":
-        found, names = _export(opened, trust=trust), attached_class_names(opened)
+        found, names = open_export(opened, trust=trust), attached_class_names(opened)
     else:
         found, names = _tensors(opened, asked, trust=trust)
     if isinstance(found, Built):
         return _name_classes(_wrap_built(found, opened, asked, outputs, input_shape), names, path)
-    for option in ("arch", "factory", "head_activation"):
-        if getattr(asked, option):
+    for option in ("arch", "factory", "head_activation", "weights"):
+        if getattr(asked, option) and not (option == "weights" and found.kind == "pickled module"):
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
     return _name_classes(_wrap_opaque(found, opened, asked, outputs, input_shape), names, path)
@@ -148,94 +142,25 @@ def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path)
     return loaded
 
 
-def _tensors(snapshot: Snapshot, asked: _Asked, *, trust: bool) -> tuple[_Opaque | Built, list[ClassNames]]:
+def _tensors(snapshot: Snapshot, asked: _Asked, *, trust: bool) -> tuple[Opaque | Built, list[ClassNames]]:
     note, path, kind = None, snapshot.path, snapshot.format
     if kind == "safetensors":
         parsed = parse_checkpoint(read_safetensors(snapshot), path)
         names = attached_class_names(snapshot)
     else:
         content, note = read_checkpoint(snapshot, trust=trust)
-        parsed = parse_checkpoint(content, path)
+        parsed = parse_checkpoint(content, path, asked.weights)
         names = find_class_names(content)
     notes = (note,) if note else ()
     if isinstance(parsed, nn.DataParallel):
         parsed = parsed.module  # one device at a time is the caller's business
     if isinstance(parsed, nn.Module):
-        return _in_float32(_Opaque(parsed, "pickled module", notes=notes)), names
+        return in_float32(Opaque(parsed, "pickled module", notes=notes)), names
     parsed.notes[:0] = notes
     if kind == "safetensors":
         parsed.ordered = False  # that format sorts them by name
     name = "safetensors" if kind == "safetensors" else "torchvision state_dict"
     return build_network(parsed, path, kind=name, **asked._asdict()), names
-
-
-def _torchscript(snapshot: Snapshot, *, trust: bool) -> _Opaque:
-    module = read_torchscript(snapshot, trust=trust)
-    return _in_float32(_Opaque(module, "torchscript", shape=(_first_channels(module), None, None)))
-
-
-def _export(snapshot: Snapshot, *, trust: bool) -> _Opaque:
-    path, program = snapshot.path, read_export(snapshot, trust=trust)
-    try:
-        return _program(program, path)
-    except ModelOutputError:
-        raise
-    except Exception as error:  # a graph that was read but does not hold together
-        raise ModelFileError(
-            f"{path}: the graph of this torch.export file is damaged ({first_line(error)}); export the model again"
-        ) from error
-
-
-def _program(program: torch.export.ExportedProgram, path: Path) -> _Opaque:
-    names = program.graph_signature.user_inputs
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    inputs = [values.get(name) for name in names if isinstance(name, str)]
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim < 2:
-        raise ModelOutputError(
-            f"{path}: this exported program takes {len(names)} inputs; expected one tensor, a batch of images:"
-            " export a module that wraps it so"
-        )
-    batch, *rest = inputs[0].shape
-    # The guards in the file are source code that torch would execute; shapes are checked without them, too.
-    program._guards_code = []
-    try:
-        module = program.module(check_guards=False)
-    except TypeError:  # torch before 2.9
-        module = program.module()
-    shape = tuple(size if isinstance(size, int) else None for size in rest)
-    return _Opaque(module, "torch.export", _batch_range(program, batch), shape)
-
-
-def _batch_range(program: torch.export.ExportedProgram, batch: int | torch.SymInt) -> tuple[int, int | None]:
-    if isinstance(batch, int):
-        return batch, batch
-    expression = batch.node.expr
-    if not expression.is_Symbol:  # such as 2*s0: always one of the sizes that it takes
-        lowest = {symbol: limits.lower for symbol, limits in program.range_constraints.items()}
-        size = int(expression.subs(lowest))
-        return size, size
-    limits = program.range_constraints.get(expression)
-    if limits is None:
-        return 1, None
-    # 2^31 and more is how "no limit" is written, next to infinity.
-    largest = int(limits.upper) if limits.upper.is_Integer and limits.upper < 2**31 else None
-    return max(1, int(limits.lower)), largest
-
-
-def _first_channels(module: nn.Module) -> int | None:
-    # Only the first convolution of a network without groups tells; a depthwise one takes 1 channel of many.
-    for name, parameter in module.named_parameters():
-        if parameter.ndim == 4 and name.endswith("weight"):
-            return parameter.shape[1] if parameter.shape[1] in (1, 3, 4) and parameter.shape[2] > 1 else None
-    return None
-
-
-def _in_float32(found: _Opaque) -> _Opaque:
-    halves = {p.dtype for p in found.network.parameters() if p.dtype in (torch.float16, torch.bfloat16, torch.float64)}
-    if not halves:
-        return found
-    note = f"parameters stored as {', '.join(sorted(map(str, halves)))} were converted to float32"
-    return found._replace(network=found.network.float(), notes=(*found.notes, note))
 
 
 def _wrap_built(
@@ -267,7 +192,7 @@ def _wrap_built(
 
 
 def _wrap_opaque(
-    found: _Opaque, snapshot: Hashed, asked: _Asked, outputs: str, input_shape: InputShape
+    found: Opaque, snapshot: Hashed, asked: _Asked, outputs: str, input_shape: InputShape
 ) -> LoadedClassifier:
     path = snapshot.path
     for module in found.network.modules():

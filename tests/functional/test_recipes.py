@@ -47,9 +47,11 @@ OTHER = {
     "deterministic": (None, True),
 }
 
-#: Settings that go with no other value of those above, take a compiler or a replaced head, or are granted by the
-#: command line alone.
-APART = {"model", "counts", "target_m", "compile", "factory", "trust_model_file", "head_activation", "offsets"}
+#: Settings that go with no other value of those above, take a compiler, a replaced head or two sets of weights, or are
+#: granted by the command line alone.
+APART = {
+    "model", "counts", "target_m", "compile", "factory", "trust_model_file", "head_activation", "weights", "offsets",
+}  # fmt: skip
 
 
 def recorded() -> dict[str, Any]:

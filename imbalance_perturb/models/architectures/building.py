@@ -11,18 +11,23 @@ import torch
 from torch import nn
 
 from imbalance_perturb.errors import ArchitectureError
+from imbalance_perturb.models.architectures.choosing import Asked, choose, put_in_front, remainder, where_notes
 from imbalance_perturb.models.architectures.factories import build_by_factory
 from imbalance_perturb.models.architectures.filling import OTHER_WAYS, Built, mismatch, put_tensors
+from imbalance_perturb.models.architectures.fitting import Fits, fit_readings
 from imbalance_perturb.models.architectures.heads import HeadHints
+from imbalance_perturb.models.architectures.hints import UNSEEN, check_hints, explain
 from imbalance_perturb.models.architectures.recognition import (
     Difference,
     Match,
-    canonical_names,
+    Shapes,
+    is_auxiliary,
     match_architecture,
     recognise,
 )
-from imbalance_perturb.models.architectures.skeleton import classification_names, is_counter
-from imbalance_perturb.models.architectures.timm_networks import OTHER_FILES, build_by_timm, is_timm_name
+from imbalance_perturb.models.architectures.skeleton import classification_names
+from imbalance_perturb.models.architectures.timm_fitting import fit_timm
+from imbalance_perturb.models.architectures.timm_networks import OTHER_FILES, is_timm_name
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
 
 #: In names of tensors that transformers saves.
@@ -30,6 +35,9 @@ _OF_TRANSFORMERS = re.compile(
     r"(^|\.)(embeddings\.patch_embeddings|embedder\.embedder|embeddings\.convolution|conv_stem\.convolution"
     r"|encoder\.(layer|layers|stages|block)\.\d+)\."
 )
+
+#: Below this part of their tensors a file and an architecture have nothing to do with one another.
+_ALIKE = 0.02
 
 
 def build_network(
@@ -41,6 +49,7 @@ def build_network(
     kind: str,
     head_activation: str | None = None,
     num_classes: int | None = None,
+    weights: str | None = None,
 ) -> Built:
     """Build the network for a checkpoint's tensors.
 
@@ -50,18 +59,20 @@ def build_network(
         kind: the file's format, to be named in the result.
         head_activation: what stands between the Linears of a replaced head, where the file does not show it.
         num_classes: C where the caller knows it, for networks whose head cannot be told from the tensors.
+        weights: which of several sets of weights, ``ema`` or ``model``.
 
     Raises:
         ArchitectureError: if there is no such network or the tensors do not fit it.
     """
     hints = HeadHints(checkpoint.ordered, head_activation)
+    asked = Asked(weights, num_classes)
     if factory is not None:
-        return noting_unused(build_by_factory(checkpoint, path, factory, num_classes), head_activation)
+        return noting_unused(build_by_factory(checkpoint, path, factory, asked), head_activation)
     if arch is None:
-        return _by_recognition(checkpoint, path, kind, hints)
+        return _by_recognition(checkpoint, path, kind, hints, asked)
     name, options = parse_arch(arch)
     if name.startswith("timm:"):
-        built = build_by_timm(checkpoint, path, name.removeprefix("timm:"), options)
+        built = fit_timm(checkpoint, path, name.removeprefix("timm:"), options, asked)
         return noting_unused(built, head_activation)
     if name not in classification_names():
         close = difflib.get_close_matches(name, classification_names(), 3, 0.5)
@@ -71,11 +82,15 @@ def build_network(
             else f"known are {', '.join(classification_names()[:5])}, ..."
         )
         raise ArchitectureError(f"--arch {name}: torchvision has no classification network of this name; {hint}")
-    names = canonical_names(checkpoint.tensors)
-    found = match_architecture(name, _shapes(checkpoint, names), hints, **options)
-    if isinstance(found, Difference):
-        raise mismatch(path, f"the tensors do not fit --arch {name}", found)
-    return _fill(found, checkpoint, names, path, kind, hints)
+
+    def match(shapes: Shapes, _: str | None) -> Match | tuple[str, Difference]:
+        found = match_architecture(name, shapes, hints, **options)
+        return found if isinstance(found, Match) else (name, found)
+
+    fits = fit_readings(checkpoint, [name], match)
+    if fits.closest is not None:
+        raise mismatch(path, f"the tensors do not fit --arch {name}", fits.closest.difference, explain(fits.tensors))
+    return _fill(fits, checkpoint, path, kind, hints, asked)
 
 
 def noting_unused(built: Built, head_activation: str | None) -> Built:
@@ -116,34 +131,51 @@ def _value(text: str) -> Any:
     return text
 
 
-def _by_recognition(checkpoint: Checkpoint, path: Path, kind: str, hints: HeadHints) -> Built:
-    names = canonical_names(checkpoint.tensors)
-    found = recognise(_shapes(checkpoint, names), hints)
+def _by_recognition(checkpoint: Checkpoint, path: Path, kind: str, hints: HeadHints, asked: Asked) -> Built:
+    def match(shapes: Shapes, name: str | None) -> Match | tuple[str, Difference]:
+        if name is None:
+            return recognise(shapes, hints)
+        found = match_architecture(name, shapes, hints)
+        return found if isinstance(found, Match) else (name, found)
+
+    fits = fit_readings(checkpoint, classification_names(), match)
     recorded = checkpoint.arch
-    if not isinstance(found, Match):
-        closest, difference = found
-        hint = f"the file calls its network {recorded!r}: try --arch timm:{recorded}; otherwise " if recorded else ""
+    if fits.closest is not None:
+        alike, closest, difference = fits.closest
         if any(_OF_TRANSFORMERS.search(tensor) for tensor in checkpoint.tensors):
             raise ArchitectureError(
                 f"{path}: the tensors are named as transformers names them, and no config.json beside the file says"
                 " which network it is; keep config.json and preprocessor_config.json there, or give the whole folder"
             )
-        raise mismatch(path, f"the network is not recognised; the closest is {closest}", difference, hint)
-    if recorded and recorded != found.arch:
-        if is_timm_name(recorded):
-            # Some of timm's variants differ from torchvision's networks only in layers without tensors.
+        named = recorded and (recorded == checkpoint.hints.get("arch") or is_timm_name(recorded))
+        hint = f"the file calls its network {recorded!r}: try --arch timm:{recorded}; otherwise " if named else ""
+        hint = explain(fits.tensors) or hint
+        if alike < _ALIKE:
+            names = ", ".join(list(fits.tensors)[:3])
             raise ArchitectureError(
-                f"{path}: the file calls its network {recorded!r}, but its tensors also fit torchvision's {found.arch};"
-                f" say which it is: --arch timm:{recorded} or --arch {found.arch}"
+                f"{path}: the network is not recognised; torchvision has none with tensors such as {names}; {hint}"
+                f"{difference.remedy or OTHER_WAYS}"
             )
-        found.notes.append(f"the file calls its network {recorded!r}")
-    found.notes.insert(0, f"recognised as torchvision's {found.arch} from its tensors' names and shapes")
-    return _fill(found, checkpoint, names, path, kind, hints)
+        raise mismatch(path, f"the network is not recognised; the closest is {closest}", difference, hint)
+    return _fill(fits, checkpoint, path, kind, hints, asked, recognised=True)
 
 
 def _fill(
-    match: Match, checkpoint: Checkpoint, names: dict[str, str], path: Path, kind: str, hints: HeadHints
+    fits: Fits,
+    checkpoint: Checkpoint,
+    path: Path,
+    kind: str,
+    hints: HeadHints,
+    asked: Asked,
+    *,
+    recognised: bool = False,
 ) -> Built:
+    fit, chosen = choose(fits.found, path, asked)
+    match = fit.network
+    assert isinstance(match, Match)
+    if recognised:
+        match.notes += check_hints(match, checkpoint, path)
+        match.notes.insert(0, f"recognised as torchvision's {match.arch} from its tensors' names and shapes")
     if match.unsettled is not None:
         arch, option = match.arch, match.unsettled
         raise ArchitectureError(
@@ -151,31 +183,25 @@ def _fill(
             f" --arch {arch},{option}=true if training began from torchvision's pretrained parameters (weights=... or"
             f" pretrained=True switch it on), else --arch {arch},{option}=false"
         )
-    tensors = {name: checkpoint.tensors[in_file] for in_file, name in names.items()}
-    put_tensors(match.network, tensors, assign=True)
+    rest = remainder(fit, fits.found, checkpoint, path, whole=False)
+    put_tensors(match.network, fit.tensors, assign=True)
     left = [name for name, t in (*match.network.named_parameters(), *match.network.named_buffers()) if t.is_meta]
     if left:
         raise ArchitectureError(f"the tensors {', '.join(left[:3])} of {match.arch} are not in the file; {OTHER_WAYS}")
-    dropped = [name for name in checkpoint.tensors if name not in names and not is_counter(name)]
-    notes = list(match.notes)
-    if dropped:
+    notes = [*checkpoint.notes, *fits.notes, *where_notes(fit, checkpoint), *chosen, *match.notes]
+    if any(is_auxiliary(name) for name in fit.reading.tensors):
         notes.append("the auxiliary heads, which serve training only, were left out")
-    notes = [*checkpoint.notes, *notes]
     built = Built(
-        match.network,
+        put_in_front(match.network, rest.front),
         kind,
         match.arch,
         match.num_classes,
         match.in_channels,
         match.fixed_size,
-        tuple(notes),
-        match.assumptions,
+        (*notes, *rest.notes, UNSEEN),
+        (*match.assumptions, *rest.assumptions),
     )
     return built if match.activated else noting_unused(built, hints.activation)
-
-
-def _shapes(checkpoint: Checkpoint, names: dict[str, str]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(checkpoint.tensors[in_file].shape) for in_file, name in names.items()}
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -166,6 +166,11 @@ def _finish(
             f"the head {prefix} has no bias and is taken for a plain Linear; a cosine classifier has the same tensors:"
             f" if it is one, {_FACTORY}",
         )
+    if any(isinstance(module, nn.LayerNorm) for module in modules):
+        assumptions += (
+            f"the head {prefix} has a norm that is taken for LayerNorm; GroupNorm and norms of batches without running"
+            f" statistics have the same tensors: if it is one, {_FACTORY}",
+        )
     return Head(
         head, last.out_features, f"the head {prefix} was replaced: {_describe(modules)}", assumptions, activated
     )

@@ -66,6 +66,7 @@ class Difference:
     reshaped: list[str] = field(default_factory=list)
     reason: str | None = None
     remedy: str | None = None
+    body_fits: bool = False
 
     def __len__(self) -> int:
         return len(self.missing) + len(self.unexpected) + len(self.reshaped)
@@ -106,13 +107,18 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """For each tensor that predictions need, the name in the file and the name torchvision has for it today."""
     found = {}
     for name in names:
-        if is_counter(name) or _AUXILIARY.match(name):
+        if is_counter(name) or is_auxiliary(name):
             continue
         now = name
         for pattern, replacement in _RENAMED:
             now = pattern.sub(replacement, now)
         found[name] = now
     return found
+
+
+def is_auxiliary(name: str) -> bool:
+    """Whether a tensor is of an auxiliary head, which serves training only."""
+    return bool(_AUXILIARY.match(name))
 
 
 def recognise(shapes: Shapes, hints: HeadHints | None = None) -> Match | tuple[str, Difference]:
@@ -124,12 +130,24 @@ def recognise(shapes: Shapes, hints: HeadHints | None = None) -> Match | tuple[s
             return found
         if found.reason:  # all below the head fits, so no other will
             return name, found
-        same = sum(1 for key, shape in skeleton(name).shapes.items() if shapes.get(key) == shape)
-        likeness = same / (len(set(skeleton(name).shapes) | set(shapes)) or 1)
-        if closest is None or likeness > closest[0]:
-            closest = (likeness, name, found)
+        near = likeness(name, shapes)
+        if closest is None or near > closest[0]:
+            closest = (near, name, found)
     assert closest is not None  # torchvision has architectures
     return closest[1], closest[2]
+
+
+def likeness(name: str, shapes: Shapes) -> float:
+    """How much of an architecture and of a file's tensors are the same, from 0 to 1."""
+    expected = skeleton(name).shapes
+    return sum(1 for key, shape in expected.items() if shapes.get(key) == shape) / (
+        len(set(expected) | set(shapes)) or 1
+    )
+
+
+def family_key(name: str) -> str | None:
+    """A tensor that all architectures of the family of this one have; None for an architecture of no known family."""
+    return next((key for key, pattern in _FAMILIES if re.match(pattern, name)), None)
 
 
 def match_architecture(name: str, shapes: Shapes, hints: HeadHints | None = None, **options: Any) -> Match | Difference:
@@ -214,13 +232,9 @@ def _assemble(name: str, base: Skeleton, head: Head, shapes: Shapes, options: di
 
 def _candidates(shapes: Shapes) -> list[str]:
     """The architectures that may fit, and some for comparison where none can."""
-    families = {name: _family(name) for name in classification_names()}
+    families = {name: family_key(name) for name in classification_names()}
     possible = [name for name, family in families.items() if family is None or family in shapes]
     return possible or list({family: name for name, family in families.items()}.values())
-
-
-def _family(name: str) -> str | None:
-    return next((key for key, pattern in _FAMILIES if re.match(pattern, name)), None)
 
 
 def _fit_head(base: Skeleton, shapes: Shapes, hints: HeadHints | None) -> Head | Difference:
@@ -242,6 +256,7 @@ def _fit_head(base: Skeleton, shapes: Shapes, hints: HeadHints | None) -> Head |
         return head
     difference = compare(given, expected)
     difference.reason, difference.remedy = f"the body fits, but {head.reason}", head.remedy
+    difference.body_fits = True
     return difference
 
 

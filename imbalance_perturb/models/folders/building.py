@@ -8,6 +8,7 @@ from torch import nn
 
 from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.models.architectures.building import build_network, noting_unused
+from imbalance_perturb.models.architectures.choosing import Asked
 from imbalance_perturb.models.architectures.filling import Built
 from imbalance_perturb.models.folders.model_folder import ModelFolder
 from imbalance_perturb.models.folders.timm_folder import build_timm_folder, read_timm_preprocessing
@@ -24,6 +25,7 @@ def build_folder(
     factory: str | None,
     head_activation: str | None,
     num_classes: int | None,
+    weights: str | None,
 ) -> tuple[Built, Any]:
     """Build the network of a folder and fill it; with what its weights were read as.
 
@@ -32,6 +34,7 @@ def build_folder(
         trust: whether weights may run code of their own.
         arch, factory, head_activation: what the user says of the network, which wins over the config.
         num_classes: C where the caller knows it.
+        weights: ``ema`` or ``model``, where a file holds several sets.
 
     Raises:
         ArchitectureError: if the network is not known here or the tensors do not fit it.
@@ -43,7 +46,7 @@ def build_folder(
     by_config = arch is None and factory is None
     if by_config and folder.kind == "transformers":
         return noting_unused(build_transformers_folder(folder, content, notes), head_activation), content
-    parsed = parse_checkpoint(content, path)
+    parsed = parse_checkpoint(content, path, weights)
     if isinstance(parsed, nn.Module):
         raise ModelFileError(
             f"{path}: the weights are a whole module, which brings its own network; give it in a folder without a"
@@ -52,7 +55,7 @@ def build_folder(
     parsed.notes[:0] = notes
     parsed.ordered = parsed.ordered and folder.weights[0].format != "safetensors"  # that format sorts them by name
     if by_config:
-        return noting_unused(build_timm_folder(folder, parsed), head_activation), content
+        return noting_unused(build_timm_folder(folder, parsed, Asked(weights, num_classes)), head_activation), content
     kind = f"{folder.kind} folder"
     built = build_network(
         parsed,
@@ -62,6 +65,7 @@ def build_folder(
         kind=kind,
         head_activation=head_activation,
         num_classes=num_classes,
+        weights=weights,
     )
     if folder.kind == "timm":
         own = read_timm_preprocessing(folder)

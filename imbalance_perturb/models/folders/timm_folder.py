@@ -7,7 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from imbalance_perturb.errors import ArchitectureError, ModelFileError, brief, first_few
+from imbalance_perturb.models.architectures.choosing import Asked, choose, remainder, where_notes
 from imbalance_perturb.models.architectures.filling import Built, in_proportion, load_strictly, named_error
+from imbalance_perturb.models.architectures.network_fitting import fit_network
 from imbalance_perturb.models.architectures.timm_networks import (
     OTHER_FILES,
     import_timm,
@@ -25,7 +27,7 @@ _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source
 _REFUSED = (*OTHER_FILES, "features_only", "feature_cfg", "pretrained_model_args", "pretrained_filter_fn")
 
 
-def build_timm_folder(folder: ModelFolder, checkpoint: Checkpoint) -> Built:
+def build_timm_folder(folder: ModelFolder, checkpoint: Checkpoint, asked: Asked) -> Built:
     """Build the network that the config names, as ``timm.create_model("local-dir:FOLDER")`` does, and fill it.
 
     Raises:
@@ -44,11 +46,19 @@ def build_timm_folder(folder: ModelFolder, checkpoint: Checkpoint) -> Built:
         rows = int(network.num_classes)
     except LOAD_ERRORS as error:
         raise ArchitectureError(f"{folder.path}: timm cannot build {what}: {named_error(error)}") from error
-    load_strictly(network, checkpoint.tensors, folder.path, f"the tensors do not fit {what}")
     own = timm_preprocessing(f"{folder.path}'s config.json", data)
-    notes = (*checkpoint.notes, f"built by timm as its config.json says: {name}, {rows} classes", own.note)
     channels, size = int(data["input_size"][0]), timm_size(network)
-    return Built(network.eval(), "timm folder", f"timm:{name}", rows, channels, size, notes, preprocessing=own)
+    built = Built(network.eval(), "timm folder", f"timm:{name}", rows, channels, size, (), preprocessing=own)
+    fits, nearest, computed = fit_network(network, checkpoint, built)
+    if not fits:
+        given = checkpoint.tensors if nearest is None else nearest.tensors
+        load_strictly(network, given, folder.path, f"the tensors do not fit {what}")
+    fit, chosen = choose(fits, folder.path, asked)
+    load_strictly(network, fit.tensors, folder.path, f"the tensors do not fit {what}")
+    rest = remainder(fit, fits, checkpoint, folder.path, whole=True)
+    told = f"built by timm as its config.json says: {name}, {rows} classes"
+    notes = (*checkpoint.notes, *computed, *where_notes(fit, checkpoint), *chosen, told, own.note, *rest.notes)
+    return built._replace(notes=notes, assumptions=rest.assumptions)
 
 
 def read_timm_preprocessing(folder: ModelFolder) -> OwnPreprocessing:

@@ -1,13 +1,10 @@
-"""Check and read ``torch.save`` and safetensors files, and find a network's tensors among what people save."""
+"""Check and read ``torch.save`` and safetensors files: tensors by name, and what the file says of their network."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import re
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,10 +14,11 @@ from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelFileError, UntrustedModelError, first_line
 from imbalance_perturb.models.formats.pickles import OddPickleError, UnknownOperationError, describe, odd_pickle
+from imbalance_perturb.models.formats.plain_values import plain_values
+from imbalance_perturb.models.formats.recorded_options import find_hints, recorded_arch
 from imbalance_perturb.models.formats.snapshot import Snapshot
 from imbalance_perturb.models.formats.trust import (
     LOAD_ERRORS,
-    PLAIN_PATHS,
     TRUST_REMEDY,
     importable_from_here,
     library_remedy,
@@ -29,119 +27,85 @@ from imbalance_perturb.models.formats.trust import (
     some_names,
     tensors_only,
 )
+from imbalance_perturb.models.formats.weight_sets import find_sets, is_averaged, unnamed_averages
 from imbalance_perturb.models.formats.zip_archive import Archive
-
-#: Where training scripts put the tensors, in the order of preference.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
-#: Averages of the parameters saved beside them: another network, which the user would have to ask for.
-_AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema")
-_PREFIXES = ("module", "model", "_orig_mod", "net", "network", "backbone")
-#: A loss that was part of the trained module, for instance with class weights.
-_LOSS = re.compile(r"(criterion|loss|loss_fn|loss_func|\w+_loss|\w+_criterion)\.")
 
 SAVE_REMEDY = "save it with torch.save(model.state_dict(), 'model.pth')"
 
 
 @dataclass
 class Checkpoint:
-    """The tensors of a network by name, as the network itself would name them.
+    """The tensors of a file by name, as the file names them.
+
+    Where it holds several sets of weights, names begin with the key of their set, which ``sets`` lists. Which of the
+    tensors are a network's, and which names it has for them, ``architectures/readings.py`` finds out.
 
     ``arch``: the architecture's name where the file records one (as timm and many training scripts do).
     ``ordered``: whether the tensors come in the order in which the network defines them.
+    ``hints``: other entries that may tell of the network (``hyper_parameters``, ``args``, ...), by dotted key.
+    ``key``: of the only set of weights. ``averaged``: those keys whose sets are an average by the file's layout.
     """
 
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
     arch: str | None = None
     ordered: bool = True
+    hints: dict[str, str | bool | int] = field(default_factory=dict)
+    key: str = ""
+    sets: tuple[str, ...] = ()
+    averaged: tuple[str, ...] = ()
 
 
-def parse_checkpoint(content: object, path: Path) -> Checkpoint | nn.Module:
-    """Find the network's tensors in a loaded object, or the whole module where that was saved.
+def parse_checkpoint(content: object, path: Path, weights: str | None = None) -> Checkpoint | nn.Module:
+    """Find the sets of weights in a loaded object, or the whole module where that was saved.
+
+    Args:
+        weights: which is asked for of two modules, ``ema`` or ``model``.
 
     Raises:
-        ModelFileError: if there are none, or more than one candidate.
+        ModelFileError: if there are none, more than one module, or not the one asked for.
     """
-    if isinstance(content, nn.Module):
-        return content
-    notes: list[str] = []
-    arch = _recorded_arch(content)
-    found = _unwrap(content, path, notes)
+    found = find_sets(content, path)
     if isinstance(found, nn.Module):
+        if weights is not None:
+            raise ModelFileError(f"{path}: --weights {weights}: the file is one whole network; leave the option out")
         return found
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    left = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
-    if left:
-        notes.append(f"entries that are no tensors were left out: {', '.join(left[:5])}{' …' if len(left) > 5 else ''}")
-    tensors = _without_loss(tensors, notes)
-    tensors = _without_prefixes(tensors, notes)
-    # A layer's weight is defined before its bias: a sorted list was sorted by somebody, and tells nothing.
-    ordered = list(tensors) != sorted(tensors)
-    return Checkpoint(_in_float32(tensors, path, notes), notes, arch, ordered)
-
-
-def _unwrap(content: object, path: Path, notes: list[str]) -> Mapping[Any, Any] | nn.Module:
-    if not isinstance(content, Mapping) or not content:
-        raise ModelFileError(
-            f"{path}: the file holds {_what(content)}; expected a state_dict:"
-            " save it with torch.save(model.state_dict(), ...)"
+    if isinstance(found, dict):
+        return _select_module(found, path, weights)
+    notes: list[str] = []
+    key = ""
+    sets: tuple[str, ...] = ()
+    if len(found) == 1:
+        key, tensors = found[0].key, found[0].tensors
+        if key:
+            notes.append(f"the tensors were taken from {key!r} of the file")
+    else:
+        sets = tuple(one.key for one in found)
+        tensors = {f"{one.key}.{name}": tensor for one in found for name, tensor in one.tensors.items()}
+    others = [name for one in found for name in one.others]
+    if others:
+        notes.append(
+            f"entries that are no tensors were left out: {', '.join(others[:5])}{' …' if len(others) > 5 else ''}"
         )
-    found: Mapping[Any, Any] = content
-    for _ in range(3):  # a Lightning or timm checkpoint is one level deep, a wrapped one two
-        if _is_state_dict(found):
-            return found
-        key = next((key for key in WRAPPERS if isinstance(found.get(key), nn.Module | Mapping) and found[key]), None)
-        if key is None:
-            inner = [k for k, value in found.items() if isinstance(value, nn.Module) or _is_state_dict(value)]
-            if len(inner) != 1:
-                break
-            key = inner[0]
-        averages = [name for name in _AVERAGES if name in found and name != key]
-        if averages:
-            notes.append(f"the averaged parameters under {averages[0]!r} were not used, but those under {key!r}")
-        notes.append(f"the tensors were taken from {key!r} of the file")
-        inside = found[key]
-        if isinstance(inside, nn.Module):
-            return inside
-        found = inside
-    keys = ", ".join(repr(str(key)) for key in list(found)[:8])
-    raise ModelFileError(
-        f"{path}: no state_dict found in the file (its keys: {keys}); save one with torch.save(model.state_dict(), ...)"
-    )
+    if unnamed := unnamed_averages(content):
+        notes.append(f"the averaged parameters under {unnamed[0]!r} have no names and were not used")
+    # A layer's weight is defined before its bias: a sorted list was sorted by somebody, and tells nothing.
+    many = [list(one.tensors) for one in found if len(one.tensors) > 2]
+    ordered = bool(many) and all(names != sorted(names) for names in many)
+    averaged = tuple(one.key for one in found if one.averaged)
+    hints = find_hints(content)
+    tensors = _in_float32(tensors, path, notes)
+    return Checkpoint(tensors, notes, recorded_arch(hints), ordered, hints, key, sets, averaged)
 
 
-def _is_state_dict(content: object) -> bool:
-    if not isinstance(content, Mapping) or not content:
-        return False
-    tensors = [value for value in content.values() if isinstance(value, Tensor)]
-    # Some savers add a version or an epoch to the tensors; a checkpoint with a stray tensor is not one.
-    return len(tensors) * 2 > len(content) and any(tensor.ndim >= 2 for tensor in tensors)
-
-
-def _recorded_arch(content: object) -> str | None:
-    arch = content.get("arch") if isinstance(content, Mapping) else None
-    return arch if isinstance(arch, str) and arch else None
-
-
-def _without_loss(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    dropped = [name for name in tensors if _LOSS.match(name)]
-    if not dropped or len(dropped) == len(tensors):
-        return tensors
-    notes.append(f"the loss's tensors were left out: {', '.join(dropped[:3])}")
-    return {name: tensor for name, tensor in tensors.items() if name not in dropped}
-
-
-def _without_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    removed = []
-    while len(first := {name.partition(".")[0] for name in tensors}) == 1:
-        (prefix,) = first
-        if prefix not in _PREFIXES or prefix in tensors:
-            break
-        removed.append(prefix + ".")
-        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-    if removed:
-        notes.append(f"the prefix {''.join(removed)!r} was removed from the tensors' names")
-    return tensors
+def _select_module(found: dict[str, nn.Module], path: Path, weights: str | None) -> nn.Module:
+    wanted = {key: module for key, module in found.items() if weights is None or is_averaged(key) == (weights == "ema")}
+    if len(wanted) == 1:
+        return next(iter(wanted.values()))
+    keys = ", ".join(map(repr, found))
+    if wanted and any(map(is_averaged, found)) and weights is None:
+        raise ModelFileError(f"{path}: the file holds networks under {keys}; say which: --weights ema or model")
+    raise ModelFileError(f"{path}: the file holds networks under {keys}; save the right one alone")
 
 
 def _in_float32(tensors: dict[str, Tensor], path: Path, notes: list[str]) -> dict[str, Tensor]:
@@ -151,12 +115,6 @@ def _in_float32(tensors: dict[str, Tensor], path: Path, notes: list[str]) -> dic
     if others:
         notes.append(f"tensors stored as {', '.join(sorted(map(str, others)))} were converted to float32")
     return {name: t.detach().float() if t.is_floating_point() else t.detach() for name, t in tensors.items()}
-
-
-def _what(content: object) -> str:
-    if isinstance(content, Tensor):
-        return f"a single tensor of shape {tuple(content.shape)}"
-    return f"an empty {type(content).__name__}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
 
 
 def check_checkpoint(snapshot: Snapshot) -> None:
@@ -217,7 +175,7 @@ def read_checkpoint(snapshot: Snapshot, *, trust: bool) -> tuple[Any, str | None
     path = snapshot.path
     check_checkpoint(snapshot)
     try:
-        with tensors_only(), _paths_allowed(), warnings.catch_warnings():
+        with tensors_only(), plain_values(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files not written by torch
             return torch.load(snapshot.open(), map_location="cpu", weights_only=True), None
     except pickle.UnpicklingError as error:
@@ -266,13 +224,10 @@ def read_safetensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _paths_allowed() -> AbstractContextManager[Any]:
-    return torch.serialization.safe_globals([(kind, name) for name, kind in PLAIN_PATHS.items()])
-
-
 def _needed_globals(snapshot: Snapshot, error: pickle.UnpicklingError) -> list[str]:
     try:
-        with _paths_allowed():
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())) or named_globals(error)
+        with plain_values():
+            needed = torch.serialization.get_unsafe_globals_in_checkpoint(snapshot.open())
+        return sorted(needed) or named_globals(error)
     except LOAD_ERRORS:
         return named_globals(error)  # the layout before torch 1.6, or a pickle too odd to be taken apart

@@ -69,7 +69,7 @@ def test_no_two_architectures_tie() -> None:
 def test_every_architecture_has_its_family() -> None:
     """Each of today's networks has the tensor that its family is told by; one of no family would only cost time."""
     for name in classification_names():
-        family = recognition._family(name)
+        family = recognition.family_key(name)
         assert family is not None
         assert family in skeleton(name).shapes
 
@@ -215,6 +215,12 @@ def test_a_replaced_head_is_rebuilt(name: str, place: str, head: Callable[[], nn
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(x), original(x))
+
+
+def test_a_norm_in_a_head_that_may_be_of_another_kind_is_said(tmp_path: Path) -> None:
+    """LayerNorm and GroupNorm have the same tensors: the first is taken, and the last line names the way out."""
+    loaded = reload(_set(network("resnet18"), "fc", nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 7))), tmp_path)
+    assert "GroupNorm" in loaded.info.assumptions[0]
 
 
 @pytest.mark.parametrize(
