@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelFileError, ModelOutputError, first_line
+from imbalance_perturb.models.formats.exported_program import read_export
 from imbalance_perturb.models.formats.snapshot import Snapshot
+from imbalance_perturb.models.formats.torchscript import read_torchscript
 
 
 class Opaque(NamedTuple):
