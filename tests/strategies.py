@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from imbalance_perturb.config.declarations import Declaration, Flag, Number, NumberOrAuto, PerChannel, Size, Text
+from imbalance_perturb.config.allowed import Flag, Number, NumberOrAuto, PerChannel, Size, Text
+from imbalance_perturb.config.declarations import Declaration
 
 #: Training counts of 2 to 12 classes, not all equal.
 imbalanced_counts = st.lists(st.integers(1, 10**6), min_size=2, max_size=12).filter(lambda c: len(set(c)) > 1)

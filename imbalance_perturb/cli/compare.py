@@ -23,7 +23,7 @@ from imbalance_perturb.cli.options import (
     with_options,
 )
 from imbalance_perturb.cli.settings import resolve_settings
-from imbalance_perturb.config.declarations import parse_list
+from imbalance_perturb.config.allowed import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:

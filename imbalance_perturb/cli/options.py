@@ -12,7 +12,8 @@ from typing import Annotated, Any, Optional, get_type_hints
 
 from typer import Argument, Option
 
-from imbalance_perturb.config.declarations import Declaration, Flag, declarations
+from imbalance_perturb.config.allowed import Flag
+from imbalance_perturb.config.declarations import Declaration, declarations
 from imbalance_perturb.config.settings import TABLES, ModelSettings
 
 #: Exit codes besides 0: a failure, a wrong use, and done but with images that have an error.

@@ -12,7 +12,8 @@ from typing import Any
 
 from imbalance_perturb.config.declarations import declarations
 from imbalance_perturb.config.model_names import with_place
-from imbalance_perturb.config.settings import TABLES, Settings, to_lists, to_tuples
+from imbalance_perturb.config.settings import TABLES, Settings
+from imbalance_perturb.config.stored_settings import to_lists, to_tuples
 from imbalance_perturb.errors import OutputFileError, SettingsError
 from imbalance_perturb.files.writing import write_whole
 

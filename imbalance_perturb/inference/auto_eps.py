@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from imbalance_perturb.config.declarations import auto_factor
+from imbalance_perturb.config.allowed import auto_factor
 from imbalance_perturb.config.settings import DebiasSettings, Settings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing

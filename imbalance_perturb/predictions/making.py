@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from imbalance_perturb.config.settings import Settings, parse_settings
+from imbalance_perturb.config.settings import Settings
+from imbalance_perturb.config.stored_settings import parse_settings
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.files.typed_json import (
     OPTIONAL,

@@ -12,17 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.config.declarations import (
-    Allowed,
-    Declaration,
-    Flag,
-    FlagOrHash,
-    Number,
-    PerChannel,
-    Size,
-    Text,
-    declarations,
-)
+from imbalance_perturb.config.allowed import Allowed, Flag, FlagOrHash, Number, PerChannel, Size, Text
+from imbalance_perturb.config.declarations import Declaration, declarations
 from imbalance_perturb.config.settings import TABLES, Settings
 from imbalance_perturb.files.json_schema import schema_of
 from imbalance_perturb.predictions.making import FORMS

@@ -168,7 +168,7 @@ def test_what_is_no_run_file_is_said(workplace: Workplace) -> None:
         ),
         (
             run | {"settings": run["settings"] | {"debias": {"new": 1}}},
-            "out.run.json: settings.debias.eps is missing; expected a number",
+            "out.run.json: settings.debias.method is missing; expected one of perturb",
         ),
     ):
         Path("out.run.json").write_text(json.dumps(broken))

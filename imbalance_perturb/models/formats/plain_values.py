@@ -1,6 +1,7 @@
 """Read plain values that checkpoints have beside their tensors, and that need no code: options, numbers, paths.
 
-A pickle names the classes of such values. None of these is made: stand-ins are, of what the values say.
+A pickle names the classes of such values. Only those that can do nothing are made, and stand-ins
+for the others, of what the values say.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 
 import torch
 
+from imbalance_perturb.models.formats.trust import PLAIN_PATHS
+
 #: NumPy's numbers as ``struct`` names them.
 _NUMBERS = {
     "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I", "u2": "H",
     "u1": "B", "b1": "?",
 }  # fmt: skip
-_MOST_PARTS, _MOST_TEXT = 100, 10_000
+_MOST_TEXT = 10_000
 
 
 class _NumberType:
@@ -52,25 +55,13 @@ def _bytes(text: object = "", encoding: object = "latin1") -> bytes | None:
     return text.encode("latin1", "replace")
 
 
-def _path(*parts: object) -> str | None:
-    """Stands in for ``pathlib``'s paths: the text."""
-    texts = [part for part in parts if isinstance(part, str)]
-    if len(texts) > _MOST_PARTS or sum(map(len, texts)) > _MOST_TEXT:
-        return None
-    return "/".join(texts)
-
-
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     SimpleNamespace,
     (_NumberType, "numpy.dtype"),
     (_bytes, "_codecs.encode"),
     *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(
-        (_path, f"{module}.{name}")
-        for module in ("pathlib", "pathlib._local")
-        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-    ),
+    *((kind, name) for name, kind in PLAIN_PATHS.items()),
 ]
 
 

@@ -31,9 +31,11 @@ from imbalance_perturb.cli.options import (
     with_options,
 )
 from imbalance_perturb.cli.settings import resolve_settings
-from imbalance_perturb.config.declarations import Declaration, Flag, declarations
+from imbalance_perturb.config.allowed import Flag
+from imbalance_perturb.config.declarations import Declaration, declarations
 from imbalance_perturb.config.recipe import load_recipe, update_recipe, write_recipe
-from imbalance_perturb.config.settings import TABLES, TARGETS, PreprocessSettings, Settings, parse_settings, to_lists
+from imbalance_perturb.config.settings import TABLES, TARGETS, PreprocessSettings, Settings
+from imbalance_perturb.config.stored_settings import parse_settings, to_lists
 from imbalance_perturb.data.preprocessing import select_preprocessing
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.inspection import write_complete_recipe

@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 
 from imbalance_perturb.config.recipe import load_recipe, merge_settings, update_recipe, write_recipe
-from imbalance_perturb.config.settings import (
-    DebiasSettings,
-    ModelSettings,
-    PreprocessSettings,
-    RunSettings,
-    Settings,
-    parse_settings,
-)
+from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.config.stored_settings import parse_settings
 from imbalance_perturb.errors import OutputFileError, SettingsError
 
 

@@ -7,7 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -604,7 +604,7 @@ def test_values_beside_the_tensors_are_read_as_what_they_say(tmp_path: Path) -> 
     torch.save(content, tmp_path / "values.pth")
     read, note = read_checkpoint(read_snapshot(tmp_path / "values.pth"), trust=False)
     assert note is None
-    assert (read["a"], read["b"], read["c"], read["d"], read["e"]) == (1.5, -2.5, -3, True, "x/y")
+    assert (read["a"], read["b"], read["c"], read["d"], read["e"]) == (1.5, -2.5, -3, True, PurePosixPath("x/y"))
     assert type(read["a"]) is float
     assert vars(read["f"]) == {"lr": 0.1}
     assert read["g"] == 5
@@ -615,9 +615,8 @@ def test_values_beside_the_tensors_are_read_as_what_they_say(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", "text", None, 7])
 def test_numbers_that_numpy_did_not_write_are_none(content: object) -> None:
-    """A number of the wrong length, or of a type that is no number, is no number; a long path is none."""
+    """A number of the wrong length, or of a type that is no number, is no number."""
     assert plain_values._number(plain_values._NumberType("f8"), content) is None
     assert plain_values._number(plain_values._NumberType("O8"), b"12345678") is None
     assert plain_values._number("f8", b"12345678") is None
-    assert plain_values._path(*["x" * 1000] * 50) is None
     assert plain_values._bytes("x", "zip") is None
