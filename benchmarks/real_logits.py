@@ -25,14 +25,12 @@ from subjects import CLASSES, MEAN, STD, skin7_counts, skin7_rows
 from torch import Tensor
 
 from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry, select_preprocessing
-from imbalance_perturb.method.logit_corrections import log_prior
 from imbalance_perturb.method.perturbation import gradient_sign, step
+from imbalance_perturb.method.step_strength import full_eps, prior_gradient_norms
 from imbalance_perturb.method.target import target_distribution
-from imbalance_perturb.models import LoadedClassifier, load_classifier
+from imbalance_perturb.models import load_classifier
 from imbalance_perturb.models.last_layer import find_last_layer
-
-#: Steps that are tried, about log-spaced around the paper's 0.001.
-EPS_GRID = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03)
+from imbalance_perturb.selection.sweep import STRENGTH_GRID
 
 #: The centre square of 200 x 150 pictures that the official test set's images show.
 SQUARE = (25, 0, 175, 150)
@@ -69,8 +67,8 @@ def _index(labels: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array([CLASSES.index(label) for label in labels])
 
 
-def write_logits(path: Path, checkpoint: Checkpoint, images: Images, shared: Path) -> None:
-    """Compute one file."""
+def write_logits(path: Path, checkpoint: Checkpoint, images: Images, drawn: Images, shared: Path) -> None:
+    """Compute one file; ``drawn`` are the images that say which eps is the full correction, the same for all sets."""
     counts = skin7_counts(shared)
     asked = checkpoint.settings
     preprocessing = select_preprocessing(type(asked)(resize=asked.resize, crop=asked.crop, mean=MEAN, std=STD))
@@ -78,22 +76,24 @@ def write_logits(path: Path, checkpoint: Checkpoint, images: Images, shared: Pat
     model = load_classifier(
         shared / "models" / checkpoint.file, arch=checkpoint.arch, input_shape=(3, height, width), outputs="logits"
     )
-    target, prior = target_distribution(counts), log_prior(counts)
+    target = target_distribution(counts)
+    full = full_eps(prior_gradient_norms(model, _read(drawn, slice(None), preprocessing), counts), counts)
+    grid = [share * full for share in STRENGTH_GRID]
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     last = find_last_layer(model, _read(images, slice(0, 2), preprocessing))
     for start in range(0, len(images.paths), _BATCH):
         x = _read(images, slice(start, start + _BATCH), preprocessing)
         found = gradient_sign(model, x, target)
         with torch.no_grad():
-            moved = torch.stack([model(step(x, found.sign, eps)) for eps in EPS_GRID])
-        parts.append((found.logits, moved, _norms(model, x, prior)))
+            moved = torch.stack([model(step(x, found.sign, eps)) for eps in grid])
+        parts.append((found.logits, moved, prior_gradient_norms(model, x, counts)))
     base, moved, norms = (
         torch.cat(values, dim=axis).numpy() for values, axis in zip(zip(*parts, strict=True), (0, 1, 0), strict=True)
     )
     known = {} if isinstance(last, str) else {"norms": last.norms.numpy(), "bias": last.bias.numpy()}
     partial = path.with_suffix(".partial.npz")
     np.savez_compressed(
-        partial, labels=images.labels, groups=images.groups, base=base, moved=moved, eps=EPS_GRID, l1=norms,
+        partial, labels=images.labels, groups=images.groups, base=base, moved=moved, eps=grid, l1=norms,
         counts=counts.counts, **known,
     )  # fmt: skip
     partial.replace(path)
@@ -105,14 +105,6 @@ def _read(images: Images, part: slice, preprocessing: Preprocessing) -> Tensor:
     return preprocessing.normalise(torch.stack(pixels)).contiguous()
 
 
-def _norms(model: LoadedClassifier, x: Tensor, prior: Tensor) -> Tensor:
-    """(N,) ||J^T l||_1, l the centred log prior."""
-    leaf = x.clone().requires_grad_(True)
-    logits = model(leaf)
-    (gradient,) = torch.autograd.grad(logits, leaf, (prior - prior.mean()).to(logits).expand_as(logits))
-    return gradient.abs().flatten(1).sum(1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("folder", type=Path, help="where the files are or go")
@@ -120,11 +112,13 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     sets = image_sets(options.shared)
+    chosen = np.random.default_rng(0).choice(len(sets["fold1"].paths), 64, replace=False)
+    drawn = sets["fold1"]._replace(paths=[sets["fold1"].paths[index] for index in chosen])
     for name, checkpoint in CHECKPOINTS.items():
         for title, images in sets.items():
             path = options.folder / f"{name}-{title}.npz"
             if not path.exists():
-                write_logits(path, checkpoint, images, options.shared)
+                write_logits(path, checkpoint, images, drawn, options.shared)
             print(path, flush=True)
 
 

@@ -204,6 +204,10 @@ def load_counts(settings: ModelSettings) -> CountsFile:
     """
     if settings.counts is None:
         raise SettingsError("no class counts are given; name a JSON file with {class: count} after the model")
+    if settings.model is not None and settings.model.endswith(".json") and not settings.counts.endswith(".json"):
+        raise SettingsError(
+            f"{settings.model}: this is a JSON file in the model's place; the order is MODEL COUNTS IMAGES"
+        )
     file = read_counts_file(settings.counts)
     if not file.counts.indexed or settings.model is None:
         return file

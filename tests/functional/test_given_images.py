@@ -62,3 +62,5 @@ def test_a_recipe_leaves_all_arguments_to_the_images(workplace: Workplace) -> No
     assert "no images are given" in workplace.fails("predict", *images[:2], code=2)
     message = workplace.fails("predict", "images", "model.pth", "counts.json")
     assert "counts.json: is no image (a .json file); the order is MODEL COUNTS IMAGES" in message
+    swapped = workplace.fails("predict", "counts.json", "model.pth", "images", code=2)
+    assert "counts.json: this is a JSON file in the model's place; the order is MODEL COUNTS IMAGES" in swapped
