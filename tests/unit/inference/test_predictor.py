@@ -299,7 +299,7 @@ class Case:
         Case("auto", False, {"gradient pass", "final pass", "refinement"}),
         Case("auto", True, {"plain pass", "gradient pass", "final pass", "refinement"}),
     ],
-    ids=str,
+    ids=["fp32", "auto", "auto, close calls"],  # the same in every process: a set prints as it likes
 )
 def test_stages_are_timed(case: Case) -> None:
     """Each stage that ran has its seconds, and no other."""
