@@ -33,7 +33,7 @@ from imbalance_perturb.selection.comparison.methods import METHODS
 from imbalance_perturb.selection.comparison.results import MethodResult
 from imbalance_perturb.selection.comparison.scoring import score_lineup
 from imbalance_perturb.selection.cross_validation import select_by_cross_validation
-from imbalance_perturb.selection.sweep import EPS_GRID
+from imbalance_perturb.selection.sweep import STRENGTH_GRID
 
 #: What is asked of `evaluate --json --report`: seconds, MiB of memory, MB of the report.
 ASKED_SECONDS, ASKED_MEMORY, ASKED_REPORT = 60, 2048, 5
@@ -164,9 +164,9 @@ def measure_evaluate(options: argparse.Namespace, log: Log) -> None:
 
 def choose(labels: Ints, base: Ints, random: np.random.Generator, counts: ClassCounts) -> None:
     """The choice of `tune-eps`: cross-validation and the test, on predictions with every eps of its grid."""
-    others = [make_preds(labels, len(counts), 0.6, random) for _ in EPS_GRID]
+    others = [make_preds(labels, len(counts), 0.6, random) for _ in STRENGTH_GRID]
     preds = np.stack([base, *(np.where(random.random(len(base)) < 0.9, base, other) for other in others)], axis=1)
-    strengths = [0.0, *EPS_GRID]
+    strengths = [0.0, *STRENGTH_GRID]
     select_by_cross_validation(labels, preds, strengths, num_classes=len(counts), smallest_class=int(labels[0]))
 
 

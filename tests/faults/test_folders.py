@@ -11,6 +11,7 @@ from imbalance_perturb.data.image_decoding import decode_image
 from imbalance_perturb.data.image_files import find_images
 from imbalance_perturb.errors import ImageError, ImageFolderError
 from tests.image_samples import samples
+from tests.users import open_to_others
 
 NAMES = [
     "a b.png",
@@ -72,9 +73,8 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(samples()["rgb.png"])
     closed.chmod(0)
     root = os.geteuid() == 0
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent) if root else ():
-        folder.chmod(0o755)
     if root:
+        open_to_others(tmp_path)
         os.seteuid(65534)
     try:
         with pytest.raises(ImageFolderError, match=r"closed: cannot be searched \(Permission denied\)"):

@@ -24,6 +24,7 @@ from imbalance_perturb.predictions.progress_file import progress_path, read_unfi
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.run_file import run_path
 from imbalance_perturb.predictions.writing import open_rows
+from tests.users import open_to_others
 
 CLASSES = ("nv", "mel,anoma")
 ROWS = [
@@ -311,8 +312,7 @@ def test_a_file_that_cannot_be_replaced_is_found_by_trying(tmp_path: Path) -> No
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
 def test_what_belongs_to_another_user_is_left_alone(tmp_path: Path) -> None:
     """In a folder for all, another user's file cannot be replaced, and another's rows are not gone on with."""
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    open_to_others(tmp_path)
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
