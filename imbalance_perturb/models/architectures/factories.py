@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ArchitectureError
-from imbalance_perturb.models.architectures.choosing import Asked, choose, remainder, where_notes
+from imbalance_perturb.models.architectures.choosing import Asked
 from imbalance_perturb.models.architectures.filling import Built, last_rows, load_strictly, named_error
-from imbalance_perturb.models.architectures.network_fitting import fit_network
+from imbalance_perturb.models.architectures.network_fitting import fill_network, fit_network
 from imbalance_perturb.models.architectures.readings import Reading, clean, trunk
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
 from imbalance_perturb.models.formats.trust import importable_from_here
@@ -35,7 +35,7 @@ def build_by_factory(checkpoint: Checkpoint, path: Path, factory: str, asked: As
     """
     asked = asked or Asked()
     function = _import(factory)
-    takes = _takes_classes(function)
+    takes, misfit = _takes_classes(function), f"the tensors do not fit the network of --factory {factory}"
     plain = trunk(checkpoint, clean(checkpoint.tensors)[0])
     if not takes:
         num_classes, whence = asked.num_classes or 0, ", which takes no num_classes"
@@ -59,12 +59,10 @@ def build_by_factory(checkpoint: Checkpoint, path: Path, factory: str, asked: As
             break
     if not fits:
         given = (nearest or plain).tensors
-        load_strictly(network, given, path, f"the tensors do not fit the network of --factory {factory}")
-    fit, chosen = choose(fits, path, asked)
-    rest = remainder(fit, fits, checkpoint, path, whole=True)
-    load_strictly(network, fit.tensors, path, f"the tensors do not fit the network of --factory {factory}")
-    notes = (*checkpoint.notes, *computed, *where_notes(fit, checkpoint), *chosen, f"built by {factory}{whence}")
-    return Built(network.float().eval(), "factory", factory, num_classes, None, None, (*notes, *rest.notes))
+        load_strictly(network, given, path, misfit)
+    told, rest = fill_network(network, fits, checkpoint, path, asked, misfit)
+    notes = (*checkpoint.notes, *computed, *told, f"built by {factory}{whence}", *rest.notes)
+    return Built(network.float().eval(), "factory", factory, num_classes, None, None, notes, rest.assumptions)
 
 
 def _import(factory: str) -> Callable[..., Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from torch import Tensor, nn
 
-from imbalance_perturb.models.architectures.choosing import Fit
-from imbalance_perturb.models.architectures.filling import Built
+from imbalance_perturb.models.architectures.choosing import Asked, Fit, Remainder, choose, remainder, where_notes
+from imbalance_perturb.models.architectures.filling import Built, load_strictly
 from imbalance_perturb.models.architectures.readings import Reading, clean, find_readings
 from imbalance_perturb.models.architectures.skeleton import is_counter
 from imbalance_perturb.models.formats.checkpoint import Checkpoint
@@ -47,3 +50,20 @@ def fit_network(
         if fits:
             return fits, None, note
     return [], nearest and nearest[1], ()
+
+
+def fill_network(
+    network: nn.Module, fits: Sequence[Fit], checkpoint: Checkpoint, path: Path, asked: Asked, misfit: str
+) -> tuple[tuple[str, ...], Remainder]:
+    """Choose among the readings that a whole network fits, and fill it; with notes, and what is said of the rest.
+
+    Args:
+        misfit: what does not fit, for messages.
+
+    Raises:
+        ArchitectureError: if two readings fit with different tensors, or the rest may change predictions.
+    """
+    fit, chosen = choose(fits, path, asked)
+    rest = remainder(fit, fits, checkpoint, path, whole=True)
+    load_strictly(network, fit.tensors, path, misfit)
+    return (*where_notes(fit, checkpoint), *chosen), rest

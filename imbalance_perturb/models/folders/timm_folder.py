@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from imbalance_perturb.errors import ArchitectureError, ModelFileError, brief, first_few
-from imbalance_perturb.models.architectures.choosing import Asked, choose, remainder, where_notes
+from imbalance_perturb.models.architectures.choosing import Asked
 from imbalance_perturb.models.architectures.filling import Built, in_proportion, load_strictly, named_error
-from imbalance_perturb.models.architectures.network_fitting import fit_network
+from imbalance_perturb.models.architectures.network_fitting import fill_network, fit_network
 from imbalance_perturb.models.architectures.timm_networks import (
     OTHER_FILES,
     import_timm,
@@ -49,15 +49,14 @@ def build_timm_folder(folder: ModelFolder, checkpoint: Checkpoint, asked: Asked)
     own = timm_preprocessing(f"{folder.path}'s config.json", data)
     channels, size = int(data["input_size"][0]), timm_size(network)
     built = Built(network.eval(), "timm folder", f"timm:{name}", rows, channels, size, (), preprocessing=own)
+    misfit = f"the tensors do not fit {what}"
     fits, nearest, computed = fit_network(network, checkpoint, built)
     if not fits:
         given = checkpoint.tensors if nearest is None else nearest.tensors
-        load_strictly(network, given, folder.path, f"the tensors do not fit {what}")
-    fit, chosen = choose(fits, folder.path, asked)
-    load_strictly(network, fit.tensors, folder.path, f"the tensors do not fit {what}")
-    rest = remainder(fit, fits, checkpoint, folder.path, whole=True)
-    told = f"built by timm as its config.json says: {name}, {rows} classes"
-    notes = (*checkpoint.notes, *computed, *where_notes(fit, checkpoint), *chosen, told, own.note, *rest.notes)
+        load_strictly(network, given, folder.path, misfit)
+    told, rest = fill_network(network, fits, checkpoint, folder.path, asked, misfit)
+    built_by = f"built by timm as its config.json says: {name}, {rows} classes"
+    notes = (*checkpoint.notes, *computed, *told, built_by, own.note, *rest.notes)
     return built._replace(notes=notes, assumptions=rest.assumptions)
 
 

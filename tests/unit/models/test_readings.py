@@ -536,6 +536,13 @@ def test_factories_without_num_classes(factory: State, tmp_path: Path) -> None:
         load_by("wanting", factory, tmp_path)
 
 
+def test_what_lies_beside_a_factory_s_network_is_said(factory: State, tmp_path: Path) -> None:
+    """A mean and std that stand beside the network are left out with a warning that shows them, as by recognition."""
+    beside = {"mean": torch.tensor([0.5, 0.4, 0.3]), "std": torch.tensor([0.2, 0.2, 0.2])}
+    loaded = load_by("build", under("model.", factory) | beside, tmp_path)
+    assert [text for text in loaded.info.assumptions if "left out 2 tensors beside the network: mean 0.5" in text]
+
+
 def test_a_factory_is_given_the_reading_that_fits(factory: State, tmp_path: Path) -> None:
     """Prefixes, averages and tensors beside the network are seen through as they are in recognition."""
     other = {name: tensor + 1 for name, tensor in factory.items()}
