@@ -66,9 +66,14 @@ class HeldOutChoices:
 Pick = Callable[[Bools, np.random.Generator], int]
 
 
-def choose_without_each_fold(labels: Ints, rule: SelectionRule, pick: Pick) -> HeldOutChoices:
-    """Choose on all images, and again without each fold, by whatever way ``pick`` goes."""
-    for_all, *for_repeats = np.random.SeedSequence(rule.seed).spawn(1 + rule.repeats)
+def generator_for_all(rule: SelectionRule) -> np.random.Generator:
+    """What the choice on all images draws from."""
+    return np.random.default_rng(np.random.SeedSequence(rule.seed).spawn(1)[0])
+
+
+def choose_without_each_fold(labels: Ints, rule: SelectionRule, pick: Pick, chosen: int) -> HeldOutChoices:
+    """Choose again without each fold, by whatever way ``pick`` goes; ``chosen`` is what it took on all images."""
+    _, *for_repeats = np.random.SeedSequence(rule.seed).spawn(1 + rule.repeats)
     folds = np.empty((rule.repeats, len(labels)), dtype=np.int64)
     fold_choices = np.empty((rule.repeats, rule.folds), dtype=np.int64)
     for repeat, seeds in enumerate(for_repeats):
@@ -76,7 +81,6 @@ def choose_without_each_fold(labels: Ints, rule: SelectionRule, pick: Pick) -> H
         folds[repeat] = stratified_folds(labels, rule.folds, random)
         for fold in range(rule.folds):
             fold_choices[repeat, fold] = pick(folds[repeat] != fold, random)
-    chosen = pick(np.ones(len(labels), dtype=bool), np.random.default_rng(for_all))
     return HeldOutChoices(chosen, fold_choices, folds)
 
 
@@ -139,15 +143,17 @@ def select_by_cross_validation(
         labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class, logits=logits
     )
     check_rule(candidates, rule)
+    choice = choose_among(candidates, rule, generator_for_all(rule))
     held_out = choose_without_each_fold(
         candidates.labels,
         rule,
         lambda images, random: choose_among(candidates.subset(images), rule, random).chosen,
+        choice.chosen,
     )
     selected = candidates.correct[np.arange(len(candidates.labels)), held_out.held_out_candidates].T
     figures = _figures(candidates)
     return Selection(
-        choice=_choose(candidates, rule),
+        choice=choice,
         figures=figures,
         base=figures[0],
         selected=_mean_figures(
@@ -174,11 +180,7 @@ def choose(
         labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class, logits=logits
     )
     check_rule(candidates, rule)
-    return _choose(candidates, rule)
-
-
-def _choose(candidates: Candidates, rule: SelectionRule) -> Choice:
-    return choose_among(candidates, rule, np.random.default_rng(np.random.SeedSequence(rule.seed).spawn(1)[0]))
+    return choose_among(candidates, rule, generator_for_all(rule))
 
 
 def _figures(candidates: Candidates) -> tuple[Figures, ...]:

@@ -30,8 +30,8 @@ from imbalance_perturb.selection.comparison.methods import (
     ComparisonOptions,
     list_candidates,
 )
-from imbalance_perturb.selection.cross_validation import Pick, choose_without_each_fold
-from imbalance_perturb.selection.rule import choose_among
+from imbalance_perturb.selection.cross_validation import Pick, choose_without_each_fold, generator_for_all
+from imbalance_perturb.selection.rule import check_rule, choose_among
 from imbalance_perturb.selection.sweep import PERTURB, Variant, run_sweep
 
 Ints = NDArray[np.int64]
@@ -101,8 +101,10 @@ class ComparisonRun:
         candidates = list_candidates(method, self.options.steps, self.options.tau_grid)
         if len(candidates) == 1:
             return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
-        held_out = choose_without_each_fold(labels, self.options.rule, self._picker(method, candidates, cached, labels))
-        return Tuned(candidates, candidates[held_out.chosen], held_out.agreement, held_out.held_out_candidates[0])
+        rule, pick = self.options.rule, self._picker(method, candidates, cached, labels)
+        chosen = pick(np.ones(len(labels), dtype=bool), generator_for_all(rule))
+        held_out = choose_without_each_fold(labels, rule, pick, chosen)
+        return Tuned(candidates, candidates[chosen], held_out.agreement, held_out.held_out_candidates[0])
 
     def _fit_offsets(self, cached: CachedLogits, labels: Ints) -> Tuned:
         """Offsets are fitted, not chosen: to all images, and again without each fold."""
@@ -143,7 +145,7 @@ class ComparisonRun:
     def _candidates(
         self, method: str, candidates: Sequence[Candidate], cached: CachedLogits, labels: Ints
     ) -> Candidates:
-        return make_candidates(
+        found = make_candidates(
             labels,
             cached.predict(method, candidates),
             [candidate.eps if method == BOTH else candidate.eps + candidate.tau for candidate in candidates],
@@ -151,6 +153,8 @@ class ComparisonRun:
             smallest_class=self.pipeline.counts.smallest,
             logits=[cached.correct(method, candidate).numpy() for candidate in candidates],
         )
+        check_rule(found, self.options.rule)  # of the images that could be used
+        return found
 
     def score_held_out(self, val: LabelledImages, cached: CachedLogits, tuned: Mapping[str, Tuned]) -> Scored:
         """Predict each validation image with what was chosen without it."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,19 @@ def test_images_in_both_sets_are_refused(demo: Path) -> None:
     files = ComparisonFiles(str(demo / "val"), str(demo / "val.csv"), str(demo / "val"), str(demo / "val.csv"))
     with pytest.raises(LabelsError, match=r"of its images are in .*val too \(first: "):
         compare_methods(settings_of(demo), files, QUICK)
+
+
+def test_images_that_fail_may_leave_nothing_to_decide_on(demo: Path, tmp_path: Path) -> None:
+    """Where no image of the smallest class can be used its recall is no objective: an error, no choice."""
+    rows = read_rows(demo / "val.csv")
+    (tmp_path / "broken.png").write_text("broken")
+    with (tmp_path / "val.csv").open("w", newline="") as stream:
+        stream.write("image,label\nbroken.png,nine\n")
+        stream.writelines(f"{demo / 'val' / row['image']},{row['label']}\n" for row in rows if row["label"] != "nine")
+    rule = replace(RULE, objective="scr", max_accuracy_drop=0.5)
+    options = ComparisonOptions(methods=("la",), tau_grid=TAU, rule=rule)
+    with pytest.raises(LabelsError, match="its recall cannot be the objective"):
+        compare_methods(settings_of(demo), ComparisonFiles(str(tmp_path / "val.csv")), options)
 
 
 def test_a_broken_image_is_in_no_figure(demo: Path, tmp_path: Path) -> None:
