@@ -13,8 +13,8 @@ from imbalance_perturb.config.settings import DebiasSettings, Settings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ImageFolderError
-from imbalance_perturb.inference.decoding.workers import in_slices, iter_decoded
 from imbalance_perturb.inference.execution import Execution
+from imbalance_perturb.inference.model_input import decode_some
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.step_strength import full_eps, prior_gradient_norms
@@ -55,14 +55,8 @@ def measure_strength(
     names = [everything[index] for index in sorted(drawn.tolist())]
     unit = preprocessing.pixel_eps(1.0) if debias.eps_space == "pixel" else torch.tensor(1.0)
     norms, errors = [], []
-    batches = iter_decoded(
-        images.root,
-        in_slices(names, _BATCH),
-        preprocessing,
-        min(1, execution.workers),
-        image_timeout=execution.image_timeout,
-    )
-    with closing(batches), full_precision(execution.device):
+    decoded = decode_some(images, names, preprocessing, execution, _BATCH)
+    with closing(decoded) as batches, full_precision(execution.device):
         for batch in batches:
             errors += [error for error in batch.errors if error is not None]
             for _, pixels in batch.groups:

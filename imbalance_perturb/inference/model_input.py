@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from contextlib import closing
 
 from imbalance_perturb.config.settings import PreprocessSettings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing, select_preprocessing
 from imbalance_perturb.errors import ModelFileError
-from imbalance_perturb.inference.decoding.workers import in_slices, iter_decoded
+from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.inference.execution import Execution
 from imbalance_perturb.models import OwnPreprocessing
 
@@ -34,20 +35,33 @@ def settle_preprocessing(
     return select_preprocessing(settings, in_channels, None if own is None else own.settings)
 
 
+def decode_some(
+    images: ImageList, names: Sequence[str], preprocessing: Preprocessing, execution: Execution, at_once: int
+) -> Generator[DecodedBatch]:
+    """Decode some images of a run before or after it, a few at once, as it does itself: an image may end its decoder.
+
+    Args:
+        names: of images of the list.
+        at_once: how many make a batch.
+    """
+    batches = iter_decoded(
+        images.root,
+        in_slices(names, at_once),
+        preprocessing,
+        min(1, execution.workers),
+        image_timeout=execution.image_timeout,
+    )
+    with closing(batches):
+        yield from batches
+
+
 def trial_size(preprocessing: Preprocessing, images: ImageList | None, execution: Execution) -> tuple[int, int]:
     """Height and width of an input: what preprocessing makes of every image, else of the first that can be read."""
     if preprocessing.size is not None:
         return preprocessing.size
     names = [] if images is None else images.everything
     if images is not None and names:
-        one_by_one = iter_decoded(
-            images.root,
-            in_slices(names, 1),
-            preprocessing,
-            min(1, execution.workers),
-            image_timeout=execution.image_timeout,
-        )
-        with closing(one_by_one):
+        with closing(decode_some(images, names, preprocessing, execution, 1)) as one_by_one:
             for batch in one_by_one:  # an image that cannot be used says so in its own row
                 for _, pixels in batch.groups:
                     return int(pixels.shape[2]), int(pixels.shape[3])
