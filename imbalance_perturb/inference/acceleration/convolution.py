@@ -54,13 +54,20 @@ class Activation(Enum):
         return gradient
 
 
-def available() -> bool:
-    """Whether this build of torch has the oneDNN operations that this module calls."""
+def available(dtype: torch.dtype) -> bool:
+    """Whether this build of torch, on this CPU, has the oneDNN operations that this module calls."""
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(_mkldnn, "_convolution_pointwise")
         and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+        and (dtype != torch.bfloat16 or _computes_bfloat16())
     )
+
+
+def _computes_bfloat16() -> bool:
+    # Without AVX-512 or AVX-NE-CONVERT each of these operations raises.
+    asked = getattr(_mkldnn, "_is_mkldnn_bf16_supported", None)
+    return asked is not None and bool(asked())
 
 
 def convertible(conv: nn.Module) -> bool:

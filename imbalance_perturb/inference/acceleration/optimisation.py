@@ -243,7 +243,7 @@ def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int]:
 
 def _rewrite(graph: fx.GraphModule, x: Tensor, dtype: torch.dtype) -> tuple[fx.GraphModule, dict[str, int]] | None:
     """Rewrite a copy of a traced network; returns it and what was made, ``None`` where nothing is gained."""
-    if not convolution.available():
+    if not convolution.available(dtype):
         return None
     # Modules are shared with the copy: the rewriter puts others beside them and changes none.
     duplicate = fx.GraphModule(graph, copy.deepcopy(graph.graph))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import find_images
 from imbalance_perturb.errors import SettingsError
-from imbalance_perturb.inference.acceleration import compilation, optimisation
+from imbalance_perturb.inference.acceleration import compilation, convolution, optimisation
 from imbalance_perturb.inference.acceleration.optimisation import LowPrecision, compiled, lower, optimise
 from imbalance_perturb.inference.inspection import inspect_model
 from imbalance_perturb.inference.pipeline import load_pipeline, make_predictor
@@ -144,6 +144,7 @@ def test_low_precision_without_the_rewriter(monkeypatch: pytest.MonkeyPatch) -> 
     x = torch.rand(2, *SHAPE)
     network, _ = optimise(small(), x)
     monkeypatch.setattr(optimisation, "Rewriter", failing)
+    monkeypatch.setattr(convolution, "available", lambda dtype: True)
     low, done = lower(network, x, torch.bfloat16)
     assert done.path == "bfloat16 by autocast (not rewritten: 'boom')"
     torch.testing.assert_close(low(x), network(x), rtol=0.05, atol=0.05)
