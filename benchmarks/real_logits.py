@@ -1,9 +1,10 @@
-"""Logits of the real checkpoints on Skin7 under every candidate correction, kept in files for other benchmarks.
+"""Logits of real checkpoints under every candidate correction, kept in files for other benchmarks.
 
-One file for each checkpoint and set of images (folds 0 and 1, whole and cropped like the official test set, and that
-set): ``labels`` (N,), ``groups`` (N,) lesions, ``base`` (N, C) and ``moved`` (K, N, C) logits for ``eps`` (K,),
-``l1`` (N,) the norm ||J^T l||_1 of each image, ``norms`` and ``bias`` (C,) of the last layer. Files that are there
-are left as they are: a run that was cut off goes on where it stopped.
+One file for each Skin7 checkpoint and set of images (folds 0 and 1, whole and cropped like the official test set, and
+that set), and one for the demonstration's network on all digits that it was not trained on: ``labels`` (N,), ``groups``
+(N,) lesions, ``base`` (N, C) and ``moved`` (K, N, C) logits for ``eps`` (K,), ``paper`` (N, C) for the paper's eps,
+``l1`` (N,) the norm ||J^T l||_1 of each image, ``norms`` and ``bias`` (C,) of the last layer. Files that are there are
+left as they are: a run that was cut off goes on where it stopped.
 
     python benchmarks/real_logits.py FOLDER --shared SHARED
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,19 +24,28 @@ import torch
 from checkpoints import CHECKPOINTS, Checkpoint
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.datasets import load_digits
 from subjects import CLASSES, MEAN, STD, skin7_counts, skin7_rows
 from torch import Tensor
 
+from imbalance_perturb.config.settings import PreprocessSettings
+from imbalance_perturb.data.demo_files import MODEL, write_demo
 from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry, select_preprocessing
+from imbalance_perturb.inference.acceleration.optimisation import optimise
+from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.perturbation import gradient_sign, step
 from imbalance_perturb.method.step_strength import full_eps, prior_gradient_norms
 from imbalance_perturb.method.target import target_distribution
 from imbalance_perturb.models import load_classifier
-from imbalance_perturb.models.last_layer import find_last_layer
+from imbalance_perturb.models.classifier import LoadedClassifier
+from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.sweep import STRENGTH_GRID
 
 #: The centre square of 200 x 150 pictures that the official test set's images show.
 SQUARE = (25, 0, 175, 150)
+
+#: The eps that the paper uses.
+PAPER_EPS = 0.001
 
 _BATCH = 64
 
@@ -67,22 +79,66 @@ def _index(labels: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array([CLASSES.index(label) for label in labels])
 
 
-def write_logits(path: Path, checkpoint: Checkpoint, images: Images, drawn: Images, shared: Path) -> None:
-    """Compute one file; ``drawn`` are the images that say which eps is the full correction, the same for all sets."""
-    counts = skin7_counts(shared)
+class Subject(NamedTuple):
+    """A network, made fast, its last layer, what it was trained on, and 64 images that say its full correction."""
+
+    model: LoadedClassifier
+    last: LastLayer | str
+    counts: ClassCounts
+    drawn: Tensor
+
+
+def make_subject(model: LoadedClassifier, counts: ClassCounts, drawn: Tensor) -> Subject:
+    """Rewrite the network for a CPU, as every command does, after a look at its last layer."""
+    last = find_last_layer(model, drawn[:2])
+    model.network, _ = optimise(model.network, drawn[:2])
+    return Subject(model, last, counts, drawn)
+
+
+#: Prepares a part of a set of images: (n, C, H, W).
+Read = Callable[[slice], Tensor]
+
+
+def load_checkpoint(checkpoint: Checkpoint, drawn: Images, shared: Path) -> tuple[Subject, Preprocessing]:
+    """One of the Skin7 checkpoints and how it sees images."""
     asked = checkpoint.settings
     preprocessing = select_preprocessing(type(asked)(resize=asked.resize, crop=asked.crop, mean=MEAN, std=STD))
     height, width = preprocessing.size or (224, 224)
     model = load_classifier(
         shared / "models" / checkpoint.file, arch=checkpoint.arch, input_shape=(3, height, width), outputs="logits"
     )
+    return make_subject(model, skin7_counts(shared), _read(drawn, slice(None), preprocessing)), preprocessing
+
+
+def load_digits_network() -> tuple[Subject, Read, NDArray[np.int64]]:
+    """The demonstration's network with every digit that it was not trained on, and their labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        splits = write_demo(Path(folder) / "demo")
+        model = load_classifier(Path(folder) / "demo" / MODEL, input_shape=(3, 64, 64))
+    data = load_digits()
+    kept = np.setdiff1d(np.arange(len(data.target)), splits.train.sources)
+    settings = PreprocessSettings(preset="none", resize=64, mean=(0.5,), std=(0.5,))
+    preprocessing = select_preprocessing(settings)
+    geometry = make_geometry(preprocessing)
+
+    def read(part: slice) -> Tensor:
+        grey = np.rint(data.images[kept[part]] * (255 / 16)).astype(np.uint8)
+        return preprocessing.normalise(
+            torch.stack([geometry(Image.fromarray(image).convert("RGB")) for image in grey])
+        ).contiguous()
+
+    return make_subject(model, splits.counts, read(slice(0, 64))), read, data.target[kept].astype(np.int64)
+
+
+def write_logits(path: Path, subject: Subject, labels: NDArray[np.int64], groups: NDArray[np.str_], read: Read) -> None:
+    """Compute one file."""
+    model, last, counts, drawn = subject
     target = target_distribution(counts)
-    full = full_eps(prior_gradient_norms(model, _read(drawn, slice(None), preprocessing), counts), counts)
-    grid = [share * full for share in STRENGTH_GRID]
+    full = full_eps(prior_gradient_norms(model, drawn, counts), counts)
+    grid = [share * full for share in STRENGTH_GRID] + [PAPER_EPS]
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    last = find_last_layer(model, _read(images, slice(0, 2), preprocessing))
-    for start in range(0, len(images.paths), _BATCH):
-        x = _read(images, slice(start, start + _BATCH), preprocessing)
+    for start in range(0, len(labels), _BATCH):
+        x = read(slice(start, start + _BATCH))
         found = gradient_sign(model, x, target)
         with torch.no_grad():
             moved = torch.stack([model(step(x, found.sign, eps)) for eps in grid])
@@ -90,13 +146,14 @@ def write_logits(path: Path, checkpoint: Checkpoint, images: Images, drawn: Imag
     base, moved, norms = (
         torch.cat(values, dim=axis).numpy() for values, axis in zip(zip(*parts, strict=True), (0, 1, 0), strict=True)
     )
+    moved, paper = moved[:-1], moved[-1]
     known = {} if isinstance(last, str) else {"norms": last.norms.numpy(), "bias": last.bias.numpy()}
-    partial = path.with_suffix(".partial.npz")
+    unfinished = path.with_suffix(".partial.npz")
     np.savez_compressed(
-        partial, labels=images.labels, groups=images.groups, base=base, moved=moved, eps=grid, l1=norms,
+        unfinished, labels=labels, groups=groups, base=base, moved=moved, eps=grid[:-1], paper=paper, l1=norms,
         counts=counts.counts, **known,
     )  # fmt: skip
-    partial.replace(path)
+    unfinished.replace(path)
 
 
 def _read(images: Images, part: slice, preprocessing: Preprocessing) -> Tensor:
@@ -114,11 +171,19 @@ def main() -> None:
     sets = image_sets(options.shared)
     chosen = np.random.default_rng(0).choice(len(sets["fold1"].paths), 64, replace=False)
     drawn = sets["fold1"]._replace(paths=[sets["fold1"].paths[index] for index in chosen])
+    path = options.folder / "digits-pool.npz"
+    if not path.exists():
+        digits, read, labels = load_digits_network()
+        write_logits(path, digits, labels, np.array([str(index) for index in range(len(labels))]), read)
+    print(path, flush=True)
     for name, checkpoint in CHECKPOINTS.items():
+        subject, preprocessing = load_checkpoint(checkpoint, drawn, options.shared)
         for title, images in sets.items():
             path = options.folder / f"{name}-{title}.npz"
             if not path.exists():
-                write_logits(path, checkpoint, images, drawn, options.shared)
+                write_logits(
+                    path, subject, images.labels, images.groups, partial(_read, images, preprocessing=preprocessing)
+                )
             print(path, flush=True)
 
 

@@ -158,7 +158,7 @@ def tune(
         tried=_list_tried(variants, preds, selection),
         chosen=selection.chosen,
         splits=tuple(splits.tolist()),
-        held_out=_score_held_out(truth, preds, selection, counts),
+        held_out=score_held_out(truth, preds, selection, counts),
         rule=options.rule,
         classes=counts.names,
         counts=counts.counts,
@@ -232,7 +232,7 @@ def _list_tried(
     )
 
 
-def _score_held_out(
+def score_held_out(
     labels: NDArray[np.int64], preds: NDArray[np.int64], selection: Selection, counts: ClassCounts
 ) -> dict[str, HeldOutFigure]:
     """Figures of the whole procedure, from images that had no part in the choice that is scored on them."""
