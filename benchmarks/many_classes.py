@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -162,12 +162,34 @@ def measure_evaluate(options: argparse.Namespace, log: Log) -> None:
     )
 
 
+class MadeLogits(Sequence[NDArray[np.float32]]):
+    """(N, C) logits of each correction, made when they are asked for: together they would not fit in memory.
+
+    The predicted class has the largest; as a sweep's, they are float32.
+    """
+
+    def __init__(self, preds: Ints, classes: int) -> None:
+        self._preds, self._classes = preds, classes
+
+    def __len__(self) -> int:
+        return self._preds.shape[1]
+
+    def __getitem__(self, index: Any) -> Any:
+        random = np.random.default_rng(index)
+        logits = random.random((len(self._preds), self._classes), dtype=np.float32)
+        logits[np.arange(len(logits)), self._preds[:, index]] += random.exponential(4, len(logits)).astype(np.float32)
+        return logits
+
+
 def choose(labels: Ints, base: Ints, random: np.random.Generator, counts: ClassCounts) -> None:
-    """The choice of `tune-eps`: cross-validation and the test, on predictions with every eps of its grid."""
+    """The choice of `tune-eps`: Brier scores, cross-validation and the test, on every eps of its grid."""
     others = [make_preds(labels, len(counts), 0.6, random) for _ in STRENGTH_GRID]
     preds = np.stack([base, *(np.where(random.random(len(base)) < 0.9, base, other) for other in others)], axis=1)
     strengths = [0.0, *STRENGTH_GRID]
-    select_by_cross_validation(labels, preds, strengths, num_classes=len(counts), smallest_class=int(labels[0]))
+    logits = MadeLogits(preds, len(counts))
+    select_by_cross_validation(
+        labels, preds, strengths, num_classes=len(counts), smallest_class=int(labels[0]), logits=logits
+    )
 
 
 def line_up(labels: Ints, base: Ints, random: np.random.Generator, counts: ClassCounts) -> None:
