@@ -99,18 +99,22 @@ def _check_rows(rows: Sequence[PredictionRow], path: Path, run: RunFile, pipelin
     with closing(iter_again(path, run, pipeline, images, probabilities=False)) as batches:
         now = {row.image: row for batch in batches for row in batch}
     for row in sorted(rows, key=lambda row: row.image):
-        found, name = now[row.image], printable(str(images.root / row.image))
-        if found.error is not None:
-            raise PredictionsError(
-                f"{name}: the gallery cannot show this image of the run ({printable(found.error)}); say where the"
-                " images are with --images PATH, or leave --gallery out"
-            )
+        found = now[row.image]
+        _check_usable(images, row.image, found.error)
         difference = describe_difference(row, found)
         if difference is not None:
             raise PredictionsError(
-                f"{name}: is not predicted as in {path} any more ({printable(difference)}), so the gallery cannot show"
+                f"{printable(str(images.root / row.image))}: is not predicted as in {path} any more ({printable(difference)}), so the gallery cannot show"
                 " it; put the image of the run back, predict again, or leave --gallery out"
             )
+
+
+def _check_usable(images: ImageList, name: str, error: str | None) -> None:
+    if error is not None:
+        raise PredictionsError(
+            f"{printable(str(images.root / name))}: the gallery cannot show this image of the run"
+            f" ({printable(error)}); say where the images are with --images PATH, or leave --gallery out"
+        )
 
 
 def _largest_step(pipeline: Pipeline) -> float:
@@ -123,6 +127,8 @@ def _iter_pictures(pipeline: Pipeline, images: ImageList, peak: float) -> Iterat
     debiased, preprocessing = pipeline.debiased, pipeline.preprocessing
     passes = Passes(pipeline.execution.batch_size, alike=False)
     for batch in iter_inputs(images, preprocessing, pipeline.execution):
+        for name, error in zip(batch.names, batch.errors, strict=True):
+            _check_usable(images, name, error)  # gone since its row was computed
         for positions, x in batch.groups:
             moved = passes.run_in_parts(debiased.perturb_input, x)[1] if peak > 0 else x
             steps = _to_pixels(moved - x, preprocessing) / peak if peak > 0 else None

@@ -11,6 +11,7 @@ import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from torchvision.transforms import v2
 
 from imbalance_perturb.errors import printable
 from imbalance_perturb.files.csv_tables import decode_path
+from imbalance_perturb.inference import gallery as gallery_module
 from tests import reference
 from tests.functional.conftest import SMALL, Workplace
 from tests.functional.test_merge import predict_parts
@@ -194,6 +196,24 @@ def test_what_is_not_of_the_run_any_more_is_refused(workplace: Workplace) -> Non
     assert "model.pth: is not the model file" in workplace.fails(*command, "--images", "moved")
     Path("kept.png").rename(Path("moved") / name)
     assert gallery(workplace, "--images", "moved", "--model", "old.pth").titles
+
+
+def test_an_image_that_goes_while_it_is_shown_is_named(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that is there when its row is computed again, and gone when it is drawn, is the same one line."""
+    predict(workplace)
+    kinds = label()
+    name = kinds["gained"][0]
+    checked = gallery_module._check_rows
+
+    def check_and_remove(*arguments: Any) -> None:
+        checked(*arguments)
+        Path("images", name).unlink()
+
+    monkeypatch.setattr(gallery_module, "_check_rows", check_and_remove)
+    finished = workplace.run(*EVALUATE, "--gallery", "9")
+    assert finished.code == 1
+    assert f"images/{name}: the gallery cannot show this image of the run (no such file" in finished.err
+    assert not Path("r.html").exists()
 
 
 def test_the_counts_are_those_of_the_run_file(workplace: Workplace) -> None:
