@@ -104,8 +104,9 @@ def _check_rows(rows: Sequence[PredictionRow], path: Path, run: RunFile, pipelin
         difference = describe_difference(row, found)
         if difference is not None:
             raise PredictionsError(
-                f"{printable(str(images.root / row.image))}: is not predicted as in {path} any more ({printable(difference)}), so the gallery cannot show"
-                " it; put the image of the run back, predict again, or leave --gallery out"
+                f"{printable(str(images.root / row.image))}: is not predicted as in {path} any more"
+                f" ({printable(difference)}), so the gallery cannot show it; put the image of the run back, predict"
+                " again, or leave --gallery out"
             )
 
 
