@@ -14,7 +14,10 @@ from typer import Argument, Option
 
 from imbalance_perturb.config.allowed import Flag
 from imbalance_perturb.config.declarations import Declaration, declarations
-from imbalance_perturb.config.settings import TABLES, ModelSettings
+from imbalance_perturb.config.settings import TABLES, ModelSettings, RunSettings
+
+#: What the settings of ``[run]`` are declared as.
+RUN = declarations(RunSettings)
 
 #: Exit codes besides 0: a failure, a wrong use, and done but with images that have an error.
 FAILED, WRONG_USAGE, SOME_FAILED = 1, 2, 3
@@ -47,6 +50,54 @@ class CommonOptions:
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")] = False
 
 
+#: Their heading in the help.
+RERUN_PANEL = "The run's files, to compute images again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunOptions:
+    """Options of every command that computes images of a run again."""
+
+    model: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Where the model file is now. (default: as the run says)",
+            rich_help_panel=RERUN_PANEL,
+        ),
+    ] = None
+    images: Annotated[
+        Path | None,
+        Option(
+            metavar="PATH", help="Where the images are now. (default: as the run says)", rich_help_panel=RERUN_PANEL
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        Option(help=RUN["device"].describe("that of the run"), show_default=False, rich_help_panel=RERUN_PANEL),
+    ] = None
+    factory: Annotated[
+        str | None,
+        Option(
+            metavar="PACKAGE.MODULE:FUNCTION",
+            show_default=False,
+            help="Builds the network, where the run had a factory: a run file cannot make code run.",
+            rich_help_panel=RERUN_PANEL,
+        ),
+    ] = None
+    trust_model_file: Annotated[
+        bool,
+        Option(
+            "--trust-model-file",
+            help="Load a model file that runs code of its own. Only for files you made.",
+            rich_help_panel=RERUN_PANEL,
+        ),
+    ] = False
+
+
+#: The groups that are not of settings.
+OWN_GROUPS = (CommonOptions, RerunOptions)
+
 #: The groups that stand in recipes, and the tables of theirs.
 GROUPS: dict[type, str] = {
     ModelOptions: "model",
@@ -69,7 +120,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """
     own = inspect.signature(command).parameters
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: list(_options(hints[name])) for name in own if hints[name] in (*GROUPS, CommonOptions)}
+    groups = {name: list(_options(hints[name])) for name in own if hints[name] in (*GROUPS, *OWN_GROUPS)}
     parameters = [p.replace(annotation=hints[p.name]) for p in own.values() if p.name not in groups]
     parameters += [option for options in groups.values() for option in options]
 
@@ -88,7 +139,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(group: type) -> Iterator[inspect.Parameter]:
-    if group is CommonOptions:
+    if group in OWN_GROUPS:
         types = get_type_hints(group, include_extras=True)
         options = [(entry.name, entry.default, types[entry.name]) for entry in fields(group)]
     else:

@@ -47,6 +47,13 @@ def predict(
         str, Option("--out", "-o", help=".csv, .jsonl or .parquet file, or - for CSV on stdout.")
     ] = "predictions.csv",
     probs: Annotated[bool, Option("--probs", help="Also write the probabilities of all classes.")] = False,
+    margin: Annotated[
+        bool,
+        Option(
+            "--margin",
+            help="Also write by how much each label was decided: the two largest corrected probabilities' difference.",
+        ),
+    ] = False,
     bom: Annotated[
         bool, Option("--bom", help="Begin the CSV with a byte-order mark, so that Excel reads it as UTF-8.")
     ] = False,
@@ -86,7 +93,13 @@ def predict(
     model, counts, found = _tell_apart([model, counts, *(images or [])], has_recipe=find_recipe(common) is not None)
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     options = PredictOptions(
-        probs=probs, resume=resume, shard=shard, on_error=on_error, max_failures=max_failures, bom=bom
+        probs=probs,
+        margin=margin,
+        resume=resume,
+        shard=shard,
+        on_error=on_error,
+        max_failures=max_failures,
+        bom=bom,
     )
     say = _InterruptibleNarrator(common.quiet)
     say.recipe(recipe)

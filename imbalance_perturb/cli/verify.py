@@ -7,12 +7,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from imbalance_perturb.config.declarations import declarations
-from imbalance_perturb.config.settings import RunSettings
-
-_DEVICE = declarations(RunSettings)["device"]
+from imbalance_perturb.cli.options import RerunOptions, with_options
 
 
+@with_options
 def verify(
     run: Annotated[Path, Argument(metavar="RUN", help="Run file that predict or merge wrote (predictions.run.json).")],
     *,
@@ -20,31 +18,12 @@ def verify(
     seed: Annotated[
         int | None, Option("--seed", help="Of the sample. (default: drawn, and said)", show_default=False)
     ] = None,
-    model: Annotated[
-        Path | None, Option("--model", metavar="FILE", help="Where the model file is now. (default: as the run says)")
-    ] = None,
     counts: Annotated[
         Path | None, Option("--counts", metavar="FILE", help="Where the counts are now. (default: as the run says)")
     ] = None,
-    images: Annotated[
-        Path | None, Option("--images", metavar="PATH", help="Where the images are now. (default: as the run says)")
-    ] = None,
-    device: Annotated[
-        str | None, Option("--device", help=_DEVICE.describe("that of the run"), show_default=False)
-    ] = None,
-    factory: Annotated[
-        str | None,
-        Option(
-            metavar="PACKAGE.MODULE:FUNCTION",
-            show_default=False,
-            help="Builds the network, where the run had a factory: a run file cannot make code run.",
-        ),
-    ] = None,
-    trust_model_file: Annotated[
-        bool, Option("--trust-model-file", help="Load a model file that runs code of its own. Only for files you made.")
-    ] = False,
     quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")] = False,
+    files: RerunOptions,
 ) -> None:
     """Check a run's files by their hashes and compute a random sample of its rows again.
 
@@ -54,16 +33,7 @@ def verify(
     from imbalance_perturb.errors import VerificationError, printable
     from imbalance_perturb.inference.verification import VerifyOptions, verify_run
 
-    options = VerifyOptions(
-        sample=sample,
-        seed=seed,
-        model=model,
-        counts=counts,
-        images=images,
-        device=device,
-        factory=factory,
-        trust_model_file=trust_model_file,
-    )
+    options = VerifyOptions(sample=sample, seed=seed, counts=counts, **vars(files))
     found = verify_run(run, options)
     say = narration.Narrator(quiet)
     for note in found.notes:

@@ -182,6 +182,8 @@ def _rows(names: list[str], predicted: Predicted, classes: Sequence[str], probab
     base_probs, probs = (torch.softmax(z.double(), dim=1).cpu() for z in (base, logits))
     # argmax over the logits: probabilities can tie where logits differ.
     base_preds, preds = base.argmax(1).tolist(), logits.argmax(1).tolist()
+    first, second = probs.topk(2).values.unbind(1)
+    margins = (first - second).tolist()
     rows = []
     for index, name in enumerate(names):
         if not finite[index]:
@@ -197,6 +199,7 @@ def _rows(names: list[str], predicted: Predicted, classes: Sequence[str], probab
                 probs=tuple(probs[index].tolist()) if probabilities else (),
                 base_probs=tuple(base_probs[index].tolist()) if probabilities else (),
                 corrected=corrected[index],
+                margin=margins[index],
             )
         )
     return rows

@@ -79,6 +79,7 @@ def write_predictions(
     *,
     probabilities: bool,
     bom: bool,
+    margin: bool,
     resume: bool | None,
     shard: Shard | None,
     failures: FailureLimit,
@@ -94,6 +95,7 @@ def write_predictions(
         out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
         probabilities: whether rows carry the probabilities of all classes.
         bom: whether the CSV begins with a byte-order mark, by which Excel knows it for UTF-8.
+        margin: whether rows carry the difference of the two largest corrected probabilities.
         resume: go on with an unfinished run's rows, or start anew; ``None`` starts where there are none.
         shard: which part of all images these are, for the run file.
         failures: how many images may fail.
@@ -106,7 +108,8 @@ def write_predictions(
         InterruptedRunError: if ``progress`` said to stop.
         OutputFileError: if the rows cannot be written.
     """
-    layout = RowLayout(pipeline.counts.names if probabilities else (), pipeline.settings.run.close_calls_only, bom)
+    classes = pipeline.counts.names if probabilities else ()
+    layout = RowLayout(classes, pipeline.settings.run.close_calls_only, bom, margin)
     run = _Run(pipeline, images, failures, progress, probabilities)
     if out == STDOUT:
         with open_rows(out, layout) as write, progress.counting(len(images)):

@@ -34,6 +34,7 @@ class PredictOptions:
         on_error: what an image that cannot be used does: ``skip`` (a row with the reason) or ``fail`` (the end).
         max_failures: end when more images fail: a number, or a share of all such as ``5%``; ``None`` is no limit.
         bom: begin the CSV with a byte-order mark, by which Excel knows it for UTF-8.
+        margin: write by how much the label was decided, too: the difference of the two largest probabilities.
 
     Raises:
         SettingsError: if a value is none of these, or ``max_failures`` contradicts ``on_error``.
@@ -45,6 +46,7 @@ class PredictOptions:
     on_error: str = "skip"
     max_failures: int | str | None = None
     bom: bool = False
+    margin: bool = False
 
     def __post_init__(self) -> None:
         self.part()
@@ -111,6 +113,7 @@ def predict_folder(
         out,
         probabilities=options.probs,
         bom=options.bom,
+        margin=options.margin,
         resume=options.resume,
         shard=part,
         failures=failures,

@@ -46,7 +46,9 @@ def describe_making(
         settings=pipeline.settings,
         preprocessing=PreprocessingEntry(**asdict(pipeline.preprocessing)),
         execution=_describe_execution(pipeline),
-        output=OutputEntry(format=suffix.lower(), probabilities=bool(layout.classes), bom=layout.bom),
+        output=OutputEntry(
+            format=suffix.lower(), probabilities=bool(layout.classes), bom=layout.bom, margin=layout.margin
+        ),
         images=MakingImages(
             source=str(images.source),
             sources=tuple(map(str, images.sources or (images.source,))),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from imbalance_perturb.errors import PredictionsError, first_few
 from imbalance_perturb.files.csv_tables import encode_text
 from imbalance_perturb.predictions.reading import Record, iter_records
-from imbalance_perturb.predictions.rows import CORRECTED, RowLayout
+from imbalance_perturb.predictions.rows import CORRECTED, MARGIN, RowLayout
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +34,9 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     """The rows of a predictions file, of whatever format, as a DataFrame with its columns and in its order.
 
     Names are what they were before they were made harmless to spreadsheets, and stay text: a class may be called
-    ``NA``, ``None`` or ``1``. Confidences and probabilities are floats, ``changed`` and ``corrected`` pandas' nullable
-    ``boolean``. Where there is no prediction, its columns are missing (``isna``), and ``error`` elsewhere.
+    ``NA``, ``None`` or ``1``. Confidences, margins and probabilities are floats, ``changed`` and ``corrected``
+    pandas' nullable ``boolean``. Where there is no prediction, its columns are missing (``isna``), and ``error``
+    elsewhere.
 
     Args:
         path: ``.csv``, ``.jsonl`` or ``.parquet`` as ``predict`` writes it; columns that others have added are left
@@ -57,7 +58,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     broken = True
     for number, record in enumerate(iter_records(path)):
         if broken:  # of JSON Lines a failed row lacks the probabilities
-            kinds = kinds or dict(RowLayout(corrected=CORRECTED in record).columns())
+            kinds = kinds or dict(RowLayout(corrected=CORRECTED in record, margin=MARGIN in record).columns())
             kinds |= {name: float for name in record.columns() if name.startswith(_PROBABILITIES)}
             for name in kinds.keys() - columns.keys():
                 columns[name] = array("d", [nan] * number) if kinds[name] is float else [None] * number

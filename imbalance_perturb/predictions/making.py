@@ -174,11 +174,13 @@ class OutputEntry:
         format: its suffix, such as .csv.
         probabilities: whether rows have the probabilities of all classes.
         bom: whether it begins with a byte-order mark.
+        margin: whether rows have the difference of the two largest corrected probabilities.
     """
 
     format: str
     probabilities: bool
     bom: bool
+    margin: bool = field(default=False, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +260,7 @@ class Making:
     def layout(self) -> RowLayout:
         """The columns of the predictions file."""
         names = tuple(one.name for one in self.classes) if self.output.probabilities else ()
-        return RowLayout(names, self.settings.run.close_calls_only, self.output.bom)
+        return RowLayout(names, self.settings.run.close_calls_only, self.output.bom, self.output.margin)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -14,11 +14,11 @@ from imbalance_perturb.errors import PredictionsError, brief, first_few
 from imbalance_perturb.files.csv_tables import decode_path, decode_text, decode_unicode, iter_table
 from imbalance_perturb.files.parquet import has_pyarrow
 from imbalance_perturb.files.strict_json import parse_json
-from imbalance_perturb.predictions.rows import COLUMNS, CORRECTED, PredictionRow, RowLayout
+from imbalance_perturb.predictions.rows import COLUMNS, CORRECTED, MARGIN, PredictionRow, RowLayout
 
 _COLUMNS = ("image", "base_pred", "pred", "error")
 
-_KNOWN = (*COLUMNS, CORRECTED)
+_KNOWN = (*COLUMNS, CORRECTED, MARGIN)
 
 #: Cells of Parquet that are Python objects at once.
 _CELLS = 1 << 16
@@ -148,6 +148,7 @@ def iter_rows(path: Path, layout: RowLayout) -> Iterator[PredictionRow]:
             probs=tuple(record.probabilities(probs)),
             base_probs=tuple(record.probabilities(base_probs)),
             corrected=record.flag(CORRECTED) if layout.corrected else True,
+            margin=record.probability(MARGIN) if layout.margin else None,
         )
 
 

@@ -14,6 +14,9 @@ COLUMNS = ("image", "base_pred", "base_confidence", "pred", "confidence", "chang
 #: The column after them where the correction was left out for some images: whether it was run.
 CORRECTED = "corrected"
 
+#: The column after that where it was asked for: by how much the label was decided.
+MARGIN = "margin"
+
 
 @dataclass(frozen=True, slots=True)
 class PredictionRow:
@@ -22,7 +25,8 @@ class PredictionRow:
     ``image`` is the POSIX path relative to the folder of images. Class names in ``base_pred`` and ``pred``;
     confidences are softmax probabilities of the predicted class in [0, 1]; ``probs`` and ``base_probs`` hold C
     probabilities in class-index order. ``corrected`` says whether the correction was run on the image, where it was
-    left out for some. A row with an ``error`` has no prediction.
+    left out for some. ``margin`` is the difference of the two largest corrected probabilities, in [0, 1], ``None``
+    where it is not known. A row with an ``error`` has no prediction.
     """
 
     image: str
@@ -34,6 +38,7 @@ class PredictionRow:
     probs: tuple[float, ...] = ()
     base_probs: tuple[float, ...] = ()
     corrected: bool = True
+    margin: float | None = None
 
     @property
     def changed(self) -> bool:
@@ -42,19 +47,22 @@ class PredictionRow:
 
 
 class RowLayout(NamedTuple):
-    """Which columns rows have: class names where probabilities are written, and whether :data:`CORRECTED` is there.
+    """Which columns rows have: class names where probabilities are written, whether :data:`CORRECTED` is there.
 
-    ``bom`` has a CSV file begin with the byte-order mark by which Excel knows it for UTF-8.
+    ``margin`` says whether :data:`MARGIN` is, too. ``bom`` has a CSV file begin with the byte-order mark by which Excel
+    knows it for UTF-8.
     """
 
     classes: tuple[str, ...] = ()
     corrected: bool = False
     bom: bool = False
+    margin: bool = False
 
     def columns(self) -> list[tuple[str, type]]:
         """Name and type of each column, in order."""
         types = dict.fromkeys(COLUMNS, str) | {"base_confidence": float, "confidence": float, "changed": bool}
         columns: list[tuple[str, type]] = [*types.items(), *([(CORRECTED, bool)] if self.corrected else [])]
+        columns += [(MARGIN, float)] if self.margin else []
         return columns + [(f"{kind}{name}", float) for kind in ("p_", "base_p_") for name in self.classes]
 
     def record(self, row: PredictionRow) -> dict[str, Any]:
@@ -71,6 +79,8 @@ class RowLayout(NamedTuple):
         }
         if self.corrected:
             record[CORRECTED] = None if failed else row.corrected
+        if self.margin:
+            record[MARGIN] = row.margin
         if not failed:
             record |= {f"p_{name}": p for name, p in zip(self.classes, row.probs, strict=bool(self.classes))}
             record |= {f"base_p_{name}": p for name, p in zip(self.classes, row.base_probs, strict=bool(self.classes))}
@@ -92,8 +102,8 @@ def _quoted(value: str | None) -> str:
 
 
 def largest_difference(then: PredictionRow, now: PredictionRow) -> float:
-    """Compare confidences and probabilities of two rows: their largest difference, 0 where one of the two has none."""
-    values = [(row.base_confidence, row.confidence, *row.base_probs, *row.probs) for row in (then, now)]
+    """Compare confidences, margins, probabilities of two rows: their largest difference, 0 where one has none."""
+    values = [(row.base_confidence, row.confidence, row.margin, *row.base_probs, *row.probs) for row in (then, now)]
     if then.error is not None or now.error is not None:
         return 0.0
     pairs = zip(*values, strict=True)

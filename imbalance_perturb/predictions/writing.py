@@ -47,9 +47,10 @@ def csv_rows(layout: RowLayout) -> TextRows:
             return csv_line([image, "", "", "", "", "", encode_text(row.error), *blank])
         cells = [encode_text(row.base_pred or ""), _digits(row.base_confidence)]
         cells += [encode_text(row.pred or ""), _digits(row.confidence), str(int(row.changed)), ""]
-        mark = [str(int(row.corrected))] if layout.corrected else []
+        more = [str(int(row.corrected))] if layout.corrected else []
+        more += [_digits(row.margin)] if layout.margin else []
         probabilities = (*row.probs, *row.base_probs) if layout.classes else ()
-        return csv_line([image, *cells, *mark, *map(_digits, probabilities)])
+        return csv_line([image, *cells, *more, *map(_digits, probabilities)])
 
     return TextRows((_BOM if layout.bom else "") + csv_line(columns), line)
 

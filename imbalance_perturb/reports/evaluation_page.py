@@ -16,13 +16,15 @@ from imbalance_perturb.reports.html import iter_facts, render_page
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from imbalance_perturb.reports.gallery import GalleryCards
+
 
 #: Above so many classes the table has only some of them.
 _MOST_ROWS = 1000
 
 
-def evaluation_page(evaluation: Evaluation) -> str:
-    """Render the page as HTML text."""
+def evaluation_page(evaluation: Evaluation, gallery: GalleryCards | None = None) -> str:
+    """Render the page as HTML text, with images whose label changed where they are given."""
     order, left_out = shown_classes(evaluation, _MOST_ROWS)
     tests = {metric_text(name): entry.test for name, entry in evaluation.differences.items() if entry.test}
     return render_page(
@@ -36,6 +38,7 @@ def evaluation_page(evaluation: Evaluation) -> str:
         most_matrix=MOST_MATRIX_CLASSES,
         source=list(_facts(evaluation)),
         drawings=_draw(evaluation),
+        gallery=gallery,
     )
 
 

@@ -21,7 +21,7 @@ import imbalance_perturb
 from imbalance_perturb import __main__
 from imbalance_perturb.cli import app
 from imbalance_perturb.errors import ArchitectureError, SettingsError
-from imbalance_perturb.inference import verification
+from imbalance_perturb.inference import rerun, verification
 from imbalance_perturb.inference.verification import VerifyOptions, verify_run
 from imbalance_perturb.models import load_classifier
 from imbalance_perturb.models.formats.trust import importable_from_here
@@ -253,7 +253,8 @@ def test_a_file_that_is_replaced_after_its_check_is_not_verified(
 ) -> None:
     """What `verify` computes with are the files whose hashes it has checked."""
     assert place.run("predict", "model.pt", "counts.json", "val", *PLAIN).code == 0
-    find = getattr(verification, f"find_{what}")
+    module = rerun if what == "model" else verification
+    find = getattr(module, f"find_{what}")
 
     def find_and_replace(*arguments: Any) -> str:
         found = find(*arguments)
@@ -263,7 +264,7 @@ def test_a_file_that_is_replaced_after_its_check_is_not_verified(
             Path(found).write_text(json.dumps({"common": 900, "rare": 31}))
         return found
 
-    monkeypatch.setattr(verification, f"find_{what}", find_and_replace)
+    monkeypatch.setattr(module, f"find_{what}", find_and_replace)
     assert "was replaced while it was read" in place.fails("verify", "predictions.run.json")
 
 

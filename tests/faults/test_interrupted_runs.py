@@ -105,6 +105,7 @@ def test_without_a_word_rows_of_an_unfinished_run_are_safe(
         (("--eps", "0.01"), "eps (0.001 then, 0.01 now)"),
         (("--temperature", "10"), "temperature (1000.0 then, 10.0 now)"),
         (("--probs",), "probabilities (False then, True now)"),
+        (("--margin",), "margin (none then, True now)"),
         (("--resize", "36"), "resize (32 then, 36 now)"),
         (("--batch-size", "16"), "the batch size (8 then, 16 now)"),
         (("--precision", "fp32"), "precision (auto then, fp32 now)"),

@@ -51,7 +51,7 @@ def awkward(workplace: Workplace) -> Workplace:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_merged_parts_are_the_file_of_one_run(awkward: Workplace, suffix: str) -> None:
     """The merge of all parts, in any order, has the bytes of a run without parts; its run file has the sums."""
-    probs = ("--probs",) if suffix != ".jsonl" else ()
+    probs = ("--probs", "--margin") if suffix != ".jsonl" else ()
     predict(awkward, f"whole{suffix}", *probs)
     parts = predict_parts(awkward, suffix, *probs)
     finished = awkward.run("merge", *parts, "-o", f"merged{suffix}")
@@ -120,6 +120,7 @@ def test_what_is_not_all_parts_of_one_run_is_refused(workplace: Workplace) -> No
     [
         (("--eps", "0.01"), "eps (0.05 there, 0.01 here)"),
         (("--probs",), "probabilities (False there, True here)"),
+        (("--margin",), "margin (none there, True here)"),
         (("--mean", "0.1,0.1,0.1"), "mean"),
     ],
 )

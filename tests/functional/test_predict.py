@@ -67,6 +67,23 @@ def test_predictions_and_run_file(workplace: Workplace) -> None:
     assert {"decode", "gradient pass", "final pass", "write", "total"} <= run["seconds"].keys()
 
 
+def test_margins_are_of_the_two_largest_probabilities(workplace: Workplace) -> None:
+    """--margin adds a column after the error: how far the corrected label is before the next; empty where it failed."""
+    Path("images/broken.png").write_bytes(b"no image")
+    assert workplace.run("predict", "model.pth", "counts.json", "images", *SMALL, "--margin", "--probs").code == 3
+    good = rows("predictions.csv")
+    failed = good.pop(5)
+    assert list(failed)[5:9] == ["changed", "error", "margin", "p_a"]
+    assert (failed["image"], failed["margin"]) == ("broken.png", "")
+    for row in good:
+        first, second = sorted((float(row[f"p_{name}"]) for name in "abcd"), reverse=True)[:2]
+        assert float(row["margin"]) == pytest.approx(first - second, abs=1e-7)
+        assert float(row["confidence"]) == pytest.approx(first, abs=1e-7)
+    assert json.loads(Path("predictions.run.json").read_text())["output"]["margin"] is True
+    assert workplace.run("predict", "model.pth", "counts.json", "images", *SMALL).code == 3
+    assert "margin" not in rows("predictions.csv")[0]
+
+
 def test_predictions_are_those_of_the_library(workplace: Workplace) -> None:
     """The command's labels and confidences are those of the module on torchvision's own transforms."""
     found = predict(workplace, "--eps", "0.05")

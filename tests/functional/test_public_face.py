@@ -155,18 +155,18 @@ def test_the_whole_job(tmp_path: Path) -> None:
     # The file of the command line, to the last byte, whatever way it came.
     command = ["predict", str(folder / "model.safetensors"), str(folder / "counts.json"), str(images), *SMALL]
     with pytest.raises(SystemExit) as ended:
-        main([*command, "--workers", "0", "--probs", "--quiet", "-o", str(folder / "command.csv")])
+        main([*command, "--workers", "0", "--probs", "--margin", "--quiet", "-o", str(folder / "command.csv")])
     assert not ended.value.code
     expected = (folder / "command.csv").read_bytes()
     numbers: list[int] = []
     whole = folder / "predictions.csv"
-    summary = ip.predict_folder(settings, images, whole, ip.PredictOptions(probs=True), numbers.append)
+    summary = ip.predict_folder(settings, images, whole, ip.PredictOptions(probs=True, margin=True), numbers.append)
     assert summary.done == sum(numbers) == len(ip.find_images(images))
     assert whole.read_bytes() == expected
 
-    cut, resumed = folder / "cut.csv", ip.PredictOptions(probs=True, resume=True)
+    cut, resumed = folder / "cut.csv", ip.PredictOptions(probs=True, margin=True, resume=True)
     with pytest.raises(ip.InterruptedRunError, match="stopped by a test after"):
-        ip.predict_folder(settings, images, cut, ip.PredictOptions(probs=True), Stopping())
+        ip.predict_folder(settings, images, cut, ip.PredictOptions(probs=True, margin=True), Stopping())
     heard = Heard()
     assert ip.predict_folder(settings, images, cut, resumed, heard).resumed > 0
     (_, _, done) = heard.told[2]  # type: ignore[misc]
@@ -176,7 +176,7 @@ def test_the_whole_job(tmp_path: Path) -> None:
     parts = [folder / f"part{index}.csv" for index in (1, 2)]
     pipeline = ip.load_pipeline(settings, ip.find_images(images))
     for index, part in enumerate(parts, start=1):
-        ip.predict_folder(pipeline, images, part, ip.PredictOptions(probs=True, shard=f"{index}/2"))
+        ip.predict_folder(pipeline, images, part, ip.PredictOptions(probs=True, margin=True, shard=f"{index}/2"))
     assert ip.merge_predictions(parts, folder / "merged.csv").total == summary.total
     assert (folder / "merged.csv").read_bytes() == expected
     heard = Heard()

@@ -74,7 +74,7 @@ def damage(data: dict[str, Any], keys: Keys, value: object) -> dict[str, Any]:
     ("suffix", "more"),
     [
         (".csv", ()),
-        (".jsonl", ("--probs",)),
+        (".jsonl", ("--probs", "--margin")),
         (".parquet", ("--preset", "none", "--crop", "none")),
         (".csv", ("--precision", "bf16", "--bom")),
         (".csv", ("--precision", "auto", "--close-calls-only")),

@@ -25,7 +25,7 @@ def verify(workplace: Workplace, *arguments: str, code: int = 0) -> dict[str, An
 def test_a_run_reproduces(workplace: Workplace, suffix: str) -> None:
     """All rows of a run come out again to the last digit, those of images that failed with their errors."""
     Path("images/broken.png").write_bytes(b"no image")
-    predict(workplace, f"out{suffix}", "--probs")
+    predict(workplace, f"out{suffix}", "--probs", "--margin")
     found = verify(workplace, "out.run.json" if suffix == ".csv" else f"out{suffix}.run.json")
     assert (found["total"], found["sampled"], found["reproduced"]) == (10, 10, 10)
     assert found["identical"] >= 9

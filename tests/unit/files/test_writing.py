@@ -81,21 +81,23 @@ def test_json_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_rows_say_what_was_corrected(tmp_path: Path, probabilities: bool) -> None:
-    """Asked for, a column after the error says whether the correction was run, before any probabilities."""
-    rows = [replace(ROWS[0], corrected=True), ROWS[1], replace(ROWS[2], corrected=False)]
+    """Asked for, columns after the error say whether the correction was run, and the margin; then probabilities."""
+    rows = [replace(ROWS[0], corrected=True, margin=0.123456789), ROWS[1], replace(ROWS[2], corrected=False, margin=0)]
     if not probabilities:
         rows = [replace(row, probs=(), base_probs=()) for row in rows]
     for name in ("p.csv", "p.jsonl"):
-        with open_rows(str(tmp_path / name), RowLayout(CLASSES if probabilities else (), corrected=True)) as write_row:
+        layout = RowLayout(CLASSES if probabilities else (), corrected=True, margin=True)
+        with open_rows(str(tmp_path / name), layout) as write_row:
             for row in rows:
                 write_row(row)
     with (tmp_path / "p.csv").open(newline="") as stream:
         header, *cells = csv.reader(stream)
-    assert header[5:8] == ["changed", "error", "corrected"]
-    assert [row[7] for row in cells] == ["1", "", "0"]
-    assert {len(row) for row in cells} == {len(header)} == {12 if probabilities else 8}
+    assert header[5:9] == ["changed", "error", "corrected", "margin"]
+    assert [row[7:9] for row in cells] == [["1", "0.12345679"], ["", ""], ["0", "0"]]
+    assert {len(row) for row in cells} == {len(header)} == {13 if probabilities else 9}
     records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [record["corrected"] for record in records] == [True, None, False]
+    assert [record["margin"] for record in records] == [0.123456789, None, 0]
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ NAMES = ("NA", "None", "null", "1", "=x", "nan", "True", "01", "N/A", "-1")
 ROWS = [
     PredictionRow("-a.png", error="is broken"),
     *(
-        PredictionRow(image, name, 0.5, "NA", 0.25, None, (0.25, 0.75, *[0.0] * 8), (0.5, 0.5, *[0.0] * 8))
+        PredictionRow(image, name, 0.5, "NA", 0.25, None, (0.25, 0.75, *[0.0] * 8), (0.5, 0.5, *[0.0] * 8), margin=0.5)
         for image, name in zip(("NA", "1", "True", *map("{}.png".format, range(7))), NAMES, strict=True)
     ),
 ]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("layout", [RowLayout(), RowLayout(NAMES, corrected=True)])
+@pytest.mark.parametrize("layout", [RowLayout(), RowLayout(NAMES, corrected=True, margin=True)])
 def test_rows_come_back_as_they_were_predicted(suffix: str, layout: RowLayout, tmp_path: Path) -> None:
     """Names such as NA stay names, numbers are numbers, what is missing is missing, in every format."""
     path = tmp_path / f"predictions{suffix}"
@@ -48,6 +48,7 @@ def test_rows_come_back_as_they_were_predicted(suffix: str, layout: RowLayout, t
         assert list(good["p_None"]) == [0.75] * 10
         assert list(good["base_p_=x"]) == [0.0] * 10
         assert good["corrected"].all()
+        assert list(good["margin"]) == [0.5] * 10
 
 
 def test_a_wrong_value_is_named_by_its_line(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.writing import open_rows
 
 CLASSES = ("a [b]", "=c")
-LAYOUT = RowLayout(CLASSES, corrected=True)
+LAYOUT = RowLayout(CLASSES, corrected=True, margin=True)
 ROWS = [
-    PredictionRow(f"{index}.png", "=c", 0.75, "a [b]", 0.5, probs=(0.5, 0.5), base_probs=(0.25, 0.75))
+    PredictionRow(f"{index}.png", "=c", 0.75, "a [b]", 0.5, probs=(0.5, 0.5), base_probs=(0.25, 0.75), margin=0.0)
     for index in range(3)
 ]
 COLUMNS = [name for name, _ in LAYOUT.columns()]
@@ -88,7 +88,7 @@ def check(rows: Iterable[PredictionRow]) -> None:
     for row in rows:
         if row.error is None:
             assert all((row.image, row.base_pred, row.pred))
-            values = (row.base_confidence, row.confidence, *row.probs, *row.base_probs)
+            values = (row.base_confidence, row.confidence, row.margin, *row.probs, *row.base_probs)
             assert all(isinstance(value, float) and 0 <= value <= 1 for value in values)
 
 

@@ -47,7 +47,7 @@ def test_what_is_no_parquet_file_is_said(tmp_path: Path) -> None:
         load_predictions(path, CLASSES)
 
 
-@pytest.mark.parametrize("layout", [RowLayout(), RowLayout(CLASSES, corrected=True)])
+@pytest.mark.parametrize("layout", [RowLayout(), RowLayout(margin=True), RowLayout(CLASSES, True, margin=True)])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_rows_read_and_written_again_are_the_same_bytes(tmp_path: Path, suffix: str, layout: RowLayout) -> None:
     """Rows that are read back and written anew make the same file, whatever names, errors and numbers are in them."""
@@ -58,7 +58,8 @@ def test_rows_read_and_written_again_are_the_same_bytes(tmp_path: Path, suffix: 
         for index, image in enumerate(IMAGES):
             p, q, *_ = probs = tuple(rng.choice((rng.random(), 1e-9 * rng.random(), 1.0, 0.0)) for _ in CLASSES)
             more = (probs, probs[::-1], bool(index % 2)) if layout.corrected else ((), (), True)
-            write(PredictionRow(image, CLASSES[index % 4], p, CLASSES[index // 2], q, None, *more))
+            margin = rng.choice((p, 0.0, 1.0)) if layout.margin else None
+            write(PredictionRow(image, CLASSES[index % 4], p, CLASSES[index // 2], q, None, *more, margin=margin))
         for index, error in enumerate(errors):
             write(PredictionRow(f"broken {index}.png", error=error))
     with open_rows(str(again), layout) as write:
@@ -69,11 +70,12 @@ def test_rows_read_and_written_again_are_the_same_bytes(tmp_path: Path, suffix: 
     assert [row.error for row in iter_rows(first, layout)][-len(errors) :] == list(errors)
 
 
-@pytest.mark.parametrize("cell", ["base_confidence", "pred", "corrected", "p_plain"])
+@pytest.mark.parametrize("cell", ["base_confidence", "pred", "corrected", "margin", "p_plain"])
 def test_a_row_without_a_value_is_named(tmp_path: Path, cell: str) -> None:
     """A value that is not there is an error with file, line and column."""
-    columns = [name for name, _ in RowLayout(("plain", "b"), corrected=True).columns()]
+    layout = RowLayout(("plain", "b"), corrected=True, margin=True)
+    columns = [name for name, _ in layout.columns()]
     values = dict.fromkeys(columns, "1") | {"error": "", cell: ""}
     (tmp_path / "p.csv").write_text(f"{','.join(columns)}\n{','.join(values.values())}\n")
     with pytest.raises(PredictionsError, match=rf"p\.csv, line 2: {cell} is ''; expected"):
-        list(iter_rows(tmp_path / "p.csv", RowLayout(("plain", "b"), corrected=True)))
+        list(iter_rows(tmp_path / "p.csv", layout))
