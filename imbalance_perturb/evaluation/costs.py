@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_perturb.evaluation.intervals import iter_joint_draws, percentiles
+from imbalance_perturb.evaluation.intervals import CellDrawer, iter_joint_draws, percentiles
 from imbalance_perturb.evaluation.metrics import IntArray, JointCounts
 from imbalance_perturb.evaluation.results import Difference, Interval
 
@@ -38,7 +38,9 @@ class ExpectedCosts:
         }
 
 
-def expected_costs(joint: JointCounts, costs: Floats, shares: Floats, options: IntervalOptions) -> ExpectedCosts:
+def expected_costs(
+    joint: JointCounts, costs: Floats, shares: Floats, options: IntervalOptions, drawer: CellDrawer | None = None
+) -> ExpectedCosts:
     """Compute the expected cost of both predictions, with paired bootstrap intervals.
 
     Args:
@@ -47,6 +49,7 @@ def expected_costs(joint: JointCounts, costs: Floats, shares: Floats, options: I
         shares: (C,) of the images by true class, 0 for classes without images: those of the labels give the mean over
             the images, others what it would be over images so mixed.
         options: confidence level, seed and number of resamples.
+        drawer: how images are drawn that are not independent.
     """
     support = joint.base.sum(axis=1)
     worth = np.divide(shares, support, out=np.zeros(len(support)), where=support > 0)
@@ -55,7 +58,7 @@ def expected_costs(joint: JointCounts, costs: Floats, shares: Floats, options: I
     draws = np.concatenate(
         [
             part.images @ _costs_of(part.cells, costs, worth)
-            for part in iter_joint_draws(joint, options.resamples, options.random())
+            for part in iter_joint_draws(joint, options.resamples, options.random(), drawer)
         ]
     )
     named = {"base": draws[:, 0], "perturbed": draws[:, 1]}

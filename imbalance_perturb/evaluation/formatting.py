@@ -84,7 +84,7 @@ def shown_classes(evaluation: Evaluation, most: int) -> tuple[list[int], str]:
 
 def falls_sentence(evaluation: Evaluation) -> str:
     """The classes whose recall falls by more than chance, in one sentence."""
-    test = "exact McNemar tests, Holm-adjusted"
+    test = next((f"{gain.test}, " for gain in evaluation.gains if gain is not None and gain.test), "") + "Holm-adjusted"
     falls = [
         f"{printable(name)} ({share_text(before.recall)} -> {share_text(after.recall)}, p {p_text(p_value)})"
         for name, gain, p_value, before, after in zip(
