@@ -160,9 +160,10 @@ def _class_notes(tuning: Tuning) -> Iterator[str]:
         yield f"classes without validation images, left out of all figures: {first_few(empty, 10)}"
     if few:
         listed = first_few([f"{name} ({images})" for images, name in few], 10)
+        weight = "" if tuning.rule.objective == COST else ", and each class weighs the same"
         yield (
             f"too few validation images to decide on {listed}: with fewer than {LEAST_IMAGES} a recall is known no"
-            " better than about ±0.2, and each class weighs the same"
+            f" better than about ±0.2{weight}"
         )
     images = dict(pairs)[tuning.smallest_class]
     scr = tuning.tried[0].figures.scr
