@@ -57,8 +57,8 @@ def expected_costs(
     base, perturbed = (joint.counts @ by_cell).tolist()
     draws = np.concatenate(
         [
-            part.images @ _costs_of(part.cells, costs, worth)
-            for part in iter_joint_draws(joint, options.resamples, options.random(), drawer)
+            images @ _costs_of(cells, costs, worth)
+            for cells, images in iter_joint_draws(joint, options.resamples, options.random(), drawer)
         ]
     )
     named = {"base": draws[:, 0], "perturbed": draws[:, 1]}

@@ -18,7 +18,6 @@ from a Dirichlet distribution (the Bayesian bootstrap of Rubin 1981) with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -139,18 +138,6 @@ def difference_interval(
     return percentiles(draws, level)
 
 
-@dataclass(frozen=True, eq=False)
-class JointDraws:
-    """B draws of how many images fall into each of K cells.
-
-    ``cells`` (K, 3): label, base prediction, perturbed prediction, where -1 stands for any wrong class; ``images``
-    (B, K), which within a class sum to its images.
-    """
-
-    cells: IntArray
-    images: Floats
-
-
 def macro_f1_intervals(
     joint: JointCounts,
     *,
@@ -168,11 +155,7 @@ def macro_f1_intervals(
         return None, None, None
     draws = _draw_macro_f1(joint, resamples, random, drawer)
     base, perturbed = draws[:, 0], draws[:, 1]
-    return (
-        percentiles(base, level),
-        percentiles(perturbed, level),
-        percentiles(perturbed - base, level),
-    )
+    return percentiles(base, level), percentiles(perturbed, level), percentiles(perturbed - base, level)
 
 
 @lru_cache(maxsize=65536)
@@ -223,10 +206,11 @@ def _draw_weighted(
 
 def iter_joint_draws(
     joint: JointCounts, resamples: int, random: np.random.Generator, drawer: CellDrawer | None = None
-) -> Iterator[JointDraws]:
-    """Draw what other images of the same classes might have come to, in parts that fit the memory.
+) -> Iterator[tuple[IntArray, Floats]]:
+    """Draw what other images of the same classes might have come to, B draws at a time.
 
-    ``drawer`` says how images are drawn that are not independent.
+    Yields (L, 3) label, base and perturbed prediction of each cell, where -1 stands for any wrong class, and (B, L)
+    images in the cells, in each class as many as there are. ``drawer`` says how images are drawn that are not independent.
     """
     classes, support = joint.num_classes, joint.base.sum(axis=1)
     present = np.flatnonzero(support)
@@ -248,7 +232,7 @@ def iter_joint_draws(
         gamma = random.standard_gamma(shape, (number, len(shape))) if drawer is None else drawer(number, random)
         # In images of the class, so that the columns of different classes add up.
         images = gamma * (support / np.maximum(gamma @ of_class, _TINY))[:, label]
-        yield JointDraws(cells, images)
+        yield cells, images
 
 
 def _draw_macro_f1(
@@ -258,8 +242,8 @@ def _draw_macro_f1(
     present = np.flatnonzero(joint.base.sum(axis=1))
     return np.concatenate(
         [
-            np.stack([_f1_of_draws(part.images, part.cells, kind, present, joint) for kind in (1, 2)], axis=1)
-            for part in iter_joint_draws(joint, resamples, random, drawer)
+            np.stack([_f1_of_draws(images, cells, kind, present, joint) for kind in (1, 2)], axis=1)
+            for cells, images in iter_joint_draws(joint, resamples, random, drawer)
         ]
     )
 
