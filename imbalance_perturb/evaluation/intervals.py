@@ -210,7 +210,8 @@ def iter_joint_draws(
     """Draw what other images of the same classes might have come to, B draws at a time.
 
     Yields (L, 3) label, base and perturbed prediction of each cell, where -1 stands for any wrong class, and (B, L)
-    images in the cells, in each class as many as there are. ``drawer`` says how images are drawn that are not independent.
+    images in the cells, in each class as many as there are. ``drawer`` says how images that are not independent are
+    drawn.
     """
     classes, support = joint.num_classes, joint.base.sum(axis=1)
     present = np.flatnonzero(support)
