@@ -34,6 +34,23 @@ def evaluate(
             help="JSON of training images per class. (default: those of the run file beside PREDICTIONS)",
         ),
     ] = None,
+    prevalence: Annotated[
+        Path | None,
+        Option(
+            "--prevalence",
+            metavar="FILE",
+            help="JSON of the classes' shares where the model is used: PPV, NPV and costs are stated at these."
+            " (default: the shares of the labels)",
+        ),
+    ] = None,
+    costs: Annotated[
+        Path | None,
+        Option(
+            "--costs",
+            metavar="FILE",
+            help="JSON of what each prediction costs, {true class: {predicted class: cost}}: adds the expected cost.",
+        ),
+    ] = None,
     report: Annotated[
         Path | None, Option("--report", metavar="FILE", help="HTML page to write, with plots and all tables.")
     ] = None,
@@ -70,7 +87,7 @@ def evaluate(
         # Only where nothing nearer tells: a recipe may be of another run than the predictions.
         recipe_counts = resolve_settings(common)[0].model.counts
         counts = None if recipe_counts is None else Path(recipe_counts)
-    evaluation = evaluate_files(predictions, labels, options, counts=counts)
+    evaluation = evaluate_files(predictions, labels, options, counts=counts, prevalence=prevalence, costs=costs)
     cards = None if gallery is None else _make_cards(predictions, labels, gallery, seed, files)
     written = _write_files(evaluation, report, plot, cards)
     if common.as_json:

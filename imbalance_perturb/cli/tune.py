@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,9 @@ from imbalance_perturb.config.allowed import parse_list
 from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
+    from imbalance_perturb.config.settings import ModelSettings
     from imbalance_perturb.inference.pipeline import Pipeline
+    from imbalance_perturb.selection.rule import SelectionRule
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
     from imbalance_perturb.selection.tuning.results import Tuning
 
@@ -66,6 +69,17 @@ def tune_eps(
             rich_help_panel=_PANEL,
         ),
     ] = "mcr",
+    costs: Annotated[
+        Path | None,
+        Option(
+            "--costs",
+            metavar="FILE",
+            show_default=False,
+            help="JSON of what each prediction costs, {true class: {predicted class: cost}}: lower that, in place of"
+            " --objective.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     max_accuracy_drop: Annotated[
         float | None,
         Option(
@@ -136,18 +150,17 @@ def tune_eps(
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune, tuned_debias
 
     _check_given(debias, temperatures, losses)
-    options = TuningOptions(
-        **_lists(eps_grid, temperatures, losses),  # type: ignore[arg-type]
-        rule=SelectionRule(
-            objective=objective,
-            max_accuracy_drop=max_accuracy_drop,
-            significance=significance,
-            folds=folds,
-            repeats=repeats,
-            seed=seed,
-        ),
+    rule = SelectionRule(
+        objective=objective,
+        max_accuracy_drop=max_accuracy_drop,
+        significance=significance,
+        folds=folds,
+        repeats=repeats,
+        seed=seed,
     )
+    options = TuningOptions(**_lists(eps_grid, temperatures, losses), rule=rule)  # type: ignore[arg-type]
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
+    options = options if costs is None else replace(options, rule=_by_costs(rule, costs, settings.model))
     for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):
         check_output(path, suffixes)
     check_recipe(recipe, settings)
@@ -161,6 +174,18 @@ def tune_eps(
     say.line("written: " + ", ".join(str(path) for path in (out, plot, report) if path is not None))
     hand_over(recipe, settings, tuned_debias(tuning, settings.debias), say)
     raise typer.Exit(SOME_FAILED if tuning.failed else 0)
+
+
+def _by_costs(rule: SelectionRule, costs: Path, model: ModelSettings) -> SelectionRule:
+    """The rule with the costs of a file as its objective."""
+    from imbalance_perturb.evaluation.class_files import load_costs
+    from imbalance_perturb.inference.pipeline import load_counts
+    from imbalance_perturb.selection.rule import COST
+
+    if rule.objective != "mcr":
+        raise SettingsError(f"--costs is an objective of its own; leave --objective {rule.objective} out")
+    matrix = load_costs(costs, load_counts(model).counts.names)
+    return replace(rule, objective=COST, costs=tuple(map(tuple, matrix.tolist())))
 
 
 def _check_given(debias: DebiasOptions, temperatures: str | None, losses: str | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imbalance_perturb.data.labels import check_all_labelled, load_labels
 from imbalance_perturb.errors import PredictionsError, first_few
+from imbalance_perturb.evaluation.class_files import load_costs, load_shares
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Evaluation
 from imbalance_perturb.method.counts import ClassCounts, load_class_counts
@@ -23,6 +24,8 @@ def evaluate_files(
     options: IntervalOptions | None = None,
     *,
     counts: str | Path | None = None,
+    prevalence: str | Path | None = None,
+    costs: str | Path | None = None,
 ) -> Evaluation:
     """Evaluate a predictions file against labels.
 
@@ -31,16 +34,21 @@ def evaluate_files(
         labels: as for :func:`load_labels`, of all predicted images or a part of them.
         options: confidence level, seed and number of resamples.
         counts: JSON of the training counts; needed only where there is no run file.
+        prevalence: JSON of shares of the classes at which PPV, NPV and costs are stated (``parse_shares``).
+        costs: JSON of what each prediction costs (``parse_costs``).
 
     Raises:
         PredictionsError: if the predictions or their run file cannot be used, do not belong together, or were made
             with other counts.
         LabelsError: if the labels cannot be used or no predicted image has one.
         CountsError: if ``counts`` cannot be used.
+        SettingsError: if ``prevalence`` or ``costs`` cannot be used.
     """
     predictions, labels = Path(predictions), Path(labels)
     options = options or IntervalOptions()
     run, class_counts = _find_counts(predictions, counts)
+    shares = None if prevalence is None else load_shares(prevalence, class_counts.names)
+    prices = None if costs is None else load_costs(costs, class_counts.names)
     found = load_predictions(predictions, class_counts.names)
     loaded = load_labels(labels, class_counts.names)
     truth, unused = loaded.match((*found.images, *found.failed))
@@ -54,6 +62,8 @@ def evaluate_files(
         class_counts,
         base_probs=scored.base_probs,
         probs=scored.probs,
+        prevalence=shares,
+        costs=prices,
         options=options,
     )
     unlabelled = [image for image in found.images if image not in truth]
@@ -68,7 +78,16 @@ def evaluate_files(
             *_file_notes(found, unlabelled, unused, predictions),
             *evaluation.notes,
         ),
-        source={"predictions": str(predictions), "labels": str(labels)},
+        source={
+            name: str(path)
+            for name, path in (
+                ("predictions", predictions),
+                ("labels", labels),
+                ("prevalence_file", prevalence),
+                ("costs_file", costs),
+            )
+            if path is not None
+        },
         run={} if run is None else run.to_dict(),
     )
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.results import METRICS, Evaluation, Interval
+
+#: Most classes in a sentence.
+_MOST_FALLS = 10
 
 #: Stands where there is no figure.
 NONE = "–"
@@ -76,6 +80,50 @@ def shown_classes(evaluation: Evaluation, most: int) -> tuple[list[int], str]:
         f"Shown are {len(chosen):,} of {len(order):,} classes: the {part:,} with the lowest recall (perturbed) and the"
         f" {part:,} with the fewest training images. --json has all."
     )
+
+
+def falls_sentence(evaluation: Evaluation) -> str:
+    """The classes whose recall falls by more than chance, in one sentence."""
+    test = next((f"{gain.test}, " for gain in evaluation.gains if gain is not None and gain.test), "") + "Holm-adjusted"
+    falls = [
+        f"{printable(name)} ({share_text(before.recall)} -> {share_text(after.recall)}, p {p_text(p_value)})"
+        for name, gain, p_value, before, after in zip(
+            evaluation.classes,
+            evaluation.gains,
+            evaluation.holm_p_values,
+            evaluation.base.per_class,
+            evaluation.perturbed.per_class,
+            strict=True,
+        )
+        if gain is not None and gain.value < 0 and p_value is not None and p_value <= 1 - evaluation.confidence_level
+    ]
+    if not falls:
+        return f"No class's recall falls significantly ({test})."
+    more = len(falls) - _MOST_FALLS
+    listed = ", ".join(falls[:_MOST_FALLS]) + (f" and {more:,} more classes" if more > 0 else "")
+    return f"Recall falls on: {listed} ({test})."
+
+
+def costs_sentence(evaluation: Evaluation) -> str:
+    """The expected costs, in one sentence; empty without."""
+    costs = evaluation.costs
+    if costs is None:
+        return ""
+    interval = costs.difference.interval
+    ends = (
+        ""
+        if interval is None
+        else f", {level_text(evaluation.confidence_level)} {interval.low:+.4g} to {interval.high:+.4g}"
+    )
+    return (
+        f"Expected cost per image, at the {shares_text(evaluation)}: {costs.base:.4g} -> {costs.perturbed:.4g}"
+        f" (difference {costs.difference.value:+.4g}{ends})."
+    )
+
+
+def shares_text(evaluation: Evaluation) -> str:
+    """At which shares of the classes PPV, NPV and costs are stated."""
+    return "shares given by --prevalence" if evaluation.shares_given else "shares of the labels"
 
 
 def changes_sentence(evaluation: Evaluation) -> str:

@@ -17,6 +17,7 @@ from a Dirichlet distribution (the Bayesian bootstrap of Rubin 1981) with
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +29,10 @@ from imbalance_perturb.evaluation.metrics import IntArray, JointCounts, mean_f1
 from imbalance_perturb.evaluation.results import Interval
 
 Floats = NDArray[np.float64]
+
+#: Draws images (B, K + 2P), B times over: of the K cells of joint counts, and of two cells of pseudo-images for each of
+#: the P classes that have images.
+CellDrawer = Callable[[int, np.random.Generator], Floats]
 
 #: Resamples of a bootstrap: the ends of an interval then vary by about 1 % of its width between seeds.
 DEFAULT_RESAMPLES = 5000
@@ -102,7 +107,7 @@ def mean_recall_interval(
     right = np.asarray(hits, dtype=np.float64)
     cells = np.stack([np.asarray(totals) - right, right], axis=1)
     draws = _draw_weighted(cells, np.array([1.0, 1.0]), np.array([0.0, 1.0]), weights, resamples, random)
-    return _percentiles(draws, level)
+    return percentiles(draws, level)
 
 
 def difference_interval(
@@ -130,7 +135,7 @@ def difference_interval(
     cells = np.stack([np.asarray(totals) - down - up, down, up], axis=1)
     # Two of the four outcomes of a pair (both right, both wrong) do not move the difference.
     draws = _draw_weighted(cells, np.array([2.0, 1.0, 1.0]), np.array([0.0, -1.0, 1.0]), weights, resamples, random)
-    return _percentiles(draws, level)
+    return percentiles(draws, level)
 
 
 def macro_f1_intervals(
@@ -139,16 +144,18 @@ def macro_f1_intervals(
     level: float = 0.95,
     resamples: int = DEFAULT_RESAMPLES,
     random: np.random.Generator,
+    drawer: CellDrawer | None = None,
 ) -> tuple[Interval | None, Interval | None, Interval | None]:
     """Smoothed paired stratified bootstrap intervals of the macro F1: base, perturbed and their difference.
 
-    The pseudo-images are wrong in one of the two predictions, and there count for all other classes alike.
+    The pseudo-images are wrong in one of the two predictions, and there count for all other classes alike. ``drawer``
+    says how images are drawn that are not independent.
     """
     if joint.total == 0:
         return None, None, None
-    draws = _draw_macro_f1(joint, resamples, random)
+    draws = _draw_macro_f1(joint, resamples, random, drawer)
     base, perturbed = draws[:, 0], draws[:, 1]
-    return _percentiles(base, level), _percentiles(perturbed, level), _percentiles(perturbed - base, level)
+    return percentiles(base, level), percentiles(perturbed, level), percentiles(perturbed - base, level)
 
 
 @lru_cache(maxsize=65536)
@@ -197,8 +204,15 @@ def _draw_weighted(
     return draws
 
 
-def _draw_macro_f1(joint: JointCounts, resamples: int, random: np.random.Generator) -> Floats:
-    """(resamples, 2) draws of the macro F1 of both predictions."""
+def iter_joint_draws(
+    joint: JointCounts, resamples: int, random: np.random.Generator, drawer: CellDrawer | None = None
+) -> Iterator[tuple[IntArray, Floats]]:
+    """Draw what other images of the same classes might have come to, B draws at a time.
+
+    Yields (L, 3) label, base and perturbed prediction of each cell, where -1 stands for any wrong class, and (B, L)
+    images in the cells, in each class as many as there are. ``drawer`` says how images that are not independent are
+    drawn.
+    """
     classes, support = joint.num_classes, joint.base.sum(axis=1)
     present = np.flatnonzero(support)
     # Beside the observed cells each class has two it may not have shown: right in one prediction, anywhere
@@ -214,16 +228,28 @@ def _draw_macro_f1(joint: JointCounts, resamples: int, random: np.random.Generat
     of_class = _indicator(label, classes)
     resamples = feasible_resamples(len(cells), resamples)
     chunk = max(1, _MAX_NUMBERS // (10 * len(cells)))
-    draws = []
     for start in range(0, resamples, chunk):
-        gamma = random.standard_gamma(shape, (min(chunk, resamples - start), len(shape)))
+        number = min(chunk, resamples - start)
+        gamma = random.standard_gamma(shape, (number, len(shape))) if drawer is None else drawer(number, random)
         # In images of the class, so that the columns of different classes add up.
         images = gamma * (support / np.maximum(gamma @ of_class, _TINY))[:, label]
-        draws.append([_f1_of_draws(images, cells, kind, present, joint) for kind in (1, 2)])
-    return np.concatenate([np.stack(pair, axis=1) for pair in draws])
+        yield cells, images
 
 
-def _f1_of_draws(images: Floats, cells: Floats, kind: int, present: IntArray, joint: JointCounts) -> Floats:
+def _draw_macro_f1(
+    joint: JointCounts, resamples: int, random: np.random.Generator, drawer: CellDrawer | None
+) -> Floats:
+    """(resamples, 2) draws of the macro F1 of both predictions."""
+    present = np.flatnonzero(joint.base.sum(axis=1))
+    return np.concatenate(
+        [
+            np.stack([_f1_of_draws(images, cells, kind, present, joint) for kind in (1, 2)], axis=1)
+            for cells, images in iter_joint_draws(joint, resamples, random, drawer)
+        ]
+    )
+
+
+def _f1_of_draws(images: Floats, cells: IntArray, kind: int, present: IntArray, joint: JointCounts) -> Floats:
     """(B,) macro F1 of prediction ``kind`` (1 base, 2 perturbed), given (B, K) images in the cells."""
     label, preds, classes = cells[:, 0], cells[:, kind], joint.num_classes
     hit, known = preds == label, preds >= 0
@@ -246,7 +272,8 @@ def _indicator(classes_of_cells: NDArray[Any], num_classes: int) -> Any:
     return csr_array((np.ones(len(rows)), (rows, classes_of_cells)), shape=(len(rows), num_classes))
 
 
-def _percentiles(draws: Floats, level: float) -> Interval | None:
+def percentiles(draws: Floats, level: float) -> Interval | None:
+    """The interval between the two quantiles that leave out half of what ``level`` does each; ``None`` of no draws."""
     if len(draws) == 0:
         return None
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.errors import LabelsError, SettingsError, first_few
+from imbalance_perturb.evaluation.figures_in_use import Given, add_figures_in_use
 from imbalance_perturb.evaluation.intervals import (
     DEFAULT_RESAMPLES,
     check_level,
@@ -66,6 +67,8 @@ def evaluate(
     *,
     base_probs: ArrayLike | None = None,
     probs: ArrayLike | None = None,
+    prevalence: ArrayLike | None = None,
+    costs: ArrayLike | None = None,
     options: IntervalOptions | None = None,
 ) -> Evaluation:
     """Compare base and perturbed predictions of N images.
@@ -75,14 +78,18 @@ def evaluate(
         base_preds: (N,) class indices predicted on the unperturbed images.
         preds: (N,) class indices predicted on the perturbed images.
         counts: training images of the C classes.
-        base_probs: optional (N, C) probabilities on the unperturbed images, for the AUC.
+        base_probs: optional (N, C) probabilities on the unperturbed images, for AUC and calibration.
         probs: optional (N, C) probabilities on the perturbed images.
+        prevalence: optional (C,) shares of the classes at which PPV, NPV and costs are stated; by default the labels'.
+        costs: optional (C, C) costs of predictions, at least 0, true classes as rows.
         options: confidence level, seed and number of resamples.
 
     Raises:
         LabelsError: if the arrays do not fit each other or the classes, or there is no image.
+        SettingsError: if prevalence or costs do not fit the classes.
     """
     options = options or IntervalOptions()
+    given = Given.check(base_probs, probs, prevalence, costs, counts.names)
     joint = count_jointly(labels, base_preds, preds, len(counts))
     if joint.total == 0:
         raise LabelsError("there is no labelled image with a prediction, so there is nothing to evaluate")
@@ -95,7 +102,7 @@ def evaluate(
     perturbed = _score(joint.perturbed, counts, auc, f1_perturbed, options)
     paired = _Pairs.from_counts(joint)
     support = joint.base.sum(axis=1)
-    return Evaluation(
+    evaluation = Evaluation(
         classes=counts.names,
         counts=counts.counts,
         smallest_class=counts.names[counts.smallest],
@@ -114,6 +121,7 @@ def evaluate(
         resamples=options.resamples,
         notes=(*_class_notes(counts, support), *_resampling_notes(support, options)),
     )
+    return add_figures_in_use(evaluation, joint, labels, base_preds, preds, given, options)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imbalance_perturb.evaluation.calibration import Calibration
+    from imbalance_perturb.evaluation.costs import ExpectedCosts
+    from imbalance_perturb.evaluation.predictive_values import PredictiveValues
 
 #: The figures that sum up one kind of prediction, in the order in which people read them; name -> spelled out.
 METRICS = {
@@ -39,7 +44,8 @@ class ClassScores:
 
     ``count`` is its number of training images, ``support`` its labelled images here. ``recall`` is ``None``
     without labelled images; ``precision`` and ``f1`` are 0 where the class was never predicted, as scikit-learn
-    has it with ``zero_division=0``, and ``None`` where it neither has labelled images nor was predicted.
+    has it with ``zero_division=0``, and ``None`` where it neither has labelled images nor was predicted. ``values``
+    takes the class against the rest.
     """
 
     name: str
@@ -50,6 +56,7 @@ class ClassScores:
     recall_interval: Interval | None
     precision: float | None
     f1: float | None
+    values: PredictiveValues | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Scores:
     per_class: tuple[ClassScores, ...]
     confusion_cells: tuple[tuple[int, int, int], ...]
     intervals: Mapping[str, Interval]
+    calibration: Calibration | None = None
 
     @property
     def confusion_matrix(self) -> tuple[tuple[int, ...], ...] | None:
@@ -96,6 +104,7 @@ class Scores:
                 "support": entry.support,
                 "predicted": entry.predicted,
                 f"recall_{interval_key}": _list(entry.recall_interval),
+                **({} if entry.values is None else entry.values.to_dict(interval_key)),
             }
             for entry in self.per_class
         }
@@ -103,6 +112,8 @@ class Scores:
         data["confusion_matrix"] = None if matrix is None else [list(row) for row in matrix]
         if matrix is None:
             data["confusion_cells"] = [list(cell) for cell in self.confusion_cells]
+        names = [entry.name for entry in self.per_class]
+        data["calibration"] = None if self.calibration is None else self.calibration.to_dict(names)
         return data
 
 
@@ -151,7 +162,9 @@ class Evaluation:
     """Base and perturbed predictions of the same ``n`` labelled images, compared.
 
     ``failed`` are images with a label whose row has an error: they have no prediction and are in no figure.
-    ``gains`` are the differences in recall, one for each class. ``unlabelled`` counts images that have a prediction
+    ``gains`` are the differences in recall, one for each class, ``holm_p_values`` their p-values adjusted for the
+    number of classes. ``shares`` are those of the classes at which PPV, NPV and ``costs`` are stated: the labels', or
+    ``shares_given``. ``unlabelled`` counts images that have a prediction
     and no label, ``unused_labels`` labels of images that were not predicted, ``notes`` says in words what a reader must
     know, ``run`` is what the run file says.
     """
@@ -173,6 +186,10 @@ class Evaluation:
     seed: int
     resamples: int
     notes: tuple[str, ...] = ()
+    holm_p_values: tuple[float | None, ...] = ()
+    shares: tuple[float, ...] = ()
+    shares_given: bool = False
+    costs: ExpectedCosts | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
 
@@ -201,9 +218,16 @@ class Evaluation:
             "perturbed": self.perturbed.to_dict(key),
             "difference": {name: difference.to_dict(key) for name, difference in self.differences.items()},
             "recall_gain": {
-                name: None if gain is None else {"value": gain.value, key: _list(gain.interval)}
-                for name, gain in zip(self.classes, self.gains, strict=True)
+                name: None
+                if gain is None
+                else {"value": gain.value, key: _list(gain.interval), "p_value": gain.p_value, "p_holm": p_holm}
+                for name, gain, p_holm in zip(self.classes, self.gains, self.holm_p_values, strict=True)
             },
+            "prevalence": {
+                "source": "given" if self.shares_given else "labels",
+                "shares": dict(zip(self.classes, self.shares, strict=True)),
+            },
+            "costs": None if self.costs is None else self.costs.to_dict(key),
             "changed": {
                 "total": self.changes.total,
                 "gained": self.changes.gained,

@@ -33,6 +33,15 @@ def mcnemar_test(lost: int, gained: int) -> float:
     return float(binomtest(gained, lost + gained).pvalue)
 
 
+def adjust_by_holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """(K,) p-values adjusted for their number: Holm's step-down procedure (1979)."""
+    found = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(found, kind="stable")
+    adjusted = np.empty(len(found))
+    adjusted[order] = np.minimum(np.maximum.accumulate(found[order] * np.arange(len(found), 0, -1)), 1)
+    return adjusted
+
+
 def sign_flip_test(
     lost: ArrayLike,
     gained: ArrayLike,

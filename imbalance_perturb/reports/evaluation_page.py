@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from imbalance_perturb.evaluation.formatting import changes_sentence, metric_text, shown_classes
+from imbalance_perturb.evaluation.formatting import (
+    changes_sentence,
+    costs_sentence,
+    falls_sentence,
+    metric_text,
+    shares_text,
+    shown_classes,
+)
 from imbalance_perturb.evaluation.results import METRICS, MOST_MATRIX_CLASSES, Evaluation, Scores
+from imbalance_perturb.reports.calibration_plots import draw_reliability
 from imbalance_perturb.reports.drawing import draw_svg
 from imbalance_perturb.reports.evaluation_plots import draw_gains, draw_matrix, draw_recalls, recall_size
 from imbalance_perturb.reports.html import iter_facts, render_page
+from imbalance_perturb.reports.in_use_tables import CALIBRATION, NO_PROBABILITIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +40,11 @@ def evaluation_page(evaluation: Evaluation, gallery: GalleryCards | None = None)
         "evaluation.html",
         evaluation=evaluation,
         changes=changes_sentence(evaluation),
+        falls=falls_sentence(evaluation),
+        costs=costs_sentence(evaluation),
+        shares_text=shares_text(evaluation),
+        calibration=list(CALIBRATION.items()),
+        no_probabilities=NO_PROBABILITIES,
         summary=[(name, METRICS[name], _class_of(evaluation, name)) for name in evaluation.metrics],
         tests="; ".join(f"{name}: {test}" for name, test in tests.items()),
         order=order,
@@ -64,6 +78,10 @@ def _draw(evaluation: Evaluation) -> dict[str, Markup]:
         ),
         "gains": draw_svg("gains", (8.0, 4.0), lambda drawn: draw_gains(drawn.subplots(), evaluation)),
     }
+    if evaluation.perturbed.calibration is not None:
+        drawings["reliability"] = draw_svg(
+            "reliability", (6.0, 4.5), lambda drawn: draw_reliability(drawn.subplots(), evaluation)
+        )
     if len(evaluation.classes) <= MOST_MATRIX_CLASSES:
         drawings |= {name: draw(name, getattr(evaluation, name)) for name in ("base", "perturbed")}
     return drawings

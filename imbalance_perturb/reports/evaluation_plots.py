@@ -10,6 +10,7 @@ import numpy as np
 from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import by_count
 from imbalance_perturb.evaluation.results import MOST_MATRIX_CLASSES, ClassScores, Evaluation, Scores
+from imbalance_perturb.reports.calibration_plots import draw_reliability
 from imbalance_perturb.reports.drawing import BASE, HEAT, INK, PERTURBED, RULE, SOFT, draw_png
 
 if TYPE_CHECKING:
@@ -136,16 +137,20 @@ def draw_matrix(axes: Axes, scores: Scores, classes: tuple[str, ...], title: str
 
 
 def plot_evaluation(evaluation: Evaluation) -> bytes:
-    """Draw all plots of an evaluation on one PNG."""
+    """Draw all plots of an evaluation on one PNG; that of probabilities where there are any."""
+    calibrated = evaluation.perturbed.calibration is not None
 
     def draw(figure: Any) -> None:
-        grid = figure.subplot_mosaic([["recall", "gain"], ["base", "perturbed"]], width_ratios=[1.15, 1])
+        rows = [["recall", "gain"], ["base", "perturbed"], *([["reliability", "."]] if calibrated else [])]
+        grid = figure.subplot_mosaic(rows, width_ratios=[1.15, 1])
         draw_recalls(grid["recall"], evaluation)
         draw_gains(grid["gain"], evaluation)
         draw_matrix(grid["base"], evaluation.base, evaluation.classes, "Base: images")
         draw_matrix(grid["perturbed"], evaluation.perturbed, evaluation.classes, "Perturbed: images")
+        if calibrated:
+            draw_reliability(grid["reliability"], evaluation)
 
-    return draw_png((13.0, 9.5), draw)
+    return draw_png((13.0, 14.0 if calibrated else 9.5), draw)
 
 
 def _write_cell(axes: Axes, row: int, column: int, count: int, share: float, size: int) -> None:

@@ -17,6 +17,7 @@ from imbalance_perturb.evaluation.formatting import (
     shown_classes,
 )
 from imbalance_perturb.evaluation.results import MOST_MATRIX_CLASSES
+from imbalance_perturb.reports.in_use_tables import iter_sentences, predictive_table
 from imbalance_perturb.reports.terminal import (
     add_number_columns,
     difference_text,
@@ -44,6 +45,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console = new_console()
     console.print(changes_sentence(evaluation))
     console.print(_summary(evaluation, console.width >= _WIDE))
+    for sentence in iter_sentences(evaluation):
+        console.print(sentence)
     level = level_text(evaluation.confidence_level)
     console.print(
         f"MCR: mean class recall. SCR: recall of the class with the fewest training images. Ranges are {level}"
@@ -53,6 +56,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print()
     shown, left_out = shown_classes(evaluation, _MOST_ROWS)
     console.print(_classes(evaluation, shown))
+    values = predictive_table(evaluation, shown, _NAME_WIDTH)
+    if values is not None:
+        console.print("PPV and NPV at the shares given (two columns: base, perturbed)", style="bold")
+        console.print(values)
     if left_out:
         console.print(left_out, style="dim")
     for title, scores in (("base", evaluation.base), ("perturbed", evaluation.perturbed)):

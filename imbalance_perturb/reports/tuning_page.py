@@ -8,7 +8,7 @@ from imbalance_perturb.evaluation.formatting import by_count
 from imbalance_perturb.reports.drawing import draw_svg
 from imbalance_perturb.reports.html import iter_facts, render_page
 from imbalance_perturb.reports.tuning_plots import draw_tuning, plot_size
-from imbalance_perturb.selection.tuning.results import FIGURES, Tuning
+from imbalance_perturb.selection.tuning.results import Tuning
 from imbalance_perturb.selection.tuning.summary import correction_text, list_chosen, objective_text
 
 
@@ -17,7 +17,7 @@ def tuning_page(tuning: Tuning) -> str:
     return render_page(
         "tuning.html",
         tuning=tuning,
-        figures=FIGURES,
+        figures=tuning.figures,
         objective=objective_text(tuning),
         chosen=[(correction_text(tuning, tried), count) for count, tried in list_chosen(tuning)],
         order=by_count(tuning.counts),

@@ -124,7 +124,7 @@ def _error_band(axes: Axes, tuning: Tuning, tried: list[TriedCorrection]) -> Non
     name = figure_of(tuning.rule.objective)
     colours = {key: colour for key, _, colour in _shown_curves(tuning)}
     known = [correction for correction in tried if correction.gain_error is not None]
-    if not known:
+    if not known or name not in colours:  # costs have a scale of their own
         return
     values = [getattr(correction.figures, name) for correction in known]
     errors = [correction.gain_error or 0.0 for correction in known]

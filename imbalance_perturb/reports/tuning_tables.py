@@ -8,7 +8,6 @@ from rich.table import Table
 
 from imbalance_perturb.evaluation.formatting import interval_text, level_text, p_text, share_text
 from imbalance_perturb.reports.terminal import add_number_columns, new_console, new_table, styled
-from imbalance_perturb.selection.tuning.results import FIGURES
 from imbalance_perturb.selection.tuning.summary import figure_of, objective_text
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def _sweep(tuning: Tuning, loss_spec: tuple[str | None, float | None], wide: boo
     table = new_table(f"Sweep over eps, T {temperature:g}, {loss} ({tuning.n:,} images)")
     table.add_column("eps", no_wrap=True)
     marked = figure_of(tuning.rule.objective)
-    figures = [styled((title, "underline" if name == marked else "")) for name, title in FIGURES.items()]
+    figures = [styled((title, "underline" if name == marked else "")) for name, title in tuning.figures.items()]
     more = ("± 1 SE", "p", "splits") if wide else ("p",)
     add_number_columns(table, *figures, "changed", "gain", *more)
     table.add_column("", no_wrap=True)
@@ -48,7 +47,7 @@ def _sweep(tuning: Tuning, loss_spec: tuple[str | None, float | None], wide: boo
 
 
 def _cells(tuning: Tuning, index: int, correction: TriedCorrection, wide: bool) -> list[str]:
-    cells = [f"{correction.eps:g}", *(share_text(getattr(correction.figures, name)) for name in FIGURES)]
+    cells = [f"{correction.eps:g}", *(share_text(getattr(correction.figures, name)) for name in tuning.figures)]
     if correction.eps == 0:
         cells += ["", "", *([""] if wide else []), ""]
     else:
@@ -62,9 +61,10 @@ def _cells(tuning: Tuning, index: int, correction: TriedCorrection, wide: bool) 
 def _legend(tuning: Tuning) -> str:
     limit, tried = tuning.rule.max_accuracy_drop, len(tuning.tried) - 1
     dim = "" if limit is None else f" Dim: accuracy lower than with eps 0 by more than {limit:g}."
+    saved = " (what is saved)" if tuning.rule.costs else ""
     return (
-        f"gain: in {objective_text(tuning)} over eps 0. p: of a gain by chance, adjusted for all {tried} attempts."
-        f" These images made the choice: the chosen line looks better than it is.{dim}"
+        f"gain: in {objective_text(tuning)} over eps 0{saved}. p: of a gain by chance, adjusted for all {tried}"
+        f" attempts. These images made the choice: the chosen line looks better than it is.{dim}"
     )
 
 
@@ -72,7 +72,7 @@ def _held_out(tuning: Tuning) -> Table:
     table = new_table("On images that had no part in the choice")
     table.add_column("", no_wrap=True)
     add_number_columns(table, "eps 0", "tuned", "difference", f"{level_text(tuning.confidence_level)} interval")
-    for name, title in FIGURES.items():
+    for name, title in tuning.figures.items():
         held_out = tuning.held_out[name]
         title = f"SCR ({tuning.smallest_class})" if name == "scr" else title
         table.add_row(

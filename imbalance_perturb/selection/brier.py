@@ -1,7 +1,8 @@
 """Class-balanced Brier scores of logits: the proper score that a choice among corrections goes by.
 
 The recall of 23 images says little; how far their probabilities are from the truth says more, and a proper score
-rewards nothing else. Each image weighs 1 / (C n_c), as in mean class recall. A temperature is fitted for each
+rewards nothing else. Each image weighs 1 / (C n_c), as in mean class recall; where errors have costs, as much as an
+error of its class costs. A temperature is fitted for each
 candidate: it changes no prediction, and a correction is not to win or lose by its confidence.
 """
 
@@ -21,8 +22,15 @@ NARROW = 2.0 ** np.arange(-0.5, 0.625, 0.125)
 _MAX_NUMBERS = 4_000_000
 
 
-def class_weights(labels: Ints, num_classes: int) -> Floats:
-    """(N,) 1 / (C n_c), C the classes that have images: they sum to 1, those of each class to 1 / C."""
+def class_weights(labels: Ints, num_classes: int, importance: Floats | None = None) -> Floats:
+    """(N,) 1 / (C n_c), C the classes that have images: they sum to 1, those of each class to 1 / C.
+
+    With (C,) ``importance`` an image of class c weighs that, in proportion, so a class in all its share times that.
+    """
+    if importance is not None:
+        weights = importance[labels]
+        # A part of the images may hold none of the classes that matter.
+        return np.asarray(weights / (weights.sum() or 1.0))
     totals = np.bincount(labels, minlength=num_classes)
     return np.asarray(1 / (totals[labels] * np.count_nonzero(totals)))
 
@@ -49,9 +57,18 @@ def brier_scores(logits: NDArray[np.floating], labels: Ints, temperatures: Float
     return scores
 
 
-def fitted_brier_scores(logits: NDArray[np.floating], labels: Ints, num_classes: int) -> Floats:
-    """(N, G) Brier scores at :data:`NARROW` multiples of the temperature with the least class-balanced score."""
+def error_importance(costs: Floats) -> Floats:
+    """(C,) what an error costs on average over the wrong classes, beyond a right prediction; from (C, C) costs."""
+    classes = len(costs)
+    wrong = (costs.sum(axis=1) - costs.diagonal()) / max(classes - 1, 1)
+    return np.asarray(np.maximum(wrong - costs.diagonal(), 0))
+
+
+def fitted_brier_scores(
+    logits: NDArray[np.floating], labels: Ints, num_classes: int, importance: Floats | None = None
+) -> Floats:
+    """(N, G) Brier scores at :data:`NARROW` multiples of the temperature with the least weighted score."""
     spread = float(np.median(logits.max(axis=1) - logits.mean(axis=1), overwrite_input=True)) or 1.0
-    weights = class_weights(labels, num_classes)
+    weights = class_weights(labels, num_classes, importance)
     best = _WIDE[np.argmin(weights @ brier_scores(logits, labels, spread * _WIDE))]
     return brier_scores(logits, labels, spread * best * NARROW)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imbalance_perturb.errors import LabelsError
-from imbalance_perturb.selection.brier import class_weights, fitted_brier_scores
+from imbalance_perturb.selection.brier import class_weights, error_importance, fitted_brier_scores
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -30,7 +30,8 @@ class Candidates:
 
     ``labels`` (N,); ``correct`` (N, K); ``strengths`` (K,), smallest for candidate 0, the uncorrected prediction;
     ``smallest`` is the index of the class with the fewest training images; ``briers`` (N, K, G) the Brier scores at G
-    temperatures, by default those of bare predictions, 0 or 2.
+    temperatures, by default those of bare predictions, 0 or 2. Where errors have costs, ``prices`` (N, K) are those of
+    the predictions, and ``importance`` (C,) what an error of each class costs on average.
     """
 
     labels: Ints
@@ -39,6 +40,8 @@ class Candidates:
     num_classes: int
     smallest: int
     briers: Floats | None = None
+    prices: Floats | None = None
+    importance: Floats | None = None
 
     def subset(self, images: Bools) -> Candidates:
         """The same candidates on some of the images, (N,) true for those."""
@@ -49,11 +52,13 @@ class Candidates:
             self.num_classes,
             self.smallest,
             None if self.briers is None else self.briers[images],
+            None if self.prices is None else self.prices[images],
+            self.importance,
         )
 
     def weighted_briers(self) -> Floats:
         """(N, K) weighted Brier scores at each candidate's best temperature: the sums are the candidates' scores."""
-        weights = class_weights(self.labels, self.num_classes)
+        weights = class_weights(self.labels, self.num_classes, self.importance)
         if self.briers is None:
             return np.asarray(weights[:, None] * 2.0 * ~self.correct)
         best = np.argmin(np.einsum("n,nkg->kg", weights, self.briers), axis=1)
@@ -83,6 +88,7 @@ def make_candidates(
     num_classes: int,
     smallest_class: int,
     logits: Sequence[NDArray[np.floating]] | None = None,
+    costs: ArrayLike | None = None,
 ) -> Candidates:
     """Check K predictions of N images and bring them into the form that a choice looks at.
 
@@ -95,6 +101,7 @@ def make_candidates(
         smallest_class: index of the class with the fewest training images.
         logits: for each candidate (N, C), what the predictions were made from. Without, a prediction counts as certain:
             the lowest Brier score is then the highest mean class recall.
+        costs: (C, C) of predictions, true classes as rows.
 
     Raises:
         LabelsError: if the arrays do not fit each other or the classes, or only one class has images.
@@ -103,11 +110,13 @@ def make_candidates(
     strength = np.asarray(strengths, dtype=np.float64)
     _check(truth, found, strength, num_classes)
     candidates = Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class)
+    if costs is not None:
+        matrix = np.asarray(costs, dtype=np.float64)
+        candidates = replace(candidates, prices=matrix[truth[:, None], found], importance=error_importance(matrix))
     if logits is None:
         return candidates
-    return replace(
-        candidates, briers=np.stack([fitted_brier_scores(each, truth, num_classes) for each in logits], axis=1)
-    )
+    briers = [fitted_brier_scores(each, truth, num_classes, candidates.importance) for each in logits]
+    return replace(candidates, briers=np.stack(briers, axis=1))
 
 
 def stratified_folds(labels: ArrayLike, folds: int, random: np.random.Generator) -> Ints:

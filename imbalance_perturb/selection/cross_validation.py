@@ -28,13 +28,17 @@ __all__ = ["OBJECTIVES", "Choice", "Figures", "Selection", "SelectionRule", "cho
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of one set of predictions, each in [0, 1]; ``scr`` is ``None`` where its class has no image."""
+    """Figures of one set of predictions, each in [0, 1]; ``scr`` is ``None`` where its class has no image.
+
+    ``cost`` is the mean cost of a prediction, ``None`` without costs.
+    """
 
     mcr: float
     scr: float | None
     worst_class_recall: float
     gmean: float
     accuracy: float
+    cost: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +144,13 @@ def select_by_cross_validation(
     """
     rule = rule or SelectionRule()
     candidates = make_candidates(
-        labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class, logits=logits
+        labels,
+        preds,
+        strengths,
+        num_classes=num_classes,
+        smallest_class=smallest_class,
+        logits=logits,
+        costs=rule.costs,
     )
     check_rule(candidates, rule)
     choice = choose_among(candidates, rule, generator_for_all(rule))
@@ -150,15 +160,20 @@ def select_by_cross_validation(
         lambda images, random: choose_among(candidates.subset(images), rule, random).chosen,
         choice.chosen,
     )
-    selected = candidates.correct[np.arange(len(candidates.labels)), held_out.held_out_candidates].T
+    rows, taken = np.arange(len(candidates.labels)), held_out.held_out_candidates
+    selected = replace(
+        candidates,
+        correct=candidates.correct[rows, taken].T,
+        strengths=np.zeros(rule.repeats),
+        briers=None,
+        prices=None if candidates.prices is None else candidates.prices[rows, taken].T,
+    )
     figures = _figures(candidates)
     return Selection(
         choice=choice,
         figures=figures,
         base=figures[0],
-        selected=_mean_figures(
-            _figures(replace(candidates, correct=selected, strengths=np.zeros(rule.repeats), briers=None))
-        ),
+        selected=_mean_figures(_figures(selected)),
         held_out=held_out,
         rule=rule,
     )
@@ -177,7 +192,13 @@ def choose(
     """The choice of :func:`select_by_cross_validation` alone, without the estimate."""
     rule = rule or SelectionRule()
     candidates = make_candidates(
-        labels, preds, strengths, num_classes=num_classes, smallest_class=smallest_class, logits=logits
+        labels,
+        preds,
+        strengths,
+        num_classes=num_classes,
+        smallest_class=smallest_class,
+        logits=logits,
+        costs=rule.costs,
     )
     check_rule(candidates, rule)
     return choose_among(candidates, rule, generator_for_all(rule))
@@ -188,17 +209,21 @@ def _figures(candidates: Candidates) -> tuple[Figures, ...]:
     mcr, scr, worst, gmean = (objective_values(hits, totals, name, candidates.smallest).tolist() for name in OBJECTIVES)
     accuracy = (hits.sum(axis=0) / totals.sum()).tolist()
     known = totals[candidates.smallest] > 0
+    costs = [None] * len(accuracy) if candidates.prices is None else candidates.prices.mean(axis=0).tolist()
     return tuple(
-        Figures(mcr[k], scr[k] if known else None, worst[k], gmean[k], accuracy[k]) for k in range(len(accuracy))
+        Figures(mcr[k], scr[k] if known else None, worst[k], gmean[k], accuracy[k], costs[k])
+        for k in range(len(accuracy))
     )
 
 
 def _mean_figures(figures: tuple[Figures, ...]) -> Figures:
     scrs = [f.scr for f in figures if f.scr is not None]
+    costs = [f.cost for f in figures if f.cost is not None]
     return Figures(
         mcr=float(np.mean([f.mcr for f in figures])),
         scr=float(np.mean(scrs)) if scrs else None,
         worst_class_recall=float(np.mean([f.worst_class_recall for f in figures])),
         gmean=float(np.mean([f.gmean for f in figures])),
         accuracy=float(np.mean([f.accuracy for f in figures])),
+        cost=float(np.mean(costs)) if costs else None,
     )

@@ -12,12 +12,13 @@ where none helps, and where one does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.errors import LabelsError, SettingsError
+from imbalance_perturb.selection.brier import error_importance
 from imbalance_perturb.selection.candidates import (
     OBJECTIVES,
     Bools,
@@ -34,6 +35,9 @@ _TIE = 1e-12
 #: Largest p-value of a gain that is believed.
 DEFAULT_SIGNIFICANCE = 0.05
 
+#: The objective where errors have costs: to lower what a prediction costs on average.
+COST = "cost"
+
 #: Objectives that say nothing of most images: alone they would take the strongest candidate, whatever it ruins.
 _OF_ONE_CLASS = ("scr", "worst")
 
@@ -43,8 +47,9 @@ class SelectionRule:
     """How a choice is made.
 
     Args:
-        objective: one of :data:`OBJECTIVES`. ``mcr`` takes the candidate with the least class-balanced Brier score, the
-            others the highest figure.
+        objective: one of :data:`OBJECTIVES`, or ``cost``. ``mcr`` takes the candidate with the least class-balanced
+            Brier score, ``cost`` that with the least Brier score in which an image of class c weighs what an error of c
+            costs on average; the others the highest figure.
         max_accuracy_drop: candidates whose accuracy is lower than that of candidate 0 by more than this, or less than
             one standard error below the limit, are out; ``None`` for no limit. In shares, so 0.01 is one percentage
             point. Without a limit ``scr`` and ``worst`` take no candidate with a lower mean class recall.
@@ -53,6 +58,7 @@ class SelectionRule:
         folds: parts that are held out in turn, at least 2.
         repeats: how often the images are split anew.
         seed: of the splits and the permutations.
+        costs: (C, C) of predictions, true classes as rows; needed for ``cost``, and for no other objective.
 
     Raises:
         SettingsError: if a value is out of range.
@@ -64,10 +70,13 @@ class SelectionRule:
     folds: int = 5
     repeats: int = 10
     seed: int = 0
+    costs: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         take_numbers(self)
-        if self.objective not in OBJECTIVES:
+        if (self.objective == COST) != (self.costs is not None):
+            raise SettingsError(f"objective is {self.objective!r}; costs are an objective of their own, {COST!r}")
+        if self.objective not in (*OBJECTIVES, COST):
             raise SettingsError(f"objective is {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
         drop = self.max_accuracy_drop
         if drop is not None and not 0 <= drop <= 1:
@@ -77,6 +86,13 @@ class SelectionRule:
         for name, value, least in (("folds", self.folds, 2), ("repeats", self.repeats, 1), ("seed", self.seed, 0)):
             if value < least:
                 raise SettingsError(f"{name} is {value}; expected a whole number, at least {least}")
+        if self.costs is not None and not error_importance(np.array(self.costs)).any():
+            raise SettingsError("costs: no error costs more than a right prediction, so there is nothing to lower")
+
+    @property
+    def by_brier(self) -> bool:
+        """Whether the choice is by a Brier score, not by the objective itself."""
+        return self.objective in ("mcr", COST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +101,13 @@ class Choice:
 
     Args:
         chosen: the candidate taken; 0 is the uncorrected prediction.
-        values: (K,) the objective.
-        briers: (K,) class-balanced Brier scores, in [0, 2], less is better.
+        values: (K,) the objective; of ``cost`` the mean cost of a prediction, below 0, so that more is better.
+        briers: (K,) class-balanced (of ``cost``: cost-weighted) Brier scores, in [0, 2], less is better.
         gains: (K,) ``values`` minus that of candidate 0.
         gain_errors: (K,) standard errors of ``gains``.
-        p_values: (K,) of the gains (for ``mcr`` of those in the Brier score), one-sided, adjusted for the number of
-            candidates; 1 for candidate 0, and for all where there is no test.
-        allowed: (K,) whether accuracy, and where it is asked for the mean class recall, are kept.
+        p_values: (K,) of the gains (for ``mcr`` and ``cost`` of those in the Brier score), one-sided, adjusted for the
+            number of candidates; 1 for candidate 0, and for all where there is no test.
+        allowed: (K,) whether accuracy, and where it is asked for the mean class recall or the mean cost, are kept.
     """
 
     chosen: int
@@ -108,7 +124,10 @@ def check_rule(candidates: Candidates, rule: SelectionRule) -> None:
 
     Raises:
         LabelsError: if there are fewer images than folds, or none of the class that ``scr`` is about.
+        SettingsError: for costs where the candidates have none.
     """
+    if rule.objective == COST and candidates.prices is None:
+        raise SettingsError("costs are an objective of tune-eps alone; leave them out")
     if len(candidates.labels) < rule.folds:
         raise LabelsError(
             f"{len(candidates.labels)} labelled images cannot be split into {rule.folds} folds; label more images or"
@@ -123,18 +142,24 @@ def check_rule(candidates: Candidates, rule: SelectionRule) -> None:
 
 def choose_among(candidates: Candidates, rule: SelectionRule, random: np.random.Generator) -> Choice:
     """Choose one of the candidates, on all their images, which cannot say how good it is on others."""
-    hits, totals = candidates.count_all()
-    values = objective_values(hits, totals, rule.objective, candidates.smallest)
+    values = _values(candidates, rule)
     weighted = candidates.weighted_briers()
     briers = weighted.sum(axis=0)
     allowed = _allowed(candidates, rule)
     p_values = _test(candidates, weighted, rule, random)
     considered = allowed & (p_values <= (1.0 if rule.significance is None else rule.significance))
     considered[0] = True
-    badness = briers if rule.objective == "mcr" else -values
+    badness = briers if rule.by_brier else -values
     chosen = _best(badness, briers, considered, candidates.strengths)
     errors = _error_of_difference(_leave_out(candidates, rule, random), 0)
     return Choice(chosen, values, briers, values - values[0], errors, p_values, allowed)
+
+
+def _values(candidates: Candidates, rule: SelectionRule) -> Floats:
+    if rule.objective == COST:
+        assert candidates.prices is not None, "check_rule has seen to it"
+        return np.asarray(-candidates.prices.mean(axis=0))
+    return objective_values(*candidates.count_all(), rule.objective, candidates.smallest)
 
 
 def _allowed(candidates: Candidates, rule: SelectionRule) -> Bools:
@@ -144,12 +169,13 @@ def _allowed(candidates: Candidates, rule: SelectionRule) -> Bools:
     if rule.max_accuracy_drop is not None:
         # Other images will not show the same drop: half of all choices at the limit would break it.
         allowed = lost.mean(axis=0) + lost.std(axis=0) / np.sqrt(len(lost)) <= rule.max_accuracy_drop + _TIE
-    tested = rule.objective == "mcr" and rule.significance is not None
+    tested = rule.by_brier and rule.significance is not None
     if tested or (rule.objective in _OF_ONE_CLASS and rule.max_accuracy_drop is None):
-        mcr = objective_values(*candidates.count_all(), "mcr", candidates.smallest)
-        allowed &= mcr >= mcr[0] - _TIE
+        kept = _values(candidates, rule if tested else replace(rule, objective="mcr"))
+        allowed &= kept >= kept[0] - _TIE
     if tested:
-        allowed &= lost.any(axis=0)  # better probabilities for the same answers are not worth two passes
+        moved = lost if candidates.prices is None else candidates.prices - candidates.prices[:, :1]
+        allowed &= moved.any(axis=0)  # better probabilities for the same answers are not worth two passes
     allowed[0] = True
     return np.asarray(allowed)
 
@@ -157,7 +183,7 @@ def _allowed(candidates: Candidates, rule: SelectionRule) -> Bools:
 def _test(candidates: Candidates, weighted: Floats, rule: SelectionRule, random: np.random.Generator) -> Floats:
     if rule.significance is None:
         return np.ones(weighted.shape[1])
-    if rule.objective == "mcr":
+    if rule.by_brier:
         return mean_gain_p_values(weighted[:, :1] - weighted, random)
     return adjusted_p_values(candidates, rule.objective, random)
 
@@ -177,7 +203,12 @@ def _leave_out(candidates: Candidates, rule: SelectionRule, random: np.random.Ge
     """(repeats, folds, K) the objective without each fold."""
     values = []
     for _ in range(rule.repeats):
-        hits, totals = candidates.count(stratified_folds(candidates.labels, rule.folds, random), rule.folds)
+        folds = stratified_folds(candidates.labels, rule.folds, random)
+        if rule.objective == COST and candidates.prices is not None:
+            kept = (candidates.prices[folds != fold] for fold in range(rule.folds))
+            values.append(np.stack([-prices.mean(axis=0) for prices in kept]))
+            continue
+        hits, totals = candidates.count(folds, rule.folds)
         values.append(
             objective_values(hits.sum(axis=0) - hits, totals.sum(axis=0) - totals, rule.objective, candidates.smallest)
         )

@@ -187,6 +187,94 @@ def test_report_and_plot(folder: Folder) -> None:
         assert image.format == "PNG"
 
 
+def write_class_files(folder: Folder) -> None:
+    """Write ``shares.json``, as imbperturb shares does, and ``costs.json``."""
+    folder.write("shares.json", json.dumps({"shares": {"nv": 0.5, "mel": 0.3, "df": 0.2}}))
+    folder.write("costs.json", json.dumps({"nv": {"mel": 1, "df": 1}, "mel": {"nv": 9, "df": 2}, "df": [5, 5, 0]}))
+
+
+def test_figures_in_use_as_json(folder: Folder) -> None:
+    """--json has specificity, PPV and NPV of each class at the stated prevalence, calibration and expected costs."""
+    write_predictions(folder.path / "predictions.csv", ROWS, probabilities=True)
+    write_class_files(folder)
+    plain = folder.json()
+    data = folder.json("--prevalence", "shares.json", "--costs", "costs.json")
+    assert plain["base"]["per_class"]["mel"]["ppv"] == plain["base"]["per_class"]["mel"]["precision"] == 0.5
+    # Of the base: nv 3/3 right; mel 1/2, else nv; df 1/2 nv, 1/2 mel.
+    assert data["base"]["per_class"]["mel"]["ppv"] == pytest.approx(0.3 * 0.5 / (0.3 * 0.5 + 0.2 * 0.5))
+    assert data["base"]["per_class"]["nv"]["npv"] == 1.0
+    assert data["base"]["per_class"]["nv"]["specificity"] == pytest.approx(2 / 4)
+    assert data["costs"]["base"] == pytest.approx(0.3 * 0.5 * 9 + 0.2 * 5)
+    assert data["costs"]["perturbed"] == pytest.approx(0.5 / 3 * 1 + 0.2 * 0.5 * 5)
+    assert data["costs"]["difference"]["value"] == pytest.approx(data["costs"]["perturbed"] - data["costs"]["base"])
+    assert data["prevalence"] == {"source": "given", "shares": {"nv": 0.5, "mel": 0.3, "df": 0.2}}
+    assert plain["prevalence"]["shares"]["nv"] == pytest.approx(3 / 7)
+    assert plain["costs"] is None
+    # Four right with p 0.8, 0.1 and 0.1, three wrong.
+    right, wrong = 0.2**2 + 2 * 0.1**2, 0.8**2 + 0.9**2 + 0.1**2
+    assert data["base"]["calibration"]["brier"] == pytest.approx((4 * right + 3 * wrong) / 7)
+    assert {"log_loss", "ece", "reliability"} <= data["perturbed"]["calibration"].keys()
+    assert data["recall_gain"]["df"]["p_holm"] == 1.0
+
+
+def test_figures_in_use_in_the_terminal(folder: Folder) -> None:
+    """Within 80 columns stand what falls, calibration, costs, and predictive values where a prevalence is given."""
+    write_predictions(folder.path / "predictions.csv", ROWS, probabilities=True)
+    write_class_files(folder)
+    plain = folder.run("--labels", "labels.csv").out
+    assert "No class's recall falls significantly (exact McNemar, Holm-adjusted)." in plain
+    assert "Brier score" in plain
+    assert "Expected cost" not in plain
+    assert "PPV" not in plain
+    shown = folder.run("--labels", "labels.csv", "--prevalence", "shares.json", "--costs", "costs.json").out
+    assert "Expected cost per image, at the shares given by --prevalence: 2.35 -> 0.6667" in shown
+    assert "PPV and NPV at the shares given" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_recalls_that_fall_are_named(folder: Folder) -> None:
+    """A class whose recall falls by more than chance, after Holm's adjustment, is named with its recalls."""
+    rows = [(f"{i}.png", "nv", "nv", "mel" if i < 12 else "nv") for i in range(40)]
+    rows += [(f"m{i}.png", "mel", "mel", "nv" if i < 2 else "mel") for i in range(10)]
+    write_predictions(folder.path / "predictions.csv", rows)
+    folder.write("labels.csv", "image,label\n" + "".join(f"{row[0]},{row[1]}\n" for row in rows))
+    shown = " ".join(folder.run("--labels", "labels.csv", "--report", "r.html").out.split())
+    said = "Recall falls on: nv (1.0000 -> 0.7000, p <0.001) (exact McNemar, Holm-adjusted)."
+    assert said in shown
+    assert "Recall falls on: nv" in (folder.path / "r.html").read_text()
+
+
+def test_calibration_needs_probabilities(folder: Folder) -> None:
+    """Without probabilities one line says which option gives them, in the terminal and on the page."""
+    finished = folder.run("--labels", "labels.csv", "--report", "r.html")
+    for text in (" ".join(finished.out.split()), (folder.path / "r.html").read_text()):
+        assert "Calibration (Brier, log-loss, ECE) and AUC need probabilities: run predict with --probs." in text
+    assert folder.json()["base"]["calibration"] is None
+
+
+def test_report_and_plot_of_probabilities(folder: Folder) -> None:
+    """With probabilities the page has a reliability curve, and the PNG a row of plots more."""
+    heights = []
+    for probabilities in (False, True):
+        write_predictions(folder.path / "predictions.csv", ROWS, probabilities)
+        assert folder.run("--labels", "labels.csv", "--report", "r.html", "--plot", "p.png").code == 0
+        assert ("probability of the predicted class" in (folder.path / "r.html").read_text()) == probabilities
+        with Image.open(folder.path / "p.png") as image:
+            heights.append(image.height)
+    assert heights[0] < heights[1]
+
+
+def test_class_files_that_cannot_be_used(folder: Folder) -> None:
+    """Bad shares and costs are a wrong use, in one line with the file's name."""
+    folder.write("s.json", "[0.5, 0.5]")
+    folder.write("c.json", "[[0, 1], [1, 0]]")
+    message = folder.fails("--labels", "labels.csv", "--prevalence", "s.json", code=2)
+    assert "s.json: the shares have 2 entries for 3 classes" in message
+    message = folder.fails("--labels", "labels.csv", "--costs", "c.json", code=2)
+    assert "c.json: the costs have 2 entries for 3 classes" in message
+    assert "none.json: cannot be read" in folder.fails("--labels", "labels.csv", "--costs", "none.json", code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -149,6 +149,33 @@ def test_broken_images_are_named_and_left_out(place: Workplace) -> None:
     assert data["choice"]["eps"] == 0.05
 
 
+def test_costs_are_an_objective(place: Workplace) -> None:
+    """--costs: the choice is by the cost-weighted score, and the expected cost stands before and after."""
+    (place.folder / "costs.json").write_text(json.dumps({"common": {"rare": 1}, "rare": {"common": 10}}))
+    finished = place.run(*TUNE, *GRID, "--costs", "costs.json", "--plot", "p.png", "--report", "r.html")
+    assert finished.code == 0, finished
+    text = " ".join(finished.out.split())
+    assert "Chosen: eps 0.05, which has the best cost-weighted Brier score" in text
+    assert re.search(r"this way of choosing takes expected cost from [1-9.]+[0-9]* to 0\.0000", text), text
+    assert "cost" in finished.out.splitlines()[2]
+    assert max(map(len, finished.out.splitlines())) <= 80
+    data = json.loads((place.folder / "tune-eps.json").read_text())
+    assert data["sweep"][0]["cost"] == data["held_out"]["cost"]["base"] > 0
+    assert data["held_out"]["cost"]["tuned"] == 0
+    assert data["rule"]["objective"] == "cost"
+    assert data["rule"]["costs"] == [[0, 1], [10, 0]]
+    assert "expected cost" in (place.folder / "r.html").read_text()
+
+
+def test_costs_that_cannot_be_used_end_in_one_line(place: Workplace) -> None:
+    """Costs of other classes, and costs beside another objective, are a wrong use."""
+    (place.folder / "costs.json").write_text("[[0, 1, 1], [1, 0, 1], [1, 1, 0]]")
+    message = place.fails(*TUNE, "--costs", "costs.json", code=2)
+    assert "costs.json: the costs have 3 entries for 2 classes" in message
+    message = place.fails(*TUNE, "--costs", "costs.json", "--objective", "scr", code=2)
+    assert "--costs is an objective of its own; leave --objective scr out" in message
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [

@@ -104,7 +104,7 @@ def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCoun
         )
     labels = labelled.select_labels(labelled.images.names)
     candidates = make_candidates(
-        labels, labels[:, None], [0.0], num_classes=len(counts), smallest_class=counts.smallest
+        labels, labels[:, None], [0.0], num_classes=len(counts), smallest_class=counts.smallest, costs=rule.costs
     )
     check_rule(candidates, rule)
 
@@ -262,7 +262,8 @@ def score_held_out(
         "scr": interval(every[[counts.smallest]], np.ones(len(counts))),
         "accuracy": interval(every, totals),
     }
-    return {name: _compare(base, tuned, name, intervals.get(name)) for name in FIGURES}
+    names = FIGURES if selection.rule.costs is None else (*FIGURES, "cost")
+    return {name: _compare(base, tuned, name, intervals.get(name)) for name in names}
 
 
 def _compare(base: Figures, tuned: Figures, name: str, interval: Interval | None) -> HeldOutFigure:

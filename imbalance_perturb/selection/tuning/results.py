@@ -19,15 +19,19 @@ FIGURES = {
     "accuracy": "accuracy",
 }
 
+#: The same where errors have costs: the expected cost of a prediction in the place of the geometric mean.
+_COST_FIGURES = {name: title for name, title in FIGURES.items() if name != "gmean"} | {"cost": "cost"}
+
 
 @dataclass(frozen=True)
 class TriedCorrection:
     """One correction tried on all N images. eps 0, the model as it is, has no loss and no temperature.
 
-    ``brier``: class-balanced Brier score with a fitted temperature, in [0, 2]; ``changed``: share of the predictions
-    that differ from those with eps 0; ``gain``: in the objective over eps 0, ``gain_error`` its standard error
-    (``None``: not known) and ``p_value`` that of the test whether there is more than chance gives among so many
-    corrections tried; ``allowed``: accuracy and mean class recall are kept, as far as the rule asks.
+    ``brier``: class-balanced (by costs: cost-weighted) Brier score with a fitted temperature, in [0, 2]; ``changed``:
+    share of the predictions that differ from those with eps 0; ``gain``: in the objective over eps 0 (of costs: what is
+    saved), ``gain_error`` its standard error (``None``: not known) and ``p_value`` that of the test whether there is
+    more than chance gives among so many corrections tried; ``allowed``: accuracy and mean class recall (mean cost) are
+    kept, as far as the rule asks.
     """
 
     eps: float
@@ -68,7 +72,7 @@ class Tuning:
     """A choice of eps, what it rests on, and its figures on images that had no part in it.
 
     ``tried[0]`` is eps 0; ``chosen`` indexes ``tried``. ``splits``: for each correction, in how many splits of the
-    images it was chosen without the held-out part. ``held_out`` has the keys of :data:`FIGURES`. ``support``: images of
+    images it was chosen without the held-out part. ``held_out`` has the keys of ``figures``. ``support``: images of
     each class. ``failed``: reason by name of the images that could not be used. ``summary`` says the choice in words,
     ``notes`` what a reader must know beside it.
     """
@@ -96,6 +100,11 @@ class Tuning:
     def choice(self) -> TriedCorrection:
         """The correction to use on new images."""
         return self.tried[self.chosen]
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """Those of the sweep, name -> heading."""
+        return FIGURES if self.rule.costs is None else _COST_FIGURES
 
     @property
     def total_splits(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from imbalance_perturb.errors import first_few
 from imbalance_perturb.evaluation.formatting import p_text, share_text
-from imbalance_perturb.selection.rule import SelectionRule
+from imbalance_perturb.selection.rule import COST, SelectionRule
 from imbalance_perturb.selection.tuning.results import FIGURES, TriedCorrection, Tuning
 
 #: A class with fewer validation images can hardly decide: half the 95% interval of its recall is then up to 0.2
@@ -19,7 +19,7 @@ FEW_IMAGES = 1000
 #: So many images of one class must be gained, and none lost, for a one-sided sign test to reach 5% (1/2 ** 5).
 LEAST_GAINED = 5
 
-_OBJECTIVES = {"mcr": "MCR", "scr": "SCR", "worst": "worst class recall", "gmean": "gmean"}
+_OBJECTIVES = {"mcr": "MCR", "scr": "SCR", "worst": "worst class recall", "gmean": "gmean", "cost": "expected cost"}
 _FIGURE_OF = {"worst": "worst_class_recall"}
 
 
@@ -29,7 +29,7 @@ def objective_text(tuning: Tuning) -> str:
 
 
 def figure_of(objective: str) -> str:
-    """The entry of :data:`FIGURES` that an objective maximises."""
+    """The entry of a tuning's figures that an objective is about."""
     return _FIGURE_OF.get(objective, objective)
 
 
@@ -47,7 +47,7 @@ def summarise(tuning: Tuning) -> Iterator[str]:
     """The choice and its reason; how sure it is; its figures on images that had no part in it."""
     name, choice, rule = objective_text(tuning), tuning.choice, tuning.rule
     if choice.eps > 0:
-        best = "the best class-balanced Brier score" if rule.objective == "mcr" else f"the highest {name}"
+        best = f"the best {_brier_text(rule)}" if rule.by_brier else f"the highest {name}"
         test = "" if rule.significance is None else f", more than chance gives (adjusted p {p_text(choice.p_value)})"
         yield f"Chosen: {correction_text(tuning, choice)}, which has {best}{test}."
     else:
@@ -88,8 +88,8 @@ def _why_none(tuning: Tuning) -> str:
     tried = [correction for correction in tuning.tried if correction.eps > 0]
     if not any(correction.changed for correction in tried):
         return "no eps changed a single prediction"
-    by_brier = rule.objective == "mcr"
-    name = "class-balanced Brier score" if by_brier else name
+    by_brier = rule.by_brier
+    name = _brier_text(rule) if by_brier else name
     none = tuning.tried[0]
     gain = {id(c): none.brier - c.brier if by_brier else c.gain for c in tried}
     best = max(tried, key=lambda correction: gain[id(correction)])
@@ -111,10 +111,14 @@ def _why_none(tuning: Tuning) -> str:
     )
 
 
+def _brier_text(rule: SelectionRule) -> str:
+    return f"{'cost-weighted' if rule.objective == COST else 'class-balanced'} Brier score"
+
+
 def _kept(rule: SelectionRule) -> str:
     """What the rule does not let a correction cost."""
     if rule.max_accuracy_drop is None:
-        return "the MCR"
+        return "the expected cost" if rule.objective == COST else "the MCR"
     return f"the accuracy within {rule.max_accuracy_drop:g}"
 
 
@@ -144,7 +148,8 @@ def _grid_notes(tuning: Tuning) -> Iterator[str]:
         yield f"eps {eps:g} is the smallest of the grid: a smaller one may do (--eps-grid)"
     best = max(tuning.tried, key=lambda correction: correction.gain)
     if best.eps == grid[-1] and eps < best.eps and len(grid) > 1:
-        yield f"the {objective_text(tuning)} still rises at the largest eps of the grid, {best.eps:g} (--eps-grid)"
+        moves = "falls" if tuning.rule.objective == COST else "rises"
+        yield f"the {objective_text(tuning)} still {moves} at the largest eps of the grid, {best.eps:g} (--eps-grid)"
 
 
 def _class_notes(tuning: Tuning) -> Iterator[str]:
@@ -155,9 +160,10 @@ def _class_notes(tuning: Tuning) -> Iterator[str]:
         yield f"classes without validation images, left out of all figures: {first_few(empty, 10)}"
     if few:
         listed = first_few([f"{name} ({images})" for images, name in few], 10)
+        weight = "" if tuning.rule.objective == COST else ", and each class weighs the same"
         yield (
             f"too few validation images to decide on {listed}: with fewer than {LEAST_IMAGES} a recall is known no"
-            " better than about ±0.2, and each class weighs the same"
+            f" better than about ±0.2{weight}"
         )
     images = dict(pairs)[tuning.smallest_class]
     scr = tuning.tried[0].figures.scr
@@ -179,8 +185,10 @@ def _held_out_notes(tuning: Tuning) -> Iterator[str]:
         )
     name, rule = objective_text(tuning), tuning.rule
     held_out = tuning.held_out[figure_of(rule.objective)]
-    if held_out.difference is not None and held_out.difference <= 0:
-        yield f"on images that had no part in the choice the {name} does not rise: do not count on a gain"
+    wanted = "fall" if rule.objective == COST else "rise"
+    gain = None if held_out.difference is None else held_out.difference * (-1 if rule.objective == COST else 1)
+    if gain is not None and gain <= 0:
+        yield f"on images that had no part in the choice the {name} does not {wanted}: do not count on a gain"
     elif held_out.interval is not None and held_out.interval.low <= 0:
         yield f"on images that had no part in the choice the gain in {name} may be none (its interval holds 0)"
     drop = tuning.held_out["accuracy"].difference

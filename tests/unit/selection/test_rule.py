@@ -177,3 +177,63 @@ def test_images_that_cannot_serve_a_rule_are_refused() -> None:
         check_rule(few, SelectionRule())
     with pytest.raises(LabelsError, match="has no labelled image, so its recall cannot be the objective"):
         check_rule(few, SelectionRule(folds=2, objective="scr"))
+
+
+#: What is predicted is the column: a rare image called common costs ten times as much as the other way round.
+COSTS = ((0.0, 1.0), (10.0, 0.0))
+
+
+def test_costs_weigh_the_brier_score_and_are_the_figure() -> None:
+    """With costs an image weighs what its error costs, and the objective is the mean cost, below 0."""
+    base, better = predicted(95, 10), predicted(85, 25)
+    columns = np.stack((base, better), axis=1)
+    logits = [3.0 * np.eye(2)[each] for each in (base, better)]
+    task = make_candidates(
+        LABELS, columns, [0, 1], num_classes=2, smallest_class=1, logits=logits, costs=np.array(COSTS)
+    )
+    choice = choose_among(task, SelectionRule(objective="cost", costs=COSTS), np.random.default_rng(0))
+    assert choice.chosen == 1
+    prices = np.array(COSTS)[LABELS[:, None], columns]
+    assert choice.values.tolist() == pytest.approx((-prices.mean(axis=0)).tolist())
+    assert choice.gains[1] == pytest.approx((15 * 10 - 10) / 140)
+    # The score of hard predictions: the weight of the wrong images times their distance, at the best temperature.
+    weights = np.where(LABELS == 1, 10, 1) / (100 + 40 * 10)
+    hard = make_candidates(LABELS, columns, [0, 1], num_classes=2, smallest_class=1, costs=np.array(COSTS))
+    expected = 2 * weights @ (columns != LABELS[:, None])
+    assert hard.weighted_briers().sum(axis=0).tolist() == pytest.approx(expected.tolist())
+    assert choice.briers[1] < choice.briers[0]
+
+
+def test_equal_costs_are_the_plain_brier_score() -> None:
+    """Where all errors cost the same, all images weigh the same: many common ones outweigh few rare ones."""
+    equal = ((0.0, 1.0), (1.0, 0.0))
+    base, better = predicted(95, 10), predicted(70, 20)
+    columns = np.stack((base, better), axis=1)
+    task = make_candidates(LABELS, columns, [0, 1], num_classes=2, smallest_class=1, costs=np.array(equal))
+    assert task.weighted_briers().sum(axis=0).tolist() == pytest.approx([2 * 35 / 140, 2 * 50 / 140])
+    assert choose_among(task, SelectionRule(objective="cost", costs=equal), np.random.default_rng(0)).chosen == 0
+
+
+def test_a_candidate_that_costs_more_is_never_chosen() -> None:
+    """A better score does not outweigh a higher mean cost of the predictions themselves."""
+    base, worse = predicted(95, 20), predicted(95, 19)
+    logits = [0.5 * np.eye(2)[base], 3.0 * np.eye(2)[LABELS]]
+    columns = np.stack((base, worse), axis=1)
+    task = make_candidates(
+        LABELS, columns, [0, 1], num_classes=2, smallest_class=1, logits=logits, costs=np.array(COSTS)
+    )
+    choice = choose_among(task, SelectionRule(objective="cost", costs=COSTS), np.random.default_rng(0))
+    assert choice.briers[1] < choice.briers[0]
+    assert choice.allowed.tolist() == [True, False]
+    assert choice.chosen == 0
+
+
+def test_costs_need_their_objective_and_candidates_that_have_them() -> None:
+    """Costs and the objective 'cost' go together; candidates without, and costs that weigh nothing, are refused."""
+    for values in ({"objective": "cost"}, {"objective": "scr", "costs": COSTS}):
+        with pytest.raises(SettingsError, match="costs are an objective of their own"):
+            SelectionRule(**values)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="no error costs more than a right prediction"):
+        SelectionRule(objective="cost", costs=((1.0, 1.0), (2.0, 2.0)))
+    with pytest.raises(SettingsError, match="an objective of tune-eps alone"):
+        check_rule(candidates(predicted(95, 10)), SelectionRule(objective="cost", costs=COSTS))

@@ -1,0 +1,113 @@
+"""Add to an evaluation what use asks for: which recalls fall, predictive values, calibration, expected costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from imbalance_perturb.errors import first_few
+from imbalance_perturb.evaluation.calibration import calibrate, mix_note
+from imbalance_perturb.evaluation.class_files import parse_costs, parse_shares
+from imbalance_perturb.evaluation.costs import expected_costs
+from imbalance_perturb.evaluation.predictive_values import predictive_values, stated_shares
+from imbalance_perturb.evaluation.significance import adjust_by_holm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imbalance_perturb.evaluation.metrics import JointCounts, SparseMatrix
+    from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
+    from imbalance_perturb.evaluation.results import Difference, Evaluation, Scores
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What was given beside N predictions over C classes, each optional.
+
+    ``base_probs`` and ``probs`` (N, C); ``shares`` (C,); ``costs`` (C, C).
+    """
+
+    base_probs: Floats | None
+    probs: Floats | None
+    shares: Floats | None
+    costs: Floats | None
+
+    @classmethod
+    def check(
+        cls,
+        base_probs: ArrayLike | None,
+        probs: ArrayLike | None,
+        prevalence: ArrayLike | None,
+        costs: ArrayLike | None,
+        names: Sequence[str],
+    ) -> Given:
+        """Check the shares and the costs against the classes.
+
+        Raises:
+            SettingsError: if they do not fit.
+        """
+        return cls(
+            None if base_probs is None else np.asarray(base_probs, dtype=np.float64),
+            None if probs is None else np.asarray(probs, dtype=np.float64),
+            None if prevalence is None else parse_shares(np.asarray(prevalence), names),
+            None if costs is None else parse_costs(np.asarray(costs), names),
+        )
+
+
+def add_figures_in_use(
+    evaluation: Evaluation,
+    joint: JointCounts,
+    labels: ArrayLike,
+    base_preds: ArrayLike,
+    preds: ArrayLike,
+    given: Given,
+    options: IntervalOptions,
+) -> Evaluation:
+    """The evaluation with adjusted p-values, predictive values and, where they can be had, calibration and costs."""
+    truth = np.asarray(labels, dtype=np.int64)
+    shares, left_out = stated_shares(joint.base.sum(axis=1), given.shares)
+
+    def complete(scores: Scores, matrix: SparseMatrix, preds: ArrayLike, probs: Floats | None) -> Scores:
+        values = predictive_values(matrix, shares, options)
+        per_class = (replace(entry, values=each) for entry, each in zip(scores.per_class, values, strict=True))
+        return replace(
+            scores,
+            per_class=tuple(per_class),
+            calibration=None if probs is None else calibrate(truth, np.asarray(preds, dtype=np.int64), probs),
+        )
+
+    return replace(
+        evaluation,
+        base=complete(evaluation.base, joint.base, base_preds, given.base_probs),
+        perturbed=complete(evaluation.perturbed, joint.perturbed, preds, given.probs),
+        holm_p_values=_adjust(evaluation.gains),
+        shares=tuple(shares.tolist()),
+        shares_given=given.shares is not None,
+        costs=None if given.costs is None else expected_costs(joint, given.costs, shares, options),
+        notes=(*evaluation.notes, *_notes(evaluation, truth, left_out, given)),
+    )
+
+
+def _adjust(gains: Sequence[Difference | None]) -> tuple[float | None, ...]:
+    known = {c: gain.p_value for c, gain in enumerate(gains) if gain is not None and gain.p_value is not None}
+    adjusted = dict(zip(known, adjust_by_holm(list(known.values())).tolist(), strict=True))
+    return tuple(adjusted.get(c) for c in range(len(gains)))
+
+
+def _notes(evaluation: Evaluation, labels: NDArray[np.int64], left_out: Floats, given: Given) -> Iterator[str]:
+    absent = [name for name, share in zip(evaluation.classes, left_out, strict=True) if share > 0]
+    if absent:
+        yield (
+            f"the prevalence gives {left_out.sum():.3g} to classes without labelled images ({first_few(absent, 10)}):"
+            " PPV, NPV and costs are at the shares of the others, taken to sum to 1"
+        )
+    if given.base_probs is not None and given.probs is not None:
+        said = mix_note(labels, given.base_probs, given.probs, evaluation.classes, evaluation.confidence_level)
+        if said is not None:
+            yield said
