@@ -62,7 +62,7 @@ def compare(
         Option(
             "--methods",
             metavar="A,B,...",
-            help="Of none, perturb, la, perturb+la, tau-norm, offsets, em, random-sign, minus-eps. (default: all)",
+            help="Of none, perturb, la, perturb+la, tau-norm, offsets, random-sign, minus-eps. (default: all)",
         ),
     ] = None,
     eps_grid: Annotated[

@@ -229,6 +229,8 @@ def select_target(settings: Settings, counts: ClassCounts) -> Tensor:
         if m is not None:
             raise SettingsError("target_m belongs to the log target; a target from a file has none: leave it out")
         return load_target(kind, counts)
+    if counts.balanced and settings.debias.method == "none":
+        return torch.full((len(counts),), 1 / len(counts), dtype=torch.float64)  # nothing asks for a direction
     with _naming(settings.model.counts):
         return target_distribution(counts, kind, m=m)
 

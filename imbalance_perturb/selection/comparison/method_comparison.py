@@ -29,7 +29,6 @@ from imbalance_perturb.selection.comparison.methods import (
     CONTROLS,
     NORMALISE,
     PARAMETERS,
-    PRIOR_SHIFT,
     CachedLogits,
     ComparisonOptions,
     count_passes,
@@ -224,11 +223,6 @@ def _notes(
             notes.append(f"{result.method}: the choice is unsteady, {result.setting} in {same} of {splits} splits only")
     if any(result.control and result.parameters.get("eps") == 0 for result in results):
         notes.append("eps 0 was chosen for perturb, so there is no step for the controls to take: they are none")
-    if any(result.method == PRIOR_SHIFT for result in results):
-        notes.append(
-            f"{PRIOR_SHIFT} estimates the class shares of the scored images from all of them together: a single image,"
-            " or others, would be predicted differently"
-        )
     return notes
 
 
