@@ -19,7 +19,7 @@ from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_predictor
 from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_source
-from imbalance_perturb.method.class_shares import fit_shares, resample_shares
+from imbalance_perturb.method.class_shares import fit_shares, resample_shares, share_interval
 from imbalance_perturb.predictions.deep_images import DeepImages
 
 #: What the estimate rests on, for whoever reads it.
@@ -127,7 +127,7 @@ def estimate_shares(
     shares = fit_shares(posteriors, training)
     random = np.random.default_rng(options.seed)
     drawn = resample_shares(posteriors, training, shares, resamples=options.resamples, random=random)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    low, high = share_interval(shares, drawn, len(posteriors))
     return ClassShares(
         classes=pipeline.counts.names,
         shares=tuple(shares.tolist()),

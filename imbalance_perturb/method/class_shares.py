@@ -56,6 +56,18 @@ def resample_shares(
     return np.concatenate(found)
 
 
+def share_interval(shares: Floats, resampled: Floats, images: int, level: float = 0.95) -> tuple[Floats, Floats]:
+    """(C,) lower and upper ends of the percentile intervals of ``shares`` (C,), from resampled ones (R, C).
+
+    A class that is in no image of the sample is in none of any resample. So an end is never nearer to 0 or 1 than where
+    even a model without errors could not tell from so many images (Clopper and Pearson 1934, no image of the class).
+    """
+    tail = (1 - level) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
+    unseen = tail ** (1 / images)
+    return np.minimum(np.minimum(low, shares), unseen), np.maximum(np.maximum(high, shares), 1 - unseen)
+
+
 def feasible_resamples(numbers: int, asked: int) -> int:
     """How many resamples of so many posteriors are drawn: those that were asked for, or fewer for very many."""
     return min(asked, max(_MAX_PRODUCTS // numbers, _LEAST_RESAMPLES))

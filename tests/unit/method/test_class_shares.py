@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
+from scipy.stats import binomtest
 
 from imbalance_perturb.method import class_shares
-from imbalance_perturb.method.class_shares import feasible_resamples, fit_shares, resample_shares
+from imbalance_perturb.method.class_shares import feasible_resamples, fit_shares, resample_shares, share_interval
 
 numbers = st.lists(st.integers(1, 10_000), min_size=2, max_size=8)
 seeds = st.integers(0, 2**32 - 1)
@@ -94,9 +95,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         posteriors = exact_posteriors(training, truth, 400, seed)
         shares = fit_shares(posteriors, training)
         drawn = resample_shares(posteriors, training, shares, resamples=200, random=np.random.default_rng(seed))
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        low, high = share_interval(shares, drawn, 400)
         inside.append((low <= truth) & (truth <= high))
     assert (np.abs(np.mean(inside, axis=0) - 0.95) < 0.05).all()
+
+
+def test_a_class_in_no_image_may_be_rare_all_the_same() -> None:
+    """Its interval ends where SciPy's exact binomial interval of no image in so many does, that of all begins there."""
+    posteriors = np.tile([1 - 1e-12, 1e-12], (40, 1))
+    shares = fit_shares(posteriors, np.array([0.5, 0.5]))
+    drawn = resample_shares(posteriors, np.array([0.5, 0.5]), shares, resamples=10, random=np.random.default_rng(0))
+    low, high = share_interval(shares, drawn, 40)
+    exact = binomtest(0, 40).proportion_ci(0.95, method="exact").high
+    assert (high[1], low[0]) == pytest.approx((exact, 1 - exact))
+    assert (low <= shares).all()
+    assert (shares <= high).all()
 
 
 def test_very_many_posteriors_are_resampled_less_often() -> None:
