@@ -9,28 +9,35 @@ from torch import Tensor
 
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.deployment_prior import effective_counts
 
 
-def log_prior(counts: ClassCounts) -> Tensor:
-    """Compute (C,) float64: log of the training share of each class, log(n_c / Σ n)."""
-    values = torch.tensor(counts.counts, dtype=torch.float64)
+def log_prior(counts: ClassCounts, prior: Tensor | None = None) -> Tensor:
+    """Compute (C,) float64: log of the training share of each class, log(n_c / Σ n).
+
+    With the shares ``prior`` (C,) of where the model is used, it is relative to those: log(n_c / prior_c), up to a
+    constant.
+    """
+    values = torch.tensor(effective_counts(counts, prior), dtype=torch.float64)
     return torch.log(values / values.sum())
 
 
-def adjust_logits(logits: Tensor, counts: ClassCounts, tau: float) -> Tensor:
+def adjust_logits(logits: Tensor, counts: ClassCounts, tau: float, prior: Tensor | None = None) -> Tensor:
     """Compute z - tau * log π, post-hoc logit adjustment (Menon et al., ICLR 2021, Eq. 9).
 
     Args:
         logits: (N, C).
         counts: C training counts; π is each one's share.
         tau: strength; 0 leaves the logits as they are, 1 is the Bayes rule for balanced error.
+        prior: (C,) class shares to adjust to, above 0 and summing to 1, instead of equal ones: π is then relative to
+            them, and 1 is the Bayes rule for the error there.
 
     Returns:
         (N, C) of the dtype and device of ``logits``.
     """
     if tau == 0:
         return logits
-    return logits - tau * log_prior(counts).to(logits)
+    return logits - tau * log_prior(counts, prior).to(logits)
 
 
 def normalise_rows(logits: Tensor, norms: Tensor, bias: Tensor, tau: float) -> Tensor:

@@ -35,7 +35,7 @@ from imbalance_perturb.selection.comparison.methods import (
 )
 from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
 from imbalance_perturb.selection.comparison.scoring import score_lineup
-from imbalance_perturb.selection.rule import SelectionRule, check_rule
+from imbalance_perturb.selection.rule import SelectionRule, check_balanced, check_rule
 from imbalance_perturb.selection.sweep import PERTURB, Sweep, eps_around
 
 
@@ -73,6 +73,7 @@ def compare_methods(
         ImbperturbError: the first thing that is wrong, before a model runs where that can be told before.
     """
     options, progress = options or ComparisonOptions(), as_progress(progress)
+    check_balanced(settings.debias)
     counts_file = load_counts(settings.model)
     counts = counts_file.counts
     val = find_labelled_images(files.val, files.labels, counts.names)
