@@ -128,10 +128,8 @@ def test_what_is_no_prior_is_refused_in_one_line(
 def test_a_choice_is_for_balanced_classes(workplace: Workplace) -> None:
     """`tune-eps` and `compare` refuse a prior, also that of the recipe, and say what to give."""
     assert workplace.run("init", "model.pth", "counts.json", *SMALL, "--prior", GIVEN).code == 0
-    Path("labels.csv").write_text(
-        "image,label\n"
-        + "".join(f"{path.relative_to('images').as_posix()},a\n" for path in sorted(Path("images").rglob("*.png")))
-    )
+    names = [path.relative_to("images").as_posix() for path in sorted(Path("images").rglob("*.png"))]
+    Path("labels.csv").write_text("image,label\n" + "".join(f"{name},a\n" for name in names))
     for command in ("tune-eps", "compare"):
         refused = workplace.fails(command, "--val", "images", "--labels", "labels.csv", code=2)
         assert "corrections are chosen here for balanced classes" in refused

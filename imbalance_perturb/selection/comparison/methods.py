@@ -22,9 +22,10 @@ from imbalance_perturb.selection.rule import SelectionRule
 from imbalance_perturb.selection.sweep import MINUS_EPS, PERTURB, RANDOM_SIGN, Sweep, Variant
 
 NONE, ADJUST, BOTH, NORMALISE, OFFSETS = "none", "la", "perturb+la", "tau-norm", "offsets"
+EFFECTIVE_PRIOR = "p2p"
 
 #: All methods, in the order of the table.
-METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, OFFSETS, RANDOM_SIGN, MINUS_EPS)
+METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, OFFSETS, EFFECTIVE_PRIOR, RANDOM_SIGN, MINUS_EPS)
 
 #: What a real effect must beat; they move the input by the eps that was chosen for `perturb`.
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
@@ -40,6 +41,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     BOTH: ("eps", "tau"),
     NORMALISE: ("tau",),
     OFFSETS: ("offsets",),
+    EFFECTIVE_PRIOR: ("tau", "offsets"),
     RANDOM_SIGN: ("eps",),
     MINUS_EPS: ("eps",),
 }
@@ -53,7 +55,7 @@ class ComparisonOptions:
         methods: of :data:`METHODS`; `none` is always there.
         eps_grid: steps to try; 0 is added, except to a single value, which is then used as it is. ``None``: those of
             `tune-eps`, of the same strengths on every network.
-        tau_grid: strengths of logit adjustment and tau-normalisation to try, likewise.
+        tau_grid: strengths of logit adjustment (by counts or effective prior) and tau-normalisation to try, likewise.
         rule: how to choose among them; its test is of steps alone, which cost two passes more.
         level: of all intervals.
 
@@ -143,7 +145,7 @@ class CachedLogits:
             case "tau-norm":
                 assert not isinstance(self.last_layer, str), "the method is left out where there is no last layer"
                 return normalise_rows(base, self.last_layer.norms, self.last_layer.bias, candidate.tau)
-            case "offsets":
+            case "offsets" | "p2p":
                 return add_offsets(base, candidate.offsets) if candidate.offsets else base
         return base
 
