@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from imbalance_perturb.inference.prediction_job import PredictOptions as PredictOptions
     from imbalance_perturb.inference.prediction_job import predict_folder as predict_folder
     from imbalance_perturb.inference.progress import Progress as Progress
+    from imbalance_perturb.inference.share_estimation import ClassShares as ClassShares
+    from imbalance_perturb.inference.share_estimation import SharesOptions as SharesOptions
+    from imbalance_perturb.inference.share_estimation import estimate_shares as estimate_shares
     from imbalance_perturb.inference.verification import Verification as Verification
     from imbalance_perturb.inference.verification import VerifyOptions as VerifyOptions
     from imbalance_perturb.inference.verification import verify_run as verify_run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from imbalance_perturb.config.allowed import Flag, Number, NumberOrAuto, PerChannel, Size, Text
+from imbalance_perturb.config.allowed import Flag, Number, NumberOrAuto, PerChannel, Prior, Size, Text
 from imbalance_perturb.config.declarations import Declaration
 
 #: Training counts of 2 to 12 classes, not all equal.
@@ -50,6 +50,9 @@ def allowed_values(entry: Declaration) -> st.SearchStrategy[Any]:
             values = _numbers(number)
         case PerChannel(number):
             values = st.lists(_numbers(number), min_size=1, max_size=4).map(tuple)
+        case Prior(share=share):
+            by_name = st.dictionaries(st.text(_CHARACTERS), _numbers(share), min_size=1, max_size=4)
+            values = st.just("balanced") | _FILE_NAMES.map(lambda name: name + ".json") | by_name
         case Size():
             side = st.integers(1, 10_000)
             values = st.one_of(st.just("none"), side, st.tuples(side, side))
@@ -94,6 +97,9 @@ def refused_values(entry: Declaration) -> st.SearchStrategy[Any]:
             one = _outside(number) | st.sampled_from([True, "1", (1,), math.nan, math.inf, 10**400])
             among = st.tuples(st.lists(_numbers(number), max_size=2), one).map(lambda found: (*found[0], found[1]))
             return among | st.sampled_from([(), 0.5, "0.5", "none", True])
+        case Prior(share=share):
+            one = _outside(share) | st.sampled_from([True, "1", (1,), math.nan, math.inf, 10**400])
+            return one.map(lambda found: {"a": 0.5, "b": found}) | st.sampled_from(["", "equal", "x.JSON", 1, True, {}])
         case Size():
             side = st.integers(-(10**30), 0) | st.sampled_from([True, 2.5, "1", math.inf])
             pair = st.tuples(st.integers(1, 9), side).map(lambda found: found[::-1] if found[1] == 0 else found)
@@ -117,6 +123,10 @@ def refused_texts(entry: Declaration) -> st.SearchStrategy[str]:
             )
         case PerChannel(number):
             return _outside(number).map(str) | st.sampled_from(["", "a", "1,,2", "1;2", "1,nan", "inf", "none"])
+        case Prior():
+            return st.sampled_from(
+                ["", "equal", "x.JSON", "{}", '{"a": 0}', '{"a": "1"}', '{"a": NaN}', "{", '{"a": 1, "a": 1}']
+            )
         case Size():
             return st.sampled_from(["", "0", "-1", "1,2,3", "1.5", "64,0", "64,", "big", "None", "1x2"])
     return st.nothing()

@@ -17,6 +17,7 @@ from imbalance_perturb.cli.inspect import init, inspect
 from imbalance_perturb.cli.merge import merge
 from imbalance_perturb.cli.options import FAILED, WRONG_USAGE
 from imbalance_perturb.cli.predict import predict
+from imbalance_perturb.cli.shares import shares
 from imbalance_perturb.cli.tune import tune_eps
 from imbalance_perturb.cli.verify import verify
 from imbalance_perturb.errors import ImbperturbError, SettingsError
@@ -92,5 +93,5 @@ def _options(
     pass
 
 
-for command in (predict, merge, verify, evaluate, tune_eps, compare, inspect, init, counts, demo):
+for command in (predict, merge, verify, evaluate, tune_eps, compare, shares, inspect, init, counts, demo):
     app.command()(command)

@@ -62,7 +62,7 @@ def compare(
         Option(
             "--methods",
             metavar="A,B,...",
-            help="Of none, perturb, la, perturb+la, tau-norm, offsets, em, random-sign, minus-eps. (default: all)",
+            help="Of none, perturb, la, perturb+la, tau-norm, offsets, p2p, random-sign, minus-eps. (default: all)",
         ),
     ] = None,
     eps_grid: Annotated[
@@ -78,7 +78,7 @@ def compare(
         Option(
             "--tau-grid",
             metavar="T,T,...",
-            help="Strengths of la and tau-norm to try, likewise. (default: 12 from 0 to 4)",
+            help="Strengths of la, p2p and tau-norm to try, likewise. (default: 12 from 0 to 4)",
         ),
     ] = None,
     objective: Annotated[

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imbalance_perturb.cli import terminal
 from imbalance_perturb.data.picture_formats import is_unread
-from imbalance_perturb.errors import printable
+from imbalance_perturb.errors import first_few, printable
 from imbalance_perturb.inference.progress import Progress
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class Narrator(Progress):
     def correction(self, pipeline: Pipeline) -> str:
         """Describe the correction in a line; others do where the settings alone do not say it: many are to be tried."""
         d = pipeline.settings.debias
+        shares = describe_prior(d)
         adjusted = f"logit adjustment, tau {d.used_tau:g}" if d.used_tau and d.method != "tau-norm" else ""
         if not pipeline.debiased.active:
             what = {
@@ -151,14 +152,14 @@ class Narrator(Progress):
                 "none": "none",
             }.get(d.method, adjusted or "none")
             eps = " (eps 0)" if d.moves_input else ""
-            return f"correction: {what}{eps}"
+            return f"correction: {what}{eps}{shares if what == adjusted else ''}"
         steps = f", {d.steps} steps" if d.steps > 1 else ""
         clip = ", clipped to [0, 1] pixels" if d.clip else ""
         tau = f"; {adjusted}" if adjusted else ""
         auto = "" if pipeline.strength is None else f" ({describe_strength(pipeline.strength)})"
         return (
             f"correction: eps {d.eps:g}{auto} in units of the {describe_eps_space(d)}{steps}{clip},"
-            f" T {d.temperature:g}, {d.loss}, target {d.target}{tau}"
+            f" T {d.temperature:g}, {d.loss}, target {d.target}{tau}{shares}"
         )
 
 
@@ -168,6 +169,13 @@ def describe_strength(strength: StepStrength) -> str:
         f"{strength.asked}: {strength.full_eps:g} takes the whole log prior from the logits of the median of"
         f" {strength.images} images"
     )
+
+
+def describe_prior(debias: DebiasSettings) -> str:
+    """Name the class shares that are corrected for, where they are not equal ones."""
+    if not isinstance(debias.prior, Mapping):
+        return ""
+    return f", for class shares {first_few([f'{name} {share:.3g}' for name, share in debias.prior.items()], 12)}"
 
 
 def describe_eps_space(debias: DebiasSettings) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from codecs import BOM_UTF8
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
 from imbalance_perturb.cli import terminal
+from imbalance_perturb.cli.given_images import tell_apart
 from imbalance_perturb.cli.interruption import interruptible
 from imbalance_perturb.cli.narration import Narrator
 from imbalance_perturb.cli.options import (
@@ -26,7 +25,6 @@ from imbalance_perturb.cli.options import (
     with_options,
 )
 from imbalance_perturb.cli.settings import find_recipe, resolve_settings
-from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.files.writing import STDOUT
 
 
@@ -90,7 +88,8 @@ def predict(
     """
     from imbalance_perturb.inference.prediction_job import PredictOptions, predict_folder
 
-    model, counts, found = _tell_apart([model, counts, *(images or [])], has_recipe=find_recipe(common) is not None)
+    given = [model, counts, *(images or [])]
+    model, counts, found = tell_apart("predict", given, has_recipe=find_recipe(common) is not None)
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     options = PredictOptions(
         probs=probs,
@@ -108,28 +107,6 @@ def predict(
     if common.as_json and out != STDOUT:
         terminal.show_json(summary)
     raise typer.Exit(SOME_FAILED if summary.failed else 0)
-
-
-def _tell_apart(given: Sequence[str | None], *, has_recipe: bool) -> tuple[str | None, str | None, list[str]]:
-    """Tell MODEL, COUNTS and IMAGES apart, of which a recipe can name the first two: COUNTS is JSON, no image is."""
-    known = [one for one in given if one is not None]
-    if len(known) == 1 or (has_recipe and known and not _is_json(known[1])):
-        return None, None, known
-    if len(known) < 3:
-        raise SettingsError("no images are given: imbperturb predict MODEL COUNTS IMAGES (or IMAGES with a recipe)")
-    return known[0], known[1], known[2:]
-
-
-def _is_json(path: str) -> bool:
-    if path.lower().endswith(".json"):
-        return True
-    try:
-        if not Path(path).is_file():
-            return False
-        with Path(path).open("rb") as stream:
-            return stream.read(64).removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"[")
-    except OSError:
-        return False
 
 
 class _InterruptibleNarrator(Narrator):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from imbalance_perturb.errors import SettingsError
+from imbalance_perturb.files.strict_json import parse_json
 
 
 def parse_list(option: str, text: str, kind: Callable[[str], Any] = float) -> tuple[Any, ...]:
@@ -203,6 +204,32 @@ class PerClass(PerChannel):
     def expected(self) -> str:  # type: ignore[override]
         """The words of the number, for each class."""
         return f"one {self.number.noun} for each class"
+
+
+@dataclass(frozen=True)
+class Prior(Allowed):
+    """``balanced``, a .json file, or a number above 0 for each class by its name."""
+
+    metavar = "balanced|FILE.json|JSON"
+    words: ClassVar = ("balanced",)
+    expected = "balanced, a .json file, or a share above 0 for each class by its name"
+    share: ClassVar = Number(above=0)
+
+    def accepts(self, value: Any) -> bool:
+        """Whether it is one of the three; which classes there are is not known here."""
+        if isinstance(value, str):
+            return value in self.words or value.endswith(".json")
+        by_name = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+        return by_name and bool(value) and all(map(self.share.accepts, value.values()))
+
+    def parse(self, name: str, given: Any) -> Any:
+        """Parse JSON, which begins with a brace; any other text is left to the check."""
+        if not given.lstrip().startswith("{"):
+            return given
+        try:
+            return parse_json(given, self.expected, SettingsError)
+        except SettingsError as error:
+            raise SettingsError(f"{name} is {given!r}, which {error}") from None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The check and its message, the command line's option, the recipe's entry and the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -57,7 +58,7 @@ class Declaration:
 
     def names_file(self, value: Any) -> bool:
         """Whether a value that is allowed is the path of a file, not one of the setting's words."""
-        return self.path and value is not None and value not in getattr(self.allowed, "words", ())
+        return self.path and isinstance(value, str) and value not in getattr(self.allowed, "words", ())
 
     def describe(self, default_text: str | None = None, *, off: str | None = None) -> str:
         """Describe the setting: its help, its choices and its default.
@@ -107,6 +108,8 @@ def take_numbers(options: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
     dimensions = getattr(value, "ndim", None) if hasattr(value, "tolist") else None
     if dimensions == 0:
         return value.item()

@@ -157,10 +157,16 @@ def update_recipe(path: Path, table: str, values: Mapping[str, Any]) -> None:
 
 
 def _toml(path: Path, key: str, value: Any) -> Any:
+    import tomlkit
+
     try:
-        str(value).encode()
+        ("".join(value) if isinstance(value, Mapping) else str(value)).encode()
     except UnicodeEncodeError:
         raise OutputFileError(
             f"{path}: cannot hold {key} {value!r}, a name that is not UTF-8, as a recipe is; rename the file"
         ) from None
+    if isinstance(value, Mapping):
+        inline = tomlkit.inline_table()  # a table of its own would take in the entries after it
+        inline.update(value)
+        return inline
     return to_lists(value)

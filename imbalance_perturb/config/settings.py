@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from imbalance_perturb.config.allowed import Flag, FlagOrHash, Number, NumberOrAuto, PerChannel, PerClass, Size, Text
+from imbalance_perturb.config.allowed import (
+    Flag,
+    FlagOrHash,
+    Number,
+    NumberOrAuto,
+    PerChannel,
+    PerClass,
+    Prior,
+    Size,
+    Text,
+)
 from imbalance_perturb.config.declarations import Table, setting
 from imbalance_perturb.errors import SettingsError
 
@@ -171,6 +182,13 @@ class DebiasSettings(Table):
     target_m: int | None = setting(
         None, Number(whole=True, above=0), "M of the log target, log(M/n).", default_text="the largest count"
     )
+    prior: str | Mapping[str, float] = setting(
+        "balanced",
+        Prior(),
+        "Class shares to correct for: equal ones, or those where the model is used, in a JSON file (that of shares will"
+        ' do) or as JSON {"class": share, ...}.',
+        path=True,
+    )
     eps_space: str = setting("input", Text(EPS_SPACES), "Units of eps, the model's input or [0, 1] pixels:")
     clip: bool = setting(False, Flag(), "Keep perturbed pixels within [0, 1].")
     steps: int = setting(1, Number(whole=True, at_least=1), "Number of steps of size eps.")
@@ -188,6 +206,8 @@ class DebiasSettings(Table):
         super().__post_init__()
         if self.method == "offsets" and self.offsets is None:
             raise SettingsError("method is offsets, but there are none; give --offsets, or let compare find them")
+        if self.prior != "balanced" and self.method in ("tau-norm", "offsets"):
+            raise SettingsError(f"method is {self.method}, which takes no account of a prior; make prior balanced")
         if isinstance(self.eps, str) and self.steps != 1:
             raise SettingsError(f"eps is {self.eps} and steps is {self.steps}; auto is of one step: give eps a number")
 

@@ -16,6 +16,7 @@ from imbalance_perturb.errors import ImageFolderError
 from imbalance_perturb.inference.execution import Execution
 from imbalance_perturb.inference.model_input import decode_some
 from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.deployment_prior import select_prior
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.step_strength import full_eps, prior_gradient_norms
 from imbalance_perturb.models import LoadedClassifier
@@ -54,6 +55,7 @@ def measure_strength(
     drawn = np.random.default_rng(0).choice(len(everything), min(sampled, len(everything)), replace=False)
     names = [everything[index] for index in sorted(drawn.tolist())]
     unit = preprocessing.pixel_eps(1.0) if debias.eps_space == "pixel" else torch.tensor(1.0)
+    prior = select_prior(debias.prior, counts)
     norms, errors = [], []
     decoded = decode_some(images, names, preprocessing, execution, _BATCH)
     with closing(decoded) as batches, full_precision(execution.device):
@@ -61,11 +63,11 @@ def measure_strength(
             errors += [error for error in batch.errors if error is not None]
             for _, pixels in batch.groups:
                 x = preprocessing.normalise(pixels.to(execution.device))
-                norms.append(prior_gradient_norms(model, x, counts, unit))
+                norms.append(prior_gradient_norms(model, x, counts, unit, prior))
     if not norms:
         raise ImageFolderError(
             f"{images.root}: none of {len(names)} sampled images can be used (first: {errors[0]}), so eps cannot be"
             " auto; give a number"
         )
     found = torch.cat(norms)
-    return StepStrength(asked=debias.eps, full_eps=full_eps(found, counts), images=len(found))
+    return StepStrength(asked=debias.eps, full_eps=full_eps(found, counts, prior), images=len(found))

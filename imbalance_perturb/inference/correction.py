@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
-from imbalance_perturb.config.settings import DebiasSettings
+from imbalance_perturb.config.settings import DebiasSettings, Settings
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.deployment_prior import read_prior, select_prior
 from imbalance_perturb.method.logit_corrections import add_offsets, normalise_rows
 from imbalance_perturb.models import LoadedClassifier
 from imbalance_perturb.models.last_layer import find_last_layer
+
+
+def settle_prior(settings: Settings, counts: ClassCounts) -> Settings:
+    """The settings with the shares themselves for a prior that is in a file, so that a run holds what it was made with.
+
+    Raises:
+        SettingsError: if the prior cannot be used with these classes.
+    """
+    shares = read_prior(settings.debias.prior, counts)
+    return settings if shares is None else replace(settings, debias=replace(settings.debias, prior=shares))
 
 
 def make_debiased(
@@ -39,6 +51,7 @@ def make_debiased(
         steps=settings.steps,
         tau=0.0 if settings.method == "tau-norm" else settings.used_tau,
         correction=correction,
+        prior=select_prior(settings.prior, counts),
     )
 
 

@@ -18,12 +18,13 @@ from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError
 from imbalance_perturb.inference.acceleration.optimisation import Optimisation, compiled, lower, optimise
 from imbalance_perturb.inference.auto_eps import measure_strength, settle_eps
 from imbalance_perturb.inference.batching import TRIED, measure_batch_size, usual_batch_size
-from imbalance_perturb.inference.correction import logit_correction, make_debiased
+from imbalance_perturb.inference.correction import logit_correction, make_debiased, settle_prior
 from imbalance_perturb.inference.execution import Execution, select_execution
 from imbalance_perturb.inference.model_input import settle_preprocessing, trial_size
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts, CountsFile, name_classes, read_counts_file
+from imbalance_perturb.method.deployment_prior import select_prior
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
 from imbalance_perturb.method.target import load_target, target_distribution
@@ -98,6 +99,7 @@ def load_pipeline(
         ImbperturbError: the first thing that is wrong, with its remedy.
     """
     counts, counts_sha256 = counts_file or load_counts(settings.model)
+    settings = settle_prior(settings, counts)
     target = select_target(settings, counts)
     n_images = len(images.everything) if n_images is None else n_images
     execution = select_execution(settings.run, n_images, exact=exact)
@@ -225,12 +227,17 @@ def _agree(counts: ClassCounts, names: tuple[str, ...], settings: ModelSettings)
 def select_target(settings: Settings, counts: ClassCounts) -> Tensor:
     """p* as the settings ask for it, (C,) float64."""
     kind, m = settings.debias.target, settings.debias.target_m
+    prior = None if settings.debias.method == "none" else select_prior(settings.debias.prior, counts)
     if kind.endswith(".json"):
         if m is not None:
             raise SettingsError("target_m belongs to the log target; a target from a file has none: leave it out")
+        if prior is not None and settings.debias.moves_input:
+            raise SettingsError(f"target is {kind}, which says it all; a prior goes with a function of the counts")
         return load_target(kind, counts)
+    if counts.balanced and settings.debias.method == "none":
+        return torch.full((len(counts),), 1 / len(counts), dtype=torch.float64)  # nothing asks for a direction
     with _naming(settings.model.counts):
-        return target_distribution(counts, kind, m=m)
+        return target_distribution(counts, kind, m=m, prior=prior)
 
 
 @contextmanager

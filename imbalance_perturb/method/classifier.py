@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.deployment_prior import check_prior
 from imbalance_perturb.method.logit_corrections import adjust_logits
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
 from imbalance_perturb.method.perturbation import gradient_sign, logit_gradient, step
@@ -39,6 +40,8 @@ class PerturbedClassifier(nn.Module):
         steps: number of steps of size eps, at least 1; the paper has one.
         tau: strength of post-hoc logit adjustment added on top; 0 is none.
         correction: another function of logits (N, C) that is applied to them at the end.
+        prior: (C,) class shares of where the model is used, above 0 and summing to 1, that are corrected for instead of
+            equal ones, by tau and by a ``target`` that is named.
 
     Raises:
         SettingsError: if an argument is out of range.
@@ -58,10 +61,14 @@ class PerturbedClassifier(nn.Module):
         steps: int = 1,
         tau: float = 0.0,
         correction: Callable[[Tensor], Tensor] | None = None,
+        prior: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if prior is not None:
+            prior = torch.as_tensor(prior, dtype=torch.float64)
+            check_prior(prior, counts)
         if isinstance(target, str):
-            target = target_distribution(counts, target)
+            target = target_distribution(counts, target, prior=prior)
         target = torch.as_tensor(target)
         if target.shape != (len(counts),):
             raise SettingsError(f"the target has shape {tuple(target.shape)}; expected ({len(counts)},)")
@@ -83,6 +90,7 @@ class PerturbedClassifier(nn.Module):
         self.steps = int(steps)
         self.tau = float(tau)
         self.correction = correction
+        self.prior = prior
         # Plain attributes, no buffers: half() or to(bfloat16) on the module must not round p* and eps.
         self.target = target
         self.eps = eps
@@ -120,7 +128,7 @@ class PerturbedClassifier(nn.Module):
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Apply the module's tau to logits (N, C) (see :func:`adjust_logits`), and its correction."""
-        adjusted = adjust_logits(logits, self.counts, self.tau)
+        adjusted = adjust_logits(logits, self.counts, self.tau, self.prior)
         return adjusted if self.correction is None else self.correction(adjusted)
 
     def predict_plain(self, x: Tensor) -> Tensor:

@@ -9,31 +9,35 @@ from torch import Tensor
 
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.method.counts import ClassCounts
-
-#: Prior-shift EM stops when no class's share moves by more than this, or after so many iterations.
-EM_TOLERANCE, EM_ITERATIONS = 1e-7, 2000
+from imbalance_perturb.method.deployment_prior import effective_counts
 
 
-def log_prior(counts: ClassCounts) -> Tensor:
-    """Compute (C,) float64: log of the training share of each class, log(n_c / Σ n)."""
-    values = torch.tensor(counts.counts, dtype=torch.float64)
+def log_prior(counts: ClassCounts, prior: Tensor | None = None) -> Tensor:
+    """Compute (C,) float64: log of the training share of each class, log(n_c / Σ n).
+
+    With the shares ``prior`` (C,) of where the model is used, it is relative to those: log(n_c / prior_c), up to a
+    constant.
+    """
+    values = torch.tensor(effective_counts(counts, prior), dtype=torch.float64)
     return torch.log(values / values.sum())
 
 
-def adjust_logits(logits: Tensor, counts: ClassCounts, tau: float) -> Tensor:
+def adjust_logits(logits: Tensor, counts: ClassCounts, tau: float, prior: Tensor | None = None) -> Tensor:
     """Compute z - tau * log π, post-hoc logit adjustment (Menon et al., ICLR 2021, Eq. 9).
 
     Args:
         logits: (N, C).
         counts: C training counts; π is each one's share.
         tau: strength; 0 leaves the logits as they are, 1 is the Bayes rule for balanced error.
+        prior: (C,) class shares to adjust to, above 0 and summing to 1, instead of equal ones: π is then relative to
+            them, and 1 is the Bayes rule for the error there.
 
     Returns:
         (N, C) of the dtype and device of ``logits``.
     """
     if tau == 0:
         return logits
-    return logits - tau * log_prior(counts).to(logits)
+    return logits - tau * log_prior(counts, prior).to(logits)
 
 
 def normalise_rows(logits: Tensor, norms: Tensor, bias: Tensor, tau: float) -> Tensor:
@@ -74,48 +78,3 @@ def add_offsets(logits: Tensor, offsets: Sequence[float]) -> Tensor:
     if len(offsets) != logits.shape[1]:
         raise SettingsError(f"offsets has {len(offsets)} numbers for {logits.shape[1]} classes; give one for each")
     return logits + torch.tensor(offsets, dtype=torch.float64).to(logits)
-
-
-def estimate_prior(logits: Tensor, counts: ClassCounts) -> Tensor:
-    """Estimate the share of each class among these images, by maximum likelihood from their logits alone.
-
-    The expectation-maximisation of Saerens, Latinne and Decaestecker (Neural Computation 2002): it takes
-    the softmax for calibrated posteriors under the training shares, and assumes that only the shares have shifted.
-    Transductive: the estimate, and with it each image's prediction, depends on which images are given together.
-
-    Args:
-        logits: (N, C), N at least 1.
-        counts: C training counts, where the iteration starts.
-
-    Returns:
-        (C,) float64 on the CPU, non-negative, summing to 1.
-    """
-    posteriors = torch.softmax(logits.double().cpu(), dim=1)
-    training = log_prior(counts).exp()
-    prior = training
-    for _ in range(EM_ITERATIONS):
-        # Both steps in one: p(c|x) ∝ posterior · prior / training, and the new prior is its mean over the images.
-        ratio = prior / training
-        moved = ratio * (posteriors.T @ (1 / (posteriors @ ratio))) / len(posteriors)
-        moved = moved / moved.sum()
-        converged = bool((moved - prior).abs().max() <= EM_TOLERANCE)
-        prior = moved
-        if converged:
-            break
-    return prior
-
-
-def shift_prior(logits: Tensor, counts: ClassCounts, prior: Tensor) -> Tensor:
-    """Compute z + log(prior / π): the logits where classes have these shares instead of those of training.
-
-    Args:
-        logits: (N, C).
-        counts: C training counts; π is each one's share.
-        prior: (C,) shares, such as :func:`estimate_prior` finds; 0 rules a class out.
-
-    Returns:
-        (N, C) of the dtype and device of ``logits``, finite.
-    """
-    # A share of 0 ends in a very low logit rather than in infinity, which no softmax downstream would survive.
-    shares = prior.double().clamp_min(torch.finfo(torch.float32).tiny)
-    return logits + (torch.log(shares).cpu() - log_prior(counts)).to(logits)

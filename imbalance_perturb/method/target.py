@@ -13,6 +13,7 @@ from torch import Tensor
 from imbalance_perturb.errors import NothingToCorrectError, TargetError
 from imbalance_perturb.files.strict_json import read_json
 from imbalance_perturb.method.counts import ClassCounts, as_list
+from imbalance_perturb.method.deployment_prior import effective_counts
 
 #: β of the effective number of samples (Cui et al., CVPR 2019, Sec. 3); their value for the largest data sets.
 EFFECTIVE_NUMBER_BETA = 0.9999
@@ -20,8 +21,13 @@ EFFECTIVE_NUMBER_BETA = 0.9999
 #: How far a distribution given by hand may be from summing to one (rounded decimals) before it is refused.
 SUM_TOLERANCE = 1e-3
 
+#: Numbers that differ by no larger share than rounding leaves are equal.
+_EQUAL = 1e-9
 
-def target_distribution(counts: ClassCounts, kind: str = "log", *, m: int | None = None) -> Tensor:
+
+def target_distribution(
+    counts: ClassCounts, kind: str = "log", *, m: int | None = None, prior: Tensor | None = None
+) -> Tensor:
     """Compute the target p*_c = g(n_c) / sum_k g(n_k) of Chen et al. 2021, Eq. (2).
 
     Args:
@@ -30,29 +36,36 @@ def target_distribution(counts: ClassCounts, kind: str = "log", *, m: int | None
             ``effective-number``: (1 - β)/(1 - β^n) with β = 0.9999 (Cui et al. 2019).
         m: M of ``log``, at least the largest count; by default the largest count, as in the paper's
             experiments, which gives the largest class a target of exactly 0.
+        prior: (C,) class shares of where the model is used, above 0 and summing to 1: n is then n_c / (C prior_c). The
+            paper has equal ones, which leave n as it is.
 
     Returns:
         (C,) float64 tensor on the CPU, non-negative, summing to 1.
 
     Raises:
-        NothingToCorrectError: if all counts are equal, so that the target has no direction.
+        NothingToCorrectError: if all counts are equal, or ``prior`` is that of training, so that the target has no
+            direction.
         TargetError: for an unknown ``kind`` or an ``m`` below the largest count.
     """
-    if counts.balanced:
+    numbers = effective_counts(counts, prior)
+    if numbers is not counts.counts and max(numbers) <= min(numbers) * (1 + _EQUAL):
+        raise NothingToCorrectError("the prior is the class mix of training, so there is nothing to correct")
+    if numbers is counts.counts and counts.balanced:
         raise NothingToCorrectError(
             f"all {len(counts)} classes have the same count ({counts.counts[0]}): training was balanced, so there"
             " is nothing to correct (give a target distribution of your own to push towards one anyway)"
         )
-    return _normalised(_inverse_frequency(counts.counts, kind, m))
+    return _normalised(_inverse_frequency(numbers, kind, m))
 
 
-def _inverse_frequency(counts: tuple[int, ...], kind: str, m: int | None) -> list[float]:
+def _inverse_frequency(counts: Sequence[float], kind: str, m: int | None) -> list[float]:
     largest = max(counts)
     if m is not None and kind != "log":
         raise TargetError(f"M belongs to the log target; the {kind} target has none: leave it out")
     if m is not None and m < largest:
         raise TargetError(
-            f"M is {m}, below the largest class count {largest}: log(M/n) would be negative; use M >= {largest}"
+            f"M is {m}, below the largest class count {largest:.10g}: log(M/n) would be negative;"
+            f" use M >= {largest:.10g}"
         )
     # Ratios of integers are rounded once, so counts scaled by any factor give the same bits.
     match kind:

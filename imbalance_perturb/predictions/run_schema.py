@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.config.allowed import Allowed, Flag, FlagOrHash, Number, PerChannel, Size, Text
+from imbalance_perturb.config.allowed import Allowed, Flag, FlagOrHash, Number, PerChannel, Prior, Size, Text
 from imbalance_perturb.config.declarations import Declaration, declarations
 from imbalance_perturb.config.settings import TABLES, Settings
 from imbalance_perturb.files.json_schema import schema_of
@@ -133,6 +133,9 @@ def _allowed(allowed: Allowed) -> dict[str, Any]:
         }
     if isinstance(allowed, PerChannel):
         return {"type": "array", "items": _allowed(allowed.number), "minItems": 1}
+    if isinstance(allowed, Prior):
+        shares = {"type": "object", "additionalProperties": _allowed(allowed.share), "minProperties": 1}
+        return {"anyOf": [{"type": "string"}, shares]}
     if isinstance(allowed, Size):
         side = _allowed(allowed.side)
         pair = {"type": "array", "prefixItems": [side, side], "minItems": 2, "items": False}

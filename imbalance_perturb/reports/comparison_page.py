@@ -25,7 +25,9 @@ _ABOUT = {
     "la": "post-hoc logit adjustment: tau times the log prior is taken off the logits (Menon et al. 2021)",
     "perturb+la": "both, tuned together",
     "tau-norm": "rows of the last layer divided by their norm to the power of tau (Kang et al. 2020)",
-    "em": "class shares of the scored images estimated from all of them, without labels (Saerens et al. 2002)",
+    "offsets": "a number added to the logit of each class, fitted by balanced logistic regression with a ridge",
+    "p2p": "as la, with the mean of the model's own probabilities in the place of the counts"
+    " (Prior2Posterior, Bhat et al. 2025); predict has it as offsets",
     "random-sign": "control: a step of the same size in a random direction",
     "minus-eps": "control: the step of perturb, backwards",
 }

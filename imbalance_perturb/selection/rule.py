@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from imbalance_perturb.config.declarations import take_numbers
+from imbalance_perturb.config.settings import DebiasSettings
 from imbalance_perturb.errors import LabelsError, SettingsError
 from imbalance_perturb.selection.brier import error_importance
 from imbalance_perturb.selection.candidates import (
@@ -137,6 +138,19 @@ def check_rule(candidates: Candidates, rule: SelectionRule) -> None:
         raise LabelsError(
             "the class with the fewest training images has no labelled image, so its recall cannot be the objective;"
             " label some, or choose another objective"
+        )
+
+
+def check_balanced(debias: DebiasSettings) -> None:
+    """Refuse a prior that is not balanced: figures, scores and tests of a choice count every class alike.
+
+    Raises:
+        SettingsError: if there is one.
+    """
+    if debias.prior != "balanced":
+        raise SettingsError(
+            "a prior is given, but corrections are chosen here for balanced classes, which a choice for other shares"
+            " would not be; use --prior balanced, and give the prior to predict"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ def predicted(workplace: Workplace, eps: str, out: str, *more: str) -> dict[str,
     return run
 
 
-def full_correction(checkpoint: dict[str, torch.Tensor]) -> float:
+def full_correction(checkpoint: dict[str, torch.Tensor], counts: Sequence[float] = (900, 90, 30, 3)) -> float:
     """||l||^2 over the median of ||J^T l||_1, by torchvision and autograd."""
     model = get_model("shufflenet_v2_x0_5", weights=None, num_classes=4).eval()
     model.load_state_dict(checkpoint)
-    prior = torch.tensor([900, 90, 30, 3]).double().log()
+    prior = torch.tensor(counts).double().log()
     centred = prior - prior.mean()
     transform = v2.Compose(
         [

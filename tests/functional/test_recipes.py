@@ -35,6 +35,7 @@ OTHER = {
     "temperature": ("100", 100.0),
     "loss": ("mse", "mse"),
     "target": ("sqrt", "sqrt"),
+    "prior": ('{"a": 0.5, "b": 0.25, "c": 0.125, "d": 0.125}', {"a": 0.5, "b": 0.25, "c": 0.125, "d": 0.125}),
     "eps_space": ("pixel", "pixel"),
     "clip": (None, True),
     "steps": ("2", 2),

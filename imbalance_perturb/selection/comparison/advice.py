@@ -86,7 +86,7 @@ class _Adviser:
         others = [result for result in usable if _predictions(result) != _predictions(pick)]
         others = [result for result in others if result.passes != pick.passes] or others
         # Two methods combined tell less of either than each alone.
-        others = [result for result in others if len(result.parameters) < 2] or others
+        others = [result for result in others if result.method != "perturb+la"] or others
         return max(others, key=lambda result: result.differences[metric].value, default=None)
 
     def _nothing_helps(self, usable: Sequence[MethodResult], metric: str, n: int) -> str:

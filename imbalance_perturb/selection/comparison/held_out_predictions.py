@@ -18,10 +18,12 @@ from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.selection.candidates import Bools, Candidates, make_candidates, stratified_folds
 from imbalance_perturb.selection.comparison.class_offsets import fit_offsets
+from imbalance_perturb.selection.comparison.effective_prior import effective_prior, prior_offsets
 from imbalance_perturb.selection.comparison.methods import (
     ADJUST,
     BOTH,
     CONTROLS,
+    EFFECTIVE_PRIOR,
     NORMALISE,
     OFFSETS,
     PARAMETERS,
@@ -98,6 +100,8 @@ class ComparisonRun:
     def _tune_one(self, method: str, cached: CachedLogits, labels: Ints) -> Tuned:
         if method == OFFSETS:
             return self._fit_offsets(cached, labels)
+        if method == EFFECTIVE_PRIOR:
+            return self._fit_effective_prior(cached, labels)
         candidates = list_candidates(method, self.options.steps, self.options.tau_grid)
         if len(candidates) == 1:
             return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
@@ -108,12 +112,30 @@ class ComparisonRun:
 
     def _fit_offsets(self, cached: CachedLogits, labels: Ints) -> Tuned:
         """Offsets are fitted, not chosen: to all images, and again without each fold."""
-        rule, logits = self.options.rule, cached.sweep.base.numpy()
-        folds = stratified_folds(labels, rule.folds, np.random.default_rng(rule.seed))
-        parts = [np.ones(len(labels), dtype=bool), *(folds != fold for fold in range(rule.folds))]
-        classes = len(self.pipeline.counts)
+        logits, classes = cached.sweep.base.numpy(), len(self.pipeline.counts)
+        folds, parts = self._parts(labels)
         candidates = [Candidate(offsets=fit_offsets(logits[part], labels[part], classes)) for part in parts]
         return Tuned(candidates, candidates[0], None, 1 + folds)
+
+    def _fit_effective_prior(self, cached: CachedLogits, labels: Ints) -> Tuned:
+        """The prior is computed, and its tau chosen, on all images, and again without each fold."""
+        logits, taus = cached.sweep.base.numpy(), self.options.tau_grid
+        folds, parts = self._parts(labels)
+        candidates, rule = [], self.options.rule
+        for part in parts:
+            prior = effective_prior(logits[part], labels[part], self.pipeline.counts)
+            tried = [Candidate(tau=tau, offsets=prior_offsets(prior, tau)) for tau in taus]
+            pick = self._picker(EFFECTIVE_PRIOR, tried, cached, labels)
+            candidates.append(tried[pick(part, generator_for_all(rule)) if len(tried) > 1 else 0])
+        chosen, *others = candidates
+        agreement = (sum(other.tau == chosen.tau for other in others), rule.folds) if len(taus) > 1 else None
+        return Tuned(candidates, chosen, agreement, 1 + folds)
+
+    def _parts(self, labels: Ints) -> tuple[Ints, list[Bools]]:
+        """(N,) the fold of each image, and (N,) masks: all images, and those without each fold."""
+        rule = self.options.rule
+        folds = stratified_folds(labels, rule.folds, np.random.default_rng(rule.seed))
+        return folds, [np.ones(len(labels), dtype=bool), *(folds != fold for fold in range(rule.folds))]
 
     def _picker(self, method: str, candidates: Sequence[Candidate], cached: CachedLogits, labels: Ints) -> Pick:
         """How a choice among the candidates of a method is made on some of the images."""

@@ -29,14 +29,13 @@ from imbalance_perturb.selection.comparison.methods import (
     CONTROLS,
     NORMALISE,
     PARAMETERS,
-    PRIOR_SHIFT,
     CachedLogits,
     ComparisonOptions,
     count_passes,
 )
 from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
 from imbalance_perturb.selection.comparison.scoring import score_lineup
-from imbalance_perturb.selection.rule import SelectionRule, check_rule
+from imbalance_perturb.selection.rule import SelectionRule, check_balanced, check_rule
 from imbalance_perturb.selection.sweep import PERTURB, Sweep, eps_around
 
 
@@ -74,6 +73,7 @@ def compare_methods(
         ImbperturbError: the first thing that is wrong, before a model runs where that can be told before.
     """
     options, progress = options or ComparisonOptions(), as_progress(progress)
+    check_balanced(settings.debias)
     counts_file = load_counts(settings.model)
     counts = counts_file.counts
     val = find_labelled_images(files.val, files.labels, counts.names)
@@ -224,11 +224,6 @@ def _notes(
             notes.append(f"{result.method}: the choice is unsteady, {result.setting} in {same} of {splits} splits only")
     if any(result.control and result.parameters.get("eps") == 0 for result in results):
         notes.append("eps 0 was chosen for perturb, so there is no step for the controls to take: they are none")
-    if any(result.method == PRIOR_SHIFT for result in results):
-        notes.append(
-            f"{PRIOR_SHIFT} estimates the class shares of the scored images from all of them together: a single image,"
-            " or others, would be predicted differently"
-        )
     return notes
 
 

@@ -15,22 +15,17 @@ from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.evaluation.intervals import check_level
 from imbalance_perturb.method.counts import ClassCounts
-from imbalance_perturb.method.logit_corrections import (
-    add_offsets,
-    adjust_logits,
-    estimate_prior,
-    normalise_rows,
-    shift_prior,
-)
+from imbalance_perturb.method.logit_corrections import add_offsets, adjust_logits, normalise_rows
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
 from imbalance_perturb.selection.rule import SelectionRule
 from imbalance_perturb.selection.sweep import MINUS_EPS, PERTURB, RANDOM_SIGN, Sweep, Variant
 
-NONE, ADJUST, BOTH, NORMALISE, OFFSETS, PRIOR_SHIFT = "none", "la", "perturb+la", "tau-norm", "offsets", "em"
+NONE, ADJUST, BOTH, NORMALISE, OFFSETS = "none", "la", "perturb+la", "tau-norm", "offsets"
+EFFECTIVE_PRIOR = "p2p"
 
 #: All methods, in the order of the table.
-METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, OFFSETS, PRIOR_SHIFT, RANDOM_SIGN, MINUS_EPS)
+METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, OFFSETS, EFFECTIVE_PRIOR, RANDOM_SIGN, MINUS_EPS)
 
 #: What a real effect must beat; they move the input by the eps that was chosen for `perturb`.
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
@@ -46,7 +41,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     BOTH: ("eps", "tau"),
     NORMALISE: ("tau",),
     OFFSETS: ("offsets",),
-    PRIOR_SHIFT: (),
+    EFFECTIVE_PRIOR: ("tau", "offsets"),
     RANDOM_SIGN: ("eps",),
     MINUS_EPS: ("eps",),
 }
@@ -60,7 +55,7 @@ class ComparisonOptions:
         methods: of :data:`METHODS`; `none` is always there.
         eps_grid: steps to try; 0 is added, except to a single value, which is then used as it is. ``None``: those of
             `tune-eps`, of the same strengths on every network.
-        tau_grid: strengths of logit adjustment and tau-normalisation to try, likewise.
+        tau_grid: strengths of logit adjustment (by counts or effective prior) and tau-normalisation to try, likewise.
         rule: how to choose among them; its test is of steps alone, which cost two passes more.
         level: of all intervals.
 
@@ -150,10 +145,8 @@ class CachedLogits:
             case "tau-norm":
                 assert not isinstance(self.last_layer, str), "the method is left out where there is no last layer"
                 return normalise_rows(base, self.last_layer.norms, self.last_layer.bias, candidate.tau)
-            case "offsets":
+            case "offsets" | "p2p":
                 return add_offsets(base, candidate.offsets) if candidate.offsets else base
-            case "em":
-                return shift_prior(base, self.counts, estimate_prior(base, self.counts))
         return base
 
     def predict(self, method: str, candidates: Sequence[Candidate]) -> NDArray[np.int64]:

@@ -10,6 +10,9 @@ from imbalance_perturb.config.settings import METHODS as APPLICABLE
 from imbalance_perturb.config.settings import DebiasSettings
 from imbalance_perturb.evaluation.results import Difference, Scores, interval_key
 
+#: Methods whose predictions another one makes in `predict`, which has no labelled images.
+APPLIED_AS = {"p2p": "offsets"}
+
 
 @dataclass(frozen=True)
 class MethodResult:
@@ -36,14 +39,13 @@ class MethodResult:
     @property
     def applicable(self) -> bool:
         """Whether `predict` has the method: it looks at one image at a time, and takes no control for a correction."""
-        return self.method in APPLICABLE
+        return APPLIED_AS.get(self.method, self.method) in APPLICABLE
 
     @property
     def setting(self) -> str:
         """The parameters as text, such as ``eps 0.005, tau 0.75``."""
-        return ", ".join(
-            "fitted" if isinstance(value, tuple) else f"{name} {value:g}" for name, value in self.parameters.items()
-        )
+        numbers = [f"{name} {value:g}" for name, value in self.parameters.items() if not isinstance(value, tuple)]
+        return ", ".join(numbers) or ("fitted" if self.parameters else "")
 
     def to_dict(self, interval_key: str) -> dict[str, Any]:
         """The result as JSON has it."""
@@ -76,7 +78,10 @@ def applied_debias(result: MethodResult, debias: DebiasSettings) -> DebiasSettin
     found = dict(result.parameters)
     if result.method == "perturb" and debias.tau:
         found["tau"] = 0.0
-    return replace(debias, method=result.method, **found)  # type: ignore[arg-type]
+    method = APPLIED_AS.get(result.method, result.method)
+    if method == "offsets":
+        found.pop("tau", None)  # it is in the offsets
+    return replace(debias, method=method, **found)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

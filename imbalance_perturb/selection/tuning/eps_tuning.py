@@ -25,7 +25,7 @@ from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.predictions.making import StepStrength
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.cross_validation import Figures, Selection, select_by_cross_validation
-from imbalance_perturb.selection.rule import SelectionRule, check_rule
+from imbalance_perturb.selection.rule import SelectionRule, check_balanced, check_rule
 from imbalance_perturb.selection.sweep import Variant, eps_around, run_sweep
 from imbalance_perturb.selection.tuning.results import FIGURES, HeldOutFigure, TriedCorrection, Tuning
 from imbalance_perturb.selection.tuning.summary import note, summarise
@@ -96,8 +96,9 @@ def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCoun
     Raises:
         LabelsError: if these labels cannot decide: one class only, fewer images than folds, no image of the
             class that ``scr`` is about.
-        SettingsError: for more than one step.
+        SettingsError: for more than one step, or a prior.
     """
+    check_balanced(settings.debias)
     if settings.debias.steps != 1:
         raise SettingsError(
             f"steps is {settings.debias.steps}; all eps are tried with one gradient, so tuning needs steps = 1"

@@ -34,7 +34,7 @@ from imbalance_perturb.cli.settings import resolve_settings
 from imbalance_perturb.config.allowed import Flag
 from imbalance_perturb.config.declarations import Declaration, declarations
 from imbalance_perturb.config.recipe import load_recipe, update_recipe, write_recipe
-from imbalance_perturb.config.settings import TABLES, TARGETS, PreprocessSettings, Settings
+from imbalance_perturb.config.settings import TABLES, PreprocessSettings, Settings
 from imbalance_perturb.config.stored_settings import parse_settings, to_lists
 from imbalance_perturb.data.preprocessing import select_preprocessing
 from imbalance_perturb.errors import SettingsError
@@ -89,7 +89,8 @@ def as_arguments(values: dict[str, Any]) -> list[str]:
             no = "" if value else "no-"
             options += [f"--{no}{entry.option}"] if value or entry.allowed.off else []
         else:
-            text = ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)
+            listed = ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)
+            text = json.dumps(value) if isinstance(value, dict) else listed
             options.append(f"--{entry.option}={text}")
     return [*options, "--", *names]
 
@@ -104,6 +105,8 @@ def values_of_all(draw: st.DrawFn) -> dict[str, Any]:
         del values[draw(st.sampled_from(["arch", "factory"]))]
     if values["method"] == "offsets" and values["offsets"] is None:
         values["method"] = "perturb"
+    if values["method"] in ("offsets", "tau-norm"):
+        values["prior"] = "balanced"
     if isinstance(values["eps"], str):
         values["steps"] = 1
     values["preset"] = draw(st.sampled_from(["imagenet", "none"]))
@@ -242,8 +245,9 @@ def test_an_update_keeps_all_else(
     new = {entry.name: data.draw(allowed_values(entry).filter(lambda value: value is not None)) for entry in chosen}
     update_recipe(path, table, new)
     found = load_recipe(path)
-    if new.get("target", "log") not in TARGETS:
-        new["target"] = str(path.parent / new["target"])
+    for name in ("target", "prior"):
+        if declarations(TABLES["debias"])[name].names_file(new.get(name)):
+            new[name] = str(path.parent / new[name])
     assert found == before | {table: before[table] | new}
     comments = [line for line in text.splitlines() if line.startswith("# ")]
     assert [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")] == comments

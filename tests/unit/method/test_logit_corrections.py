@@ -5,19 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from imbalance_perturb import ClassCounts
 from imbalance_perturb.errors import SettingsError
-from imbalance_perturb.method.logit_corrections import (
-    adjust_logits,
-    estimate_prior,
-    log_prior,
-    normalise_rows,
-    shift_prior,
-)
+from imbalance_perturb.method.logit_corrections import adjust_logits, log_prior, normalise_rows
 
 numbers = st.lists(st.integers(1, 10_000), min_size=2, max_size=8)
 seeds = st.integers(0, 2**32 - 1)
@@ -78,64 +70,3 @@ def test_tau_normalisation_at_its_ends() -> None:
     torch.testing.assert_close(normalise_rows(z, norms, bias, 1.0), unit)
     with pytest.raises(SettingsError, match="each must be above 0"):
         normalise_rows(z, torch.tensor([1.0, 0.0, 2.0]), bias, 1.0)
-
-
-def em_as_written(z: np.ndarray, training: np.ndarray, iterations: int) -> np.ndarray:
-    """Saerens et al. 2002 line by line: E step for each image, M step the mean."""
-    posterior = np.exp(z - logsumexp(z, axis=1, keepdims=True))
-    prior = training.copy()
-    for _ in range(iterations):
-        shifted = posterior * (prior / training)
-        shifted /= shifted.sum(axis=1, keepdims=True)
-        prior = shifted.mean(axis=0)
-    return prior
-
-
-@given(values=numbers, seed=seeds)
-def test_prior_shift_em_is_the_iteration_as_written(values: list[int], seed: int) -> None:
-    """The estimated shares are those of a plain transcription, and sum to one."""
-    counts, z = make_counts(values), random_logits(seed, len(values))
-    found = estimate_prior(z, counts)
-    assert found.sum().item() == pytest.approx(1)
-    expected = em_as_written(z.numpy(), np.array(values) / np.sum(values), 2000)
-    np.testing.assert_allclose(found.numpy(), expected, atol=2e-3)
-
-
-@given(values=numbers, seed=seeds)
-def test_prior_shift_em_maximises_the_likelihood(values: list[int], seed: int) -> None:
-    """No other shares, as found by SciPy's optimiser, make the images' logits more likely."""
-    counts, z = make_counts(values), random_logits(seed, len(values), scale=1.0)
-    ratios = (torch.log_softmax(z, 1) - log_prior(counts)).numpy()
-
-    def cost(free: np.ndarray) -> float:
-        shares = free - logsumexp(free)
-        return -float(logsumexp(ratios + shares, axis=1).mean())
-
-    best = minimize(cost, np.zeros(len(values)), method="L-BFGS-B").fun
-    found = np.log(np.maximum(estimate_prior(z, counts).numpy(), 1e-300))
-    assert cost(found) <= best + 1e-5
-
-
-def test_prior_shift_em_finds_a_known_shift() -> None:
-    """With exact posteriors and other shares of the classes, the estimate comes to those shares."""
-    rng = np.random.default_rng(0)
-    counts, truth = make_counts([800, 150, 50]), np.array([0.2, 0.3, 0.5])
-    labels = rng.choice(3, 20_000, p=truth)
-    x = rng.normal(size=20_000) + 2.0 * labels
-    z = torch.from_numpy(-0.5 * (x[:, None] - 2.0 * np.arange(3)) ** 2) + log_prior(counts)
-    found = estimate_prior(z, counts)
-    np.testing.assert_allclose(found.numpy(), truth, atol=0.02)
-    shifted = shift_prior(z, counts, found)
-    right = lambda logits: (logits.argmax(1).numpy() == labels).mean()  # noqa: E731
-    assert right(shifted) > right(z) + 0.1
-
-
-def test_shifting_to_equal_shares_is_logit_adjustment() -> None:
-    """Towards 1/C the shift is logit adjustment with tau 1, up to a constant; a share of 0 stays finite."""
-    counts, z = make_counts([70, 20, 10]), random_logits(1, 3).float()
-    shifted = shift_prior(z, counts, torch.full((3,), 1 / 3))
-    torch.testing.assert_close(shifted.softmax(1), adjust_logits(z, counts, 1.0).softmax(1))
-    assert shifted.dtype == torch.float32
-    without = shift_prior(z, counts, torch.tensor([0.5, 0.5, 0.0]))
-    assert torch.isfinite(without).all()
-    assert (without.argmax(1) < 2).all()

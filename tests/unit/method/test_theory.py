@@ -45,6 +45,16 @@ def test_the_fixed_vector_is_the_centred_log_prior(numbers: list[int], factor: f
     np.testing.assert_allclose(u.numpy(), centred_log_prior(counts).numpy() / s, atol=1e-12)
 
 
+@given(numbers=unequal_counts, seed=st.integers(0, 2**32 - 1))
+def test_with_a_prior_the_fixed_vector_is_the_log_ratio_of_the_shares(numbers: list[int], seed: int) -> None:
+    """1/C - p* is log(π_c / w_c), centred, up to a positive factor, for the shares w of where the model is used."""
+    shares = np.random.default_rng(seed).dirichlet(np.full(len(numbers), 5.0))
+    u = 1 / len(numbers) - target_distribution(make_counts(numbers), prior=torch.from_numpy(shares)).numpy()
+    ratio = np.log(np.array(numbers) / shares)
+    centred = ratio - ratio.mean()
+    np.testing.assert_allclose(u / np.linalg.norm(u), centred / np.linalg.norm(centred), atol=1e-9)
+
+
 @given(numbers=unequal_counts, loss=st.sampled_from(sorted(LOGIT_GRADIENTS)), seed=st.integers(0, 2**32 - 1))
 def test_at_large_temperature_every_loss_pulls_along_the_log_prior(numbers: list[int], loss: str, seed: int) -> None:
     """At T = 1000 the gradient of every loss with respect to the logits is parallel to the centred log prior."""

@@ -29,7 +29,6 @@ def advise(objective: str = "mcr", **preds: Ints) -> tuple[Advice, dict[str, Met
         "perturb": MethodResult("perturb", parameters={"eps": 0.005}, passes=3),
         "la": MethodResult("la", parameters={"tau": 0.75}),
         "random_sign": MethodResult("random-sign", control=True, parameters={"eps": 0.005}),
-        "em": MethodResult("em"),
         "tau_norm": MethodResult("tau-norm", parameters={"tau": 1.0}),
     }
     preds = {"none": NONE, **preds}
@@ -83,8 +82,6 @@ def test_a_control_is_never_advised() -> None:
     """Not even where it is the best of all."""
     advice, _ = advise(random_sign=predictions(1.0, 1.0, 1.0))
     assert advice.method == "none"
-    # Nor is what `predict` cannot do: it looks at one image at a time.
-    assert advise(em=predictions(1.0, 1.0, 1.0))[0].method == "none"
 
 
 def test_a_method_that_keeps_more_accuracy_is_named() -> None:

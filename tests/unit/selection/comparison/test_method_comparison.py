@@ -19,6 +19,7 @@ from imbalance_perturb.inference.pipeline import load_pipeline
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.comparison import held_out_predictions, method_comparison
+from imbalance_perturb.selection.comparison.held_out_predictions import Tuned
 from imbalance_perturb.selection.comparison.method_comparison import ComparisonFiles, compare_methods
 from imbalance_perturb.selection.comparison.methods import (
     CONTROLS,
@@ -111,11 +112,6 @@ def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None
     layer = LastLayer("fc.weight", torch.from_numpy(norms), torch.from_numpy(bias))
     cached = CachedLogits(sweep, loss_spec, ClassCounts(tuple("abcd"), n.tolist()), layer)
     prior = np.log(n / n.sum())
-    softmax = np.exp(base) / np.exp(base).sum(1, keepdims=True)
-    shares = n / n.sum()
-    for _ in range(5000):
-        posterior = softmax * shares / (n / n.sum())
-        shares = (posterior / posterior.sum(1, keepdims=True)).mean(0)
     expected = {
         ("none", Candidate()): base,
         ("perturb", Candidate(0.01)): moved,
@@ -126,7 +122,7 @@ def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None
         # Row lengths relative to their geometric mean.
         ("tau-norm", Candidate(tau=1.5)): (base - bias) / (norms / np.prod(norms) ** 0.25) ** 1.5 + bias,
         ("offsets", Candidate(offsets=(0.0, 0.5, 1.0, 2.0))): base + np.array([0, 0.5, 1, 2]),
-        ("em", Candidate()): np.log(softmax) + np.log(np.maximum(shares, 1e-300)) - prior,
+        ("p2p", Candidate(tau=2.0, offsets=(0.0, 0.5, 1.0, 2.0))): base + np.array([0, 0.5, 1, 2]),
         ("random-sign", Candidate(0.01)): coin,
         ("minus-eps", Candidate(0.01)): away,
     }
@@ -144,15 +140,15 @@ def test_candidates_start_with_the_plain_model_unless_a_value_is_fixed() -> None
     assert list_candidates("perturb", options.eps_grid, options.tau_grid)[0] == Candidate()
     assert list_candidates("la", options.eps_grid, options.tau_grid) == [Candidate(0.0, 0.75)]
     assert len(list_candidates("perturb+la", options.eps_grid, options.tau_grid)) == 3
-    assert list_candidates("em", options.eps_grid, options.tau_grid) == [Candidate()]
+    assert list_candidates("none", options.eps_grid, options.tau_grid) == [Candidate()]
 
 
 def test_costs_in_forward_passes() -> None:
     """A step costs forward, backward, forward; what works on logits, or does not move, costs the one pass."""
     moving = {method: count_passes(method, Candidate(0.01, 1.0)) for method in METHODS}
     assert moving == {
-        "none": 1, "perturb": 3, "la": 1, "perturb+la": 3, "tau-norm": 1, "offsets": 1, "em": 1, "random-sign": 1,
-        "minus-eps": 3,
+        "none": 1, "perturb": 3, "la": 1, "perturb+la": 3, "tau-norm": 1, "offsets": 1, "p2p": 1,
+        "random-sign": 1, "minus-eps": 3,
     }  # fmt: skip
     assert all(count_passes(method, Candidate(0.0, 1.0)) == 1 for method in METHODS)
 
@@ -216,6 +212,41 @@ def test_without_test_images_each_is_predicted_with_what_others_chose(nested: tu
     assert entries["none"].agreement is entries["random-sign"].agreement is None
 
 
+def test_the_effective_prior_of_a_fold_is_that_of_the_others(
+    demo: Path, nested: tuple[Comparison, list[Sweep]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image is predicted with a prior, and a tau, from images of other folds alone; both written out here."""
+    found, (grid, _) = nested
+    seen: list[Tuned] = []
+    made = held_out_predictions.ComparisonRun._fit_effective_prior
+    monkeypatch.setattr(
+        held_out_predictions.ComparisonRun, "_fit_effective_prior", lambda *a: seen.append(made(*a)) or seen[-1]
+    )
+    options = replace(QUICK, methods=("p2p",))
+    alone = compare_methods(settings_of(demo), files_of(demo, test=False), options)
+    (tuned,), z = seen, grid.base.double().numpy()
+    labels = find_labelled_images(demo / "val", demo / "val.csv", found.classes).select_labels(grid.names)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    counts = np.array(found.counts)
+    hits = np.zeros(len(labels), dtype=bool)
+    assert sorted(set(tuned.held_out.tolist())) == [1, 2, 3]
+    for index in (1, 2, 3):
+        out = tuned.held_out == index
+        by_class = np.array([p[~out & (labels == k)].mean(0) for k in range(len(counts))])
+        log_prior = np.log(counts / counts.sum() @ by_class)
+        tau = tuned.candidates[index].tau
+        expected = -tau * (log_prior - log_prior.mean())
+        np.testing.assert_allclose(tuned.candidates[index].offsets, expected, atol=6e-5)
+        hits[out] = (z[out] - tau * log_prior).argmax(1) == labels[out]
+    recalls = [hits[labels == k].mean() for k in range(len(counts))]
+    scores = by_method(alone)["p2p"].scores
+    assert scores is not None
+    assert scores.mcr == pytest.approx(np.mean(recalls))
+    assert by_method(found)["p2p"].scores == scores
+    same = sum(one.tau == tuned.chosen.tau for one in tuned.candidates[1:])
+    assert by_method(alone)["p2p"].agreement == (same, 3)
+
+
 def test_speed_is_measured(tested: Comparison) -> None:
     """Images per second are there for every method, and a step is slower than a plain pass."""
     entries = by_method(tested)
@@ -233,7 +264,7 @@ def test_the_advice_is_one_of_the_methods_and_json_holds_all(tested: Comparison)
         assert entry["forward_equivalents"] in (1, 3)
         assert (entry["difference"] == {}) is (method == "none")
     assert data["methods"]["la"]["difference"]["mcr"].keys() == {"value", "ci95", "p_value", "test"}
-    assert data["methods"]["em"]["control"] is False
+    assert data["methods"]["tau-norm"]["control"] is False
     assert data["methods"]["minus-eps"]["control"] is True
 
 
@@ -243,9 +274,9 @@ def test_fewer_methods_cost_fewer_passes(demo: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         held_out_predictions, "run_sweep", lambda *a, **k: sweeps.append(run_sweep(*a, **k)) or sweeps[-1]
     )
-    options = ComparisonOptions(methods=("la", "em"), rule=RULE)
+    options = ComparisonOptions(methods=("la", "tau-norm"), rule=RULE)
     found = compare_methods(settings_of(demo), files_of(demo, test=False), options)
-    assert [entry.method for entry in found.results] == ["none", "la", "em"]
+    assert [entry.method for entry in found.results] == ["none", "la", "tau-norm"]
     (sweep,) = sweeps
     assert sweep.passes["backward"] == sweep.passes["final"] == 0
 
