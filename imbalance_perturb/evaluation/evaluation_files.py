@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imbalance_perturb.data.labels import check_all_labelled, load_labels
 from imbalance_perturb.errors import PredictionsError, first_few
+from imbalance_perturb.evaluation.groups import Groups
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Evaluation
 from imbalance_perturb.method.counts import ClassCounts, load_class_counts
@@ -23,6 +24,7 @@ def evaluate_files(
     options: IntervalOptions | None = None,
     *,
     counts: str | Path | None = None,
+    group: str | None = None,
 ) -> Evaluation:
     """Evaluate a predictions file against labels.
 
@@ -31,6 +33,8 @@ def evaluate_files(
         labels: as for :func:`load_labels`, of all predicted images or a part of them.
         options: confidence level, seed and number of resamples.
         counts: JSON of the training counts; needed only where there is no run file.
+        group: the column of the labels that says which images are alike, as those of one lesion or patient: intervals
+            and tests are then by its groups. Without, images are taken as independent.
 
     Raises:
         PredictionsError: if the predictions or their run file cannot be used, do not belong together, or were made
@@ -42,11 +46,12 @@ def evaluate_files(
     options = options or IntervalOptions()
     run, class_counts = _find_counts(predictions, counts)
     found = load_predictions(predictions, class_counts.names)
-    loaded = load_labels(labels, class_counts.names)
+    loaded = load_labels(labels, class_counts.names, group=group)
     truth, unused = loaded.match((*found.images, *found.failed))
     scored = found.select([image in truth for image in found.images])
     if not scored.images:
         check_all_labelled(loaded, truth, found.images, "predicted images", "label them, or predict what is labelled")
+    of_group = loaded.match_groups((*found.images, *found.failed))
     evaluation = evaluate(
         [truth[image] for image in scored.images],
         scored.base_preds,
@@ -55,6 +60,7 @@ def evaluate_files(
         base_probs=scored.base_probs,
         probs=scored.probs,
         options=options,
+        groups=None if group is None else Groups.from_names(group, [of_group[image] for image in scored.images]),
     )
     unlabelled = [image for image in found.images if image not in truth]
     return replace(

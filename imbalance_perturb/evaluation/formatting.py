@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imbalance_perturb.evaluation.results import METRICS, Evaluation, Interval
+from imbalance_perturb.evaluation.results import METRICS, Evaluation, Grouping, Interval
 
 #: Stands where there is no figure.
 NONE = "–"
@@ -76,6 +76,13 @@ def shown_classes(evaluation: Evaluation, most: int) -> tuple[list[int], str]:
         f"Shown are {len(chosen):,} of {len(order):,} classes: the {part:,} with the lowest recall (perturbed) and the"
         f" {part:,} with the fewest training images. --json has all."
     )
+
+
+def independence_text(group: Grouping | None) -> str:
+    """What intervals and tests take as independent, as a clause."""
+    if group is None:
+        return "images are taken as independent; --group COLUMN if several show the same patient or lesion"
+    return f"intervals and tests by {group.groups:,} groups of {group.column}"
 
 
 def changes_sentence(evaluation: Evaluation) -> str:

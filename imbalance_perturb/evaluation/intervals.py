@@ -17,6 +17,7 @@ from a Dirichlet distribution (the Bayesian bootstrap of Rubin 1981) with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -29,23 +30,27 @@ from imbalance_perturb.evaluation.results import Interval
 
 Floats = NDArray[np.float64]
 
+#: Draws images (B, K + 2P), B times over: of the K cells of joint counts, and of two cells of pseudo-images for each of
+#: the P classes that have images.
+CellDrawer = Callable[[int, np.random.Generator], Floats]
+
 #: Resamples of a bootstrap: the ends of an interval then vary by about 1 % of its width between seeds.
 DEFAULT_RESAMPLES = 5000
 
 #: Least concentration of a draw: below it gamma variates underflow to 0/0.
-_LEAST_CONCENTRATION = 0.1
+LEAST_CONCENTRATION = 0.1
 
 #: Most draws that a bootstrap makes over all its cells; with very many cells it makes fewer resamples, though not less
 #: than the second.
-_MAX_NUMBERS, _LEAST_RESAMPLES = 20_000_000, 500
+MAX_NUMBERS, _LEAST_RESAMPLES = 20_000_000, 500
 
 #: Least divisor: above zero, below any share.
-_TINY = 1e-300
+TINY = 1e-300
 
 
 def feasible_resamples(cells: int, asked: int) -> int:
     """How many resamples of so many cells are drawn: those that were asked for, or fewer for very many cells."""
-    return min(asked, max(_MAX_NUMBERS // max(cells, 1), _LEAST_RESAMPLES))
+    return min(asked, max(MAX_NUMBERS // max(cells, 1), _LEAST_RESAMPLES))
 
 
 def check_level(level: float) -> None:
@@ -102,7 +107,7 @@ def mean_recall_interval(
     right = np.asarray(hits, dtype=np.float64)
     cells = np.stack([np.asarray(totals) - right, right], axis=1)
     draws = _draw_weighted(cells, np.array([1.0, 1.0]), np.array([0.0, 1.0]), weights, resamples, random)
-    return _percentiles(draws, level)
+    return percentiles(draws, level)
 
 
 def difference_interval(
@@ -130,7 +135,7 @@ def difference_interval(
     cells = np.stack([np.asarray(totals) - down - up, down, up], axis=1)
     # Two of the four outcomes of a pair (both right, both wrong) do not move the difference.
     draws = _draw_weighted(cells, np.array([2.0, 1.0, 1.0]), np.array([0.0, -1.0, 1.0]), weights, resamples, random)
-    return _percentiles(draws, level)
+    return percentiles(draws, level)
 
 
 def macro_f1_intervals(
@@ -139,16 +144,18 @@ def macro_f1_intervals(
     level: float = 0.95,
     resamples: int = DEFAULT_RESAMPLES,
     random: np.random.Generator,
+    drawer: CellDrawer | None = None,
 ) -> tuple[Interval | None, Interval | None, Interval | None]:
     """Smoothed paired stratified bootstrap intervals of the macro F1: base, perturbed and their difference.
 
-    The pseudo-images are wrong in one of the two predictions, and there count for all other classes alike.
+    The pseudo-images are wrong in one of the two predictions, and there count for all other classes alike. ``drawer``
+    says how images are drawn that are not independent.
     """
     if joint.total == 0:
         return None, None, None
-    draws = _draw_macro_f1(joint, resamples, random)
+    draws = _draw_macro_f1(joint, resamples, random, drawer)
     base, perturbed = draws[:, 0], draws[:, 1]
-    return _percentiles(base, level), _percentiles(perturbed, level), _percentiles(perturbed - base, level)
+    return percentiles(base, level), percentiles(perturbed, level), percentiles(perturbed - base, level)
 
 
 @lru_cache(maxsize=65536)
@@ -166,15 +173,27 @@ def _shared_prior(influence: Floats) -> float:
     return float(0.5 * (influence**2).sum() / influence.sum() ** 2)
 
 
-def _shapes(cells: Floats, prior: Floats, influence: Floats) -> Floats:
-    """(C, R) parameters of the classes' Dirichlet distributions over R outcomes (see the module)."""
+def smoothing(cells: Floats, prior: Floats, influence: Floats) -> tuple[Floats, Floats]:
+    """(R,) and (C, R) pseudo-images: Jeffreys's of each class, and what it borrows from all (see the module).
+
+    Args:
+        cells: (C, R) images by outcome; each class has some.
+        prior: (R,) halves of an image for each outcome.
+        influence: (C,) what one image of a class does to the figure.
+    """
     totals = cells.sum(axis=1, keepdims=True)
-    added = _shared_prior(influence) * prior
     # Rates over all classes, weighted so that borrowing from them leaves the mean where it is.
     share = (influence / (totals[:, 0] + 1 / totals[:, 0]))[:, None] / totals
     pooled = (share * cells).sum(axis=0) / (share * totals).sum()
-    smoothed = cells + added + pooled / totals
-    concentration = np.maximum(totals - 1 + added.sum(), _LEAST_CONCENTRATION)
+    return _shared_prior(influence) * prior, pooled / totals
+
+
+def _shapes(cells: Floats, prior: Floats, influence: Floats) -> Floats:
+    """(C, R) parameters of the classes' Dirichlet distributions over R outcomes (see the module)."""
+    added, pooled = smoothing(cells, prior, influence)
+    totals = cells.sum(axis=1, keepdims=True)
+    smoothed = cells + added + pooled
+    concentration = np.maximum(totals - 1 + added.sum(), LEAST_CONCENTRATION)
     return np.asarray(smoothed / smoothed.sum(axis=1, keepdims=True) * concentration)
 
 
@@ -197,7 +216,15 @@ def _draw_weighted(
     return draws
 
 
-def _draw_macro_f1(joint: JointCounts, resamples: int, random: np.random.Generator) -> Floats:
+def f1_prior(support: NDArray[np.number]) -> tuple[IntArray, Floats]:
+    """(2P,) classes of the cells of pseudo-images of the macro F1, and (2P,) pseudo-images, from (C,) images."""
+    present = np.flatnonzero(support)
+    return np.tile(present, 2), np.full(2 * len(present), _shared_prior(np.asarray(1 / support[present])))
+
+
+def _draw_macro_f1(
+    joint: JointCounts, resamples: int, random: np.random.Generator, drawer: CellDrawer | None
+) -> Floats:
     """(resamples, 2) draws of the macro F1 of both predictions."""
     classes, support = joint.num_classes, joint.base.sum(axis=1)
     present = np.flatnonzero(support)
@@ -208,17 +235,18 @@ def _draw_macro_f1(joint: JointCounts, resamples: int, random: np.random.Generat
         [joint.cells, np.stack([present, right, elsewhere], 1), np.stack([present, elsewhere, right], 1)]
     )
     label = cells[:, 0]
-    shape = np.concatenate([joint.counts, np.full(2 * len(present), _shared_prior(1 / support[present]))])
+    shape = np.concatenate([joint.counts, f1_prior(support)[1]])
     totals = np.bincount(label, shape, classes)[label]
-    shape = shape / totals * np.maximum(totals - 1, _LEAST_CONCENTRATION)
+    shape = shape / totals * np.maximum(totals - 1, LEAST_CONCENTRATION)
     of_class = _indicator(label, classes)
     resamples = feasible_resamples(len(cells), resamples)
-    chunk = max(1, _MAX_NUMBERS // (10 * len(cells)))
+    chunk = max(1, MAX_NUMBERS // (10 * len(cells)))
     draws = []
     for start in range(0, resamples, chunk):
-        gamma = random.standard_gamma(shape, (min(chunk, resamples - start), len(shape)))
+        number = min(chunk, resamples - start)
+        gamma = random.standard_gamma(shape, (number, len(shape))) if drawer is None else drawer(number, random)
         # In images of the class, so that the columns of different classes add up.
-        images = gamma * (support / np.maximum(gamma @ of_class, _TINY))[:, label]
+        images = gamma * (support / np.maximum(gamma @ of_class, TINY))[:, label]
         draws.append([_f1_of_draws(images, cells, kind, present, joint) for kind in (1, 2)])
     return np.concatenate([np.stack(pair, axis=1) for pair in draws])
 
@@ -246,7 +274,8 @@ def _indicator(classes_of_cells: NDArray[Any], num_classes: int) -> Any:
     return csr_array((np.ones(len(rows)), (rows, classes_of_cells)), shape=(len(rows), num_classes))
 
 
-def _percentiles(draws: Floats, level: float) -> Interval | None:
+def percentiles(draws: Floats, level: float) -> Interval | None:
+    """The interval between the two quantiles that leave out half of what ``level`` does each; ``None`` of no draws."""
     if len(draws) == 0:
         return None
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
