@@ -18,6 +18,7 @@ from imbalance_perturb.cli.options import (
     CommonOptions,
     CountsArgument,
     DebiasOptions,
+    GroupOption,
     ModelArgument,
     ModelOptions,
     PreprocessOptions,
@@ -58,6 +59,7 @@ def tune_eps(
             help="CSV with image,label, or a folder of class folders. (default: --val itself)",
         ),
     ] = None,
+    group: GroupOption = None,
     objective: Annotated[
         str,
         Option(
@@ -146,6 +148,7 @@ def tune_eps(
             repeats=repeats,
             seed=seed,
         ),
+        group=group,
     )
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):

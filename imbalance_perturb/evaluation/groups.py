@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imbalance_perturb.data.labels import LabelledImages
 from imbalance_perturb.errors import LabelsError
 from imbalance_perturb.evaluation.metrics import Floats, IntArray
 from imbalance_perturb.evaluation.results import Grouping
@@ -47,6 +48,13 @@ class Groups:
     def describe(self) -> Grouping:
         """The groups as results have them."""
         return Grouping(self.column, self.number, int(np.bincount(self.ids).max(initial=0)))
+
+
+def groups_of(labelled: LabelledImages, names: Sequence[str]) -> Groups | None:
+    """The groups of some labelled images, given by name; ``None`` where they have none."""
+    if labelled.group is None:
+        return None
+    return Groups.from_names(labelled.group, [labelled.groups[name] for name in names])
 
 
 @dataclass(frozen=True, eq=False)

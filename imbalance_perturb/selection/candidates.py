@@ -30,7 +30,8 @@ class Candidates:
 
     ``labels`` (N,); ``correct`` (N, K); ``strengths`` (K,), smallest for candidate 0, the uncorrected prediction;
     ``smallest`` is the index of the class with the fewest training images; ``briers`` (N, K, G) the Brier scores at G
-    temperatures, by default those of bare predictions, 0 or 2.
+    temperatures, by default those of bare predictions, 0 or 2. ``groups`` (N,) are numbers of the images' groups, where
+    images are not independent.
     """
 
     labels: Ints
@@ -39,6 +40,7 @@ class Candidates:
     num_classes: int
     smallest: int
     briers: Floats | None = None
+    groups: Ints | None = None
 
     def subset(self, images: Bools) -> Candidates:
         """The same candidates on some of the images, (N,) true for those."""
@@ -49,6 +51,7 @@ class Candidates:
             self.num_classes,
             self.smallest,
             None if self.briers is None else self.briers[images],
+            None if self.groups is None else self.groups[images],
         )
 
     def weighted_briers(self) -> Floats:
@@ -83,6 +86,7 @@ def make_candidates(
     num_classes: int,
     smallest_class: int,
     logits: Sequence[NDArray[np.floating]] | None = None,
+    groups: Ints | None = None,
 ) -> Candidates:
     """Check K predictions of N images and bring them into the form that a choice looks at.
 
@@ -95,6 +99,7 @@ def make_candidates(
         smallest_class: index of the class with the fewest training images.
         logits: for each candidate (N, C), what the predictions were made from. Without, a prediction counts as certain:
             the lowest Brier score is then the highest mean class recall.
+        groups: (N,) numbers of the images' groups, where images are not independent.
 
     Raises:
         LabelsError: if the arrays do not fit each other or the classes, or only one class has images.
@@ -102,7 +107,7 @@ def make_candidates(
     truth, found = np.asarray(labels, dtype=np.int64), np.asarray(preds, dtype=np.int64)
     strength = np.asarray(strengths, dtype=np.float64)
     _check(truth, found, strength, num_classes)
-    candidates = Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class)
+    candidates = Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class, groups=groups)
     if logits is None:
         return candidates
     return replace(
