@@ -80,14 +80,14 @@ def test_groups_of_one_image_change_nothing(objective: str) -> None:
     rule = SelectionRule(objective=objective, repeats=30)
     one, other = (choose_among(t, rule, np.random.default_rng(2)) for t in (task, grouped(task, groups)))
     assert other.p_values == pytest.approx(one.p_values, abs=0.05)
-    assert other.gain_errors == pytest.approx(one.gain_errors, rel=0.25, abs=0.002)
+    assert other.gain_errors == pytest.approx(one.gain_errors, rel=0.35, abs=0.002)
     assert other.allowed.tolist() == one.allowed.tolist()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_eight_copies_are_no_evidence(objective: str) -> None:
     """Of images that are there eight times each, the tests by group give the p-values of the images once."""
-    once, (many, groups) = contest(2)[0], contest(2, copies=8)
+    once, (many, groups) = contest(5)[0], contest(5, copies=8)
     expected = adjusted_p_values(once, objective, np.random.default_rng(0))
     found = adjusted_p_values(grouped(many, groups), objective, np.random.default_rng(1))
     assert found == pytest.approx(expected, abs=0.05)
