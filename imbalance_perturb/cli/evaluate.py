@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from imbalance_perturb.cli import terminal
-from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, with_options
+from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, GroupOption, with_options
 from imbalance_perturb.cli.settings import resolve_settings
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def evaluate(
             help="JSON of what each prediction costs, {true class: {predicted class: cost}}: adds the expected cost.",
         ),
     ] = None,
+    group: GroupOption = None,
     report: Annotated[
         Path | None, Option("--report", metavar="FILE", help="HTML page to write, with plots and all tables.")
     ] = None,
@@ -74,7 +75,9 @@ def evaluate(
         # Only where nothing nearer tells: a recipe may be of another run than the predictions.
         recipe_counts = resolve_settings(common)[0].model.counts
         counts = None if recipe_counts is None else Path(recipe_counts)
-    evaluation = evaluate_files(predictions, labels, options, counts=counts, prevalence=prevalence, costs=costs)
+    evaluation = evaluate_files(
+        predictions, labels, options, counts=counts, prevalence=prevalence, costs=costs, group=group
+    )
     written = _write_files(evaluation, report, plot)
     if common.as_json:
         terminal.show_json(evaluation.to_dict())
