@@ -20,6 +20,7 @@ from imbalance_perturb.evaluation.group_intervals import (
 from imbalance_perturb.evaluation.groups import GroupKinds, Groups, count_kinds
 from imbalance_perturb.evaluation.intervals import (
     DEFAULT_RESAMPLES,
+    CellDrawer,
     check_level,
     difference_interval,
     f1_prior,
@@ -77,6 +78,12 @@ class Evidence(Protocol):
     def mean_recall(self, kind: Kind, weights: NDArray[np.number]) -> Interval | None:
         """The interval of the mean recall with (C,) weights."""
 
+    def drawer(self) -> CellDrawer | None:
+        """How images of joint counts are drawn; ``None``: each for itself."""
+
+    def design_effects(self, kind: Kind) -> Floats:
+        """(C,) how many images of a class tell as much as one independent image."""
+
     def macro_f1(self) -> Intervals3:
         """The intervals of the macro F1: base, perturbed, difference."""
 
@@ -127,6 +134,14 @@ class ImageEvidence:
         level, resamples = self.options.level, self.options.resamples
         counts = self._counts(kind)
         return mean_recall_interval(*counts, weights, level=level, resamples=resamples, random=self.options.random())
+
+    def drawer(self) -> CellDrawer | None:
+        """Images are drawn each for itself."""
+        return None
+
+    def design_effects(self, kind: Kind) -> Floats:
+        """Each tells as much as one."""
+        return np.ones(self.joint.num_classes)
 
     def macro_f1(self) -> Intervals3:
         """Smoothed bootstrap within classes."""
@@ -211,14 +226,20 @@ class GroupEvidence:
         """Smoothed bootstrap of groups."""
         return self._interval(self._right[kind], weights)
 
-    def macro_f1(self) -> Intervals3:
-        """Smoothed bootstrap of groups."""
-        level, resamples = self.options.level, self.options.resamples
+    def drawer(self) -> CellDrawer | None:
+        """Whole groups."""
         outcomes = self._right["base"]
         extra, prior = f1_prior(outcomes.groups)
-        drawer = cell_drawer(self.kinds, self.joint.cells[:, 0], outcomes, extra, prior)
-        random = self.options.random()
-        return macro_f1_intervals(self.joint, level=level, resamples=resamples, random=random, drawer=drawer)
+        return cell_drawer(self.kinds, self.joint.cells[:, 0], outcomes, extra, prior)
+
+    def design_effects(self, kind: Kind) -> Floats:
+        """Of being right."""
+        return self._right[kind].design_effects
+
+    def macro_f1(self) -> Intervals3:
+        """Smoothed bootstrap of groups."""
+        level, resamples, random = self.options.level, self.options.resamples, self.options.random()
+        return macro_f1_intervals(self.joint, level=level, resamples=resamples, random=random, drawer=self.drawer())
 
     def difference(self, weights: NDArray[np.number]) -> Interval | None:
         """Smoothed paired bootstrap of groups."""

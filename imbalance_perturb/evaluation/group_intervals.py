@@ -202,18 +202,21 @@ def effective_wilson(outcomes: GroupedOutcomes, level: float) -> list[Interval |
         outcomes: with values 0 and 1.
         level: confidence level.
     """
+    return wilson_of_numbers(outcomes.means, outcomes.totals / outcomes.design_effects, level)
+
+
+def wilson_of_numbers(means: Floats, number: Floats, level: float) -> list[Interval | None]:
+    """(C,) Wilson's score intervals (1927) of means of (C,) images, which need not be whole; ``None`` for 0 images."""
     z = NormalDist().inv_cdf((1 + level) / 2)
-    number = outcomes.totals / outcomes.design_effects
-    # Wilson (1927), with a number of images that need not be whole.
     with np.errstate(divide="ignore", invalid="ignore"):
-        centre = (outcomes.means + z**2 / (2 * number)) / (1 + z**2 / number)
-        spread = outcomes.means * (1 - outcomes.means) / number + (z / (2 * number)) ** 2
+        centre = (means + z**2 / (2 * number)) / (1 + z**2 / number)
+        spread = means * (1 - means) / number + (z / (2 * number)) ** 2
         half = z * np.sqrt(np.maximum(spread, 0)) / (1 + z**2 / number)
     ends = zip(np.maximum(centre - half, 0).tolist(), np.minimum(centre + half, 1).tolist(), strict=True)
     # Rounding must not take an end past a mean of 0 or 1.
     return [
         Interval(min(low, mean), max(high, mean)) if images > 0 else None
-        for (low, high), mean, images in zip(ends, outcomes.means.tolist(), outcomes.totals, strict=True)
+        for (low, high), mean, images in zip(ends, means.tolist(), number, strict=True)
     ]
 
 

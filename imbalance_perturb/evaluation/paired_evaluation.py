@@ -100,7 +100,7 @@ def evaluate(
         ),
         group=None if groups is None else groups.describe(),
     )
-    return add_figures_in_use(evaluation, joint, labels, base_preds, preds, given, options)
+    return add_figures_in_use(evaluation, joint, (labels, base_preds, preds), given, evidence, groups, options)
 
 
 def _find_evidence(

@@ -553,6 +553,25 @@ def test_by_groups_of_a_column(folder: Folder) -> None:
     assert "McNemar" not in (folder.path / "r.html").read_text()
 
 
+def test_figures_in_use_by_groups(folder: Folder) -> None:
+    """Where images of one lesion are copies of each other, costs and PPV are less sure by groups than by images."""
+    rows = [(f"{i}.png", label, base, pred) for i, (_, label, base, pred) in enumerate(ROWS * 12)]
+    write_predictions(folder.path / "predictions.csv", rows)
+    lines = [f"{row[0]},{row[1]},{i % len(ROWS)}-{i // len(ROWS) // 6}\n" for i, row in enumerate(rows)]
+    folder.write("labels.csv", "image,label,lesion\n" + "".join(lines))
+    write_class_files(folder)
+    arguments = ("--prevalence", "shares.json", "--costs", "costs.json")
+    alone, found = folder.json(*arguments), folder.json(*arguments, "--group", "lesion")
+
+    def widths(data: dict[str, Any]) -> list[float]:
+        entry = data["perturbed"]["per_class"]["mel"]
+        ends = [data["costs"]["difference"]["ci95"], entry["ppv_ci95"], entry["specificity_ci95"]]
+        return [high - low for low, high in ends]
+
+    assert found["costs"]["base"] == alone["costs"]["base"]
+    assert all(wide > 1.2 * narrow for wide, narrow in zip(widths(found), widths(alone), strict=True))
+
+
 def test_groups_that_cannot_be_read(folder: Folder) -> None:
     """A column that is not there, an empty cell, and labels without columns are one line each, with what to do."""
     assert "has no column 'lesion' to group images by; its columns are image, label" in folder.fails(
