@@ -24,6 +24,7 @@ from imbalance_perturb.evaluation.intervals import (
     check_level,
     difference_interval,
     f1_prior,
+    feasible_resamples,
     macro_f1_intervals,
     mean_recall_interval,
     wilson_interval,
@@ -68,6 +69,10 @@ class IntervalOptions:
 
 class Evidence(Protocol):
     """Intervals and tests of one pair of predictions, in the order in which reports have them."""
+
+    @property
+    def resamples(self) -> int:
+        """How many the interval of a difference rests on, of those that were asked for."""
 
     def recalls(self, kind: Kind) -> list[Interval | None]:
         """(C,) intervals of the recalls; ``None`` for classes without images."""
@@ -119,6 +124,11 @@ class ImageEvidence:
         """(C,) images of each class that only the base, only the perturbed prediction got right, and all images."""
         table = self.joint.correctness
         return table[:, 1, 0], table[:, 0, 1], table.sum(axis=(1, 2))
+
+    @property
+    def resamples(self) -> int:
+        """Fewer with very many classes, which have three cells each: gained, lost, and neither."""
+        return feasible_resamples(3 * int((self.pairs[2] > 0).sum()), self.options.resamples)
 
     def recalls(self, kind: Kind) -> list[Interval | None]:
         """Wilson's intervals."""
@@ -213,6 +223,11 @@ class GroupEvidence:
         change = (perturbed == label).astype(int) - (base == label).astype(int)
         shares = np.stack([change == 0, change < 0, change > 0], axis=1).astype(np.float64)
         return difference_by_groups(self.kinds, label, shares, self.joint.num_classes)
+
+    @property
+    def resamples(self) -> int:
+        """Fewer with very many groups of different kinds."""
+        return feasible_resamples(self._change.numbers, self.options.resamples)
 
     def recalls(self, kind: Kind) -> list[Interval | None]:
         """Wilson's intervals with the effective number of images."""

@@ -85,6 +85,11 @@ class GroupedOutcomes:
         """C."""
         return len(self.cells)
 
+    @property
+    def numbers(self) -> int:
+        """How many are drawn for one resample."""
+        return self.counts.size + self.cells.size
+
     @cached_property
     def totals(self) -> Floats:
         """(C,) images."""
@@ -161,7 +166,7 @@ class GroupedOutcomes:
 
     def _draw(self, shares: Floats, kept: Any, resamples: int, random: np.random.Generator) -> Floats:
         """(resamples,) draws of the mean over the ``kept`` classes; ``shares`` (C,) are their weights."""
-        groups, size = self.groups[kept], self.counts.size + self.cells.size
+        groups = self.groups[kept]
         in_groups = self.cells[kept] * (groups / self.totals[kept])[:, None]
         added, pooled = smoothing(in_groups, self.prior, shares[kept] / groups)
         pseudo = added + pooled
@@ -170,8 +175,8 @@ class GroupedOutcomes:
         shape = self.counts * self._mean_over_images(scale)
         pseudo_shape, effect = pseudo * scale[kept, None], self.design_effects[kept]
         held, worth = self._by_class(self.images), self._by_class(self.sums)
-        resamples = feasible_resamples(size, resamples)
-        chunk = max(1, MAX_NUMBERS // (5 * size))
+        resamples = feasible_resamples(self.numbers, resamples)
+        chunk = max(1, MAX_NUMBERS // (5 * self.numbers))
         draws = []
         for start in range(0, resamples, chunk):
             number = min(chunk, resamples - start)

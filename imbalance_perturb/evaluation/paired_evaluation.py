@@ -11,7 +11,6 @@ from imbalance_perturb.errors import LabelsError, first_few
 from imbalance_perturb.evaluation.evidence import Evidence, GroupEvidence, ImageEvidence, IntervalOptions, Kind
 from imbalance_perturb.evaluation.figures_in_use import Given, add_figures_in_use
 from imbalance_perturb.evaluation.groups import Groups
-from imbalance_perturb.evaluation.intervals import feasible_resamples
 from imbalance_perturb.evaluation.metrics import (
     JointCounts,
     SparseMatrix,
@@ -96,7 +95,7 @@ def evaluate(
         notes=(
             *_class_notes(counts, support),
             *_group_notes(np.asarray(labels), groups, counts, support),
-            *_resampling_notes(support, options),
+            *_resampling_notes(evidence, groups, options),
         ),
         group=None if groups is None else groups.describe(),
     )
@@ -223,11 +222,10 @@ def _group_notes(
         yield f"images of fewer than 5 groups of {groups.column}, so intervals say little: {first_few(few, 10)}"
 
 
-def _resampling_notes(support: NDArray[np.int64], options: IntervalOptions) -> Iterator[str]:
-    # A difference has three cells for each class: gained, lost, and neither.
-    made = feasible_resamples(3 * int((support > 0).sum()), options.resamples)
+def _resampling_notes(evidence: Evidence, groups: Groups | None, options: IntervalOptions) -> Iterator[str]:
+    made, many = evidence.resamples, "classes" if groups is None else "different groups"
     if made < options.resamples:
-        yield f"with so many classes the intervals of means rest on fewer resamples: {made:,} for a difference"
+        yield f"with so many {many} the intervals of means rest on fewer resamples: {made:,} for a difference"
 
 
 def _names_with(counts: ClassCounts, count: int) -> Sequence[str]:

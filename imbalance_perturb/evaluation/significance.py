@@ -114,14 +114,17 @@ def macro_f1_test(
     moving = base != perturbed
     if not moving.any():
         return 1.0
-    held = None if kinds is None else kinds.images[:, moving]
     counts, label, base, perturbed = joint.counts[moving], label[moving], base[moving], perturbed[moving]
     # What one swapped image of a cell adds to the base prediction's columns; the other loses the same.
     right = (perturbed == label).astype(int) - (base == label).astype(int)
     given = _by_class(perturbed, np.ones(len(counts)), joint) - _by_class(base, np.ones(len(counts)), joint)
     hits = _by_class(label, right, joint)
     if kinds is not None:
-        counts, hits, given = kinds.counts, held @ hits, held @ given
+        # Of a group with moving images all are swapped; the others say nothing.
+        held = kinds.images[:, moving]
+        swapping = np.diff(held.indptr) > 0
+        held = held[swapping]
+        counts, hits, given = kinds.counts[swapping], held @ hits, held @ given
     base_hits, base_totals = f1_parts(joint.base)
     other_hits, other_totals = f1_parts(joint.perturbed)
     observed = abs(float(mean_f1(other_hits, other_totals) - mean_f1(base_hits, base_totals)))

@@ -284,3 +284,23 @@ def test_one_group_for_each_image() -> None:
     )
     assert any("images of fewer than 5 groups of groups, so intervals say little: b, c" in n for n in found.notes)
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_fewer_resamples_are_said() -> None:
+    """So many different groups that fewer resamples are drawn are told in a note."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 60_000)
+    group = random.integers(0, 9_000, 60_000)
+    preds = np.where(random.random(60_000) < 0.7, labels, (labels + 1) % 3)
+    images = np.stack([labels, preds, np.where(random.random(60_000) < 0.5, labels, preds)], axis=1)
+    found = GroupEvidence.of_images(
+        count_jointly(*images.T, 3), images, Groups.from_names("lesion", group), IntervalOptions()
+    )
+    assert len(found.kinds.counts) > 4_000
+    assert found.resamples < 5000
+    counts, options = ClassCounts(("a", "b", "c"), (9, 5, 2)), IntervalOptions(resamples=found.resamples + 1)
+    notes = evaluate(*images.T, counts, groups=group, options=options).notes
+    assert notes == (
+        f"with so many different groups the intervals of means rest on fewer resamples: {found.resamples:,} for a"
+        " difference",
+    )
