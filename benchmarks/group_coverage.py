@@ -19,8 +19,9 @@ import numpy as np
 from coverage import SKIN7, SKIN7_RECALL
 from numpy.typing import NDArray
 
-from imbalance_perturb.evaluation.evidence import GroupEvidence, ImageEvidence, IntervalOptions
+from imbalance_perturb.evaluation.evidence import GroupEvidence, ImageEvidence
 from imbalance_perturb.evaluation.groups import Groups
+from imbalance_perturb.evaluation.interval_options import IntervalOptions
 from imbalance_perturb.evaluation.metrics import count_jointly
 from imbalance_perturb.evaluation.results import Interval
 

@@ -9,8 +9,6 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from imbalance_perturb.config.declarations import take_numbers
-from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.evaluation.group_intervals import (
     GroupedOutcomes,
     cell_drawer,
@@ -18,10 +16,9 @@ from imbalance_perturb.evaluation.group_intervals import (
     worst_recall_by_groups,
 )
 from imbalance_perturb.evaluation.groups import GroupKinds, Groups, count_kinds
+from imbalance_perturb.evaluation.interval_options import IntervalOptions
 from imbalance_perturb.evaluation.intervals import (
-    DEFAULT_RESAMPLES,
     CellDrawer,
-    check_level,
     difference_interval,
     f1_prior,
     feasible_resamples,
@@ -44,27 +41,6 @@ Intervals3 = tuple[Interval | None, Interval | None, Interval | None]
 
 #: What tests of whole groups are called.
 _BY_GROUPS = "paired permutation of groups"
-
-
-@dataclass(frozen=True, kw_only=True)
-class IntervalOptions:
-    """How intervals and tests are made: the same options and images give the same figures, to the last digit."""
-
-    level: float = 0.95
-    seed: int = 0
-    resamples: int = DEFAULT_RESAMPLES
-
-    def __post_init__(self) -> None:
-        take_numbers(self)
-        check_level(self.level)
-        if self.seed < 0:
-            raise SettingsError(f"seed is {self.seed}; expected a whole number, at least 0")
-        if self.resamples < 100:
-            raise SettingsError(f"resamples is {self.resamples}; expected at least 100")
-
-    def random(self) -> np.random.Generator:
-        """A fresh source of draws, so that a figure does not depend on which others were computed before it."""
-        return np.random.default_rng(self.seed)
 
 
 class Evidence(Protocol):

@@ -19,8 +19,9 @@ from imbalance_perturb.evaluation.significance import adjust_by_holm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imbalance_perturb.evaluation.evidence import Evidence, IntervalOptions, Kind
+    from imbalance_perturb.evaluation.evidence import Evidence, Kind
     from imbalance_perturb.evaluation.groups import Groups
+    from imbalance_perturb.evaluation.interval_options import IntervalOptions
     from imbalance_perturb.evaluation.metrics import JointCounts
     from imbalance_perturb.evaluation.results import Difference, Evaluation, Scores
 

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imbalance_perturb.errors import LabelsError, first_few
-from imbalance_perturb.evaluation.evidence import Evidence, GroupEvidence, ImageEvidence, IntervalOptions, Kind
+from imbalance_perturb.evaluation.evidence import Evidence, GroupEvidence, ImageEvidence, Kind
 from imbalance_perturb.evaluation.figures_in_use import Given, add_figures_in_use
 from imbalance_perturb.evaluation.groups import Groups
+from imbalance_perturb.evaluation.interval_options import IntervalOptions
 from imbalance_perturb.evaluation.metrics import (
     JointCounts,
     SparseMatrix,

@@ -22,7 +22,7 @@ from imbalance_perturb.evaluation.metrics import SparseMatrix
 from imbalance_perturb.evaluation.results import Interval
 
 if TYPE_CHECKING:
-    from imbalance_perturb.evaluation.evidence import IntervalOptions
+    from imbalance_perturb.evaluation.interval_options import IntervalOptions
 
 Floats = NDArray[np.float64]
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from imbalance_perturb import ClassCounts
 from imbalance_perturb.errors import LabelsError
-from imbalance_perturb.evaluation.evidence import GroupEvidence, ImageEvidence, IntervalOptions
+from imbalance_perturb.evaluation.evidence import GroupEvidence, ImageEvidence
 from imbalance_perturb.evaluation.group_intervals import GroupedOutcomes
 from imbalance_perturb.evaluation.groups import Groups, count_kinds
+from imbalance_perturb.evaluation.interval_options import IntervalOptions
 from imbalance_perturb.evaluation.metrics import count_jointly, macro_f1
 from imbalance_perturb.evaluation.paired_evaluation import evaluate
 from imbalance_perturb.evaluation.results import Interval
