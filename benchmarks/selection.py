@@ -39,7 +39,7 @@ from imbalance_perturb.selection.candidates import Candidates, make_candidates
 from imbalance_perturb.selection.comparison.methods import TAU_GRID
 from imbalance_perturb.selection.cross_validation import select_by_cross_validation
 from imbalance_perturb.selection.rule import SelectionRule, choose_among
-from imbalance_perturb.selection.tuning.eps_tuning import score_held_out
+from imbalance_perturb.selection.tuning.held_out import held_out_intervals
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -212,7 +212,12 @@ def covered(design: Design, size: int, sets: int, random: np.random.Generator) -
             part.labels, preds[sample], found.strengths, num_classes=len(tuned.counts),
             smallest_class=tuned.counts.smallest, logits=logits,
         )  # fmt: skip
-        intervals.append(score_held_out(part.labels, preds[sample], selection, tuned.counts)["mcr"].interval)
+        held_out = preds[sample][np.arange(len(part.labels)), selection.held_out.held_out_candidates]
+        plain, right = preds[sample][:, 0] == part.labels, held_out == part.labels
+        lost, gained = (moved.mean(axis=0) for moved in (plain & ~right, right & ~plain))
+        interval = held_out_intervals(part.labels, lost, gained, tuned.counts, 0.95, seed=0, groups=None)["mcr"]
+        assert interval is not None
+        intervals.append(interval)
         chosen.append(selection.chosen)
         points = design.weigh(sample) @ hits / 100
         gains.append(points - points[0])
@@ -222,7 +227,6 @@ def covered(design: Design, size: int, sets: int, random: np.random.Generator) -
         [
             (i.low <= procedure <= i.high, i.low <= truth[:, k].mean() <= i.high if k else np.nan, i.high - i.low)
             for i, k in zip(intervals, chosen, strict=True)
-            if i is not None
         ],
         dtype=np.float64,
     )

@@ -16,6 +16,7 @@ from imbalance_perturb.cli.options import (
     CommonOptions,
     CountsArgument,
     DebiasOptions,
+    GroupOption,
     ModelArgument,
     ModelOptions,
     PreprocessOptions,
@@ -57,6 +58,7 @@ def compare(
         Option("--test", metavar="PATH", help="Other images to score on. (default: --val, by nested cross-validation)"),
     ] = None,
     test_labels: Annotated[str | None, Option("--test-labels", metavar="PATH", help="As --labels, for --test.")] = None,
+    group: GroupOption = None,
     methods: Annotated[
         str | None,
         Option(
@@ -148,6 +150,7 @@ def compare(
         tau_grid=TAU_GRID if tau_grid is None else parse_list("tau-grid", tau_grid),
         rule=rule,
         level=confidence_level,
+        group=group,
     )
     files = ComparisonFiles(val, labels, test, test_labels)
     comparison = compare_methods(settings, files, options, progress=say)

@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from imbalance_perturb.cli import terminal
-from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, RerunOptions, with_options
+from imbalance_perturb.cli.options import SOME_FAILED, CommonOptions, GroupOption, RerunOptions, with_options
 from imbalance_perturb.cli.settings import resolve_settings
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def evaluate(
             help="JSON of what each prediction costs, {true class: {predicted class: cost}}: adds the expected cost.",
         ),
     ] = None,
+    group: GroupOption = None,
     report: Annotated[
         Path | None, Option("--report", metavar="FILE", help="HTML page to write, with plots and all tables.")
     ] = None,
@@ -87,7 +88,9 @@ def evaluate(
         # Only where nothing nearer tells: a recipe may be of another run than the predictions.
         recipe_counts = resolve_settings(common)[0].model.counts
         counts = None if recipe_counts is None else Path(recipe_counts)
-    evaluation = evaluate_files(predictions, labels, options, counts=counts, prevalence=prevalence, costs=costs)
+    evaluation = evaluate_files(
+        predictions, labels, options, counts=counts, prevalence=prevalence, costs=costs, group=group
+    )
     cards = None if gallery is None else _make_cards(predictions, labels, gallery, seed, files)
     written = _write_files(evaluation, report, plot, cards)
     if common.as_json:

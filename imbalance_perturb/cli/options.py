@@ -111,6 +111,17 @@ MODEL = declarations(ModelSettings)
 ModelArgument = Annotated[str | None, Argument(metavar="MODEL", show_default=False, help=MODEL["model"].describe())]
 CountsArgument = Annotated[str | None, Argument(metavar="COUNTS", show_default=False, help=MODEL["counts"].describe())]
 
+GroupOption = Annotated[
+    str | None,
+    Option(
+        "--group",
+        metavar="COLUMN",
+        show_default=False,
+        help="Column of the labels' CSV that says which images are alike (lesion, patient, camera): intervals, tests"
+        " and folds are then by group. (default: images are taken as independent)",
+    ),
+]
+
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command take whole groups of options: a parameter annotated with one becomes the group's options.

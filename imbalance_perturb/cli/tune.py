@@ -19,6 +19,7 @@ from imbalance_perturb.cli.options import (
     CommonOptions,
     CountsArgument,
     DebiasOptions,
+    GroupOption,
     ModelArgument,
     ModelOptions,
     PreprocessOptions,
@@ -61,6 +62,7 @@ def tune_eps(
             help="CSV with image,label, or a folder of class folders. (default: --val itself)",
         ),
     ] = None,
+    group: GroupOption = None,
     objective: Annotated[
         str,
         Option(
@@ -158,7 +160,7 @@ def tune_eps(
         repeats=repeats,
         seed=seed,
     )
-    options = TuningOptions(**_lists(eps_grid, temperatures, losses), rule=rule)  # type: ignore[arg-type]
+    options = TuningOptions(**_lists(eps_grid, temperatures, losses), rule=rule, group=group)  # type: ignore[arg-type]
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     options = options if costs is None else replace(options, rule=_by_costs(rule, costs, settings.model))
     for path, suffixes in ((out, (".json",)), (plot, (".png",)), (report, (".html", ".htm"))):

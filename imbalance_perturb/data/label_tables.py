@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -27,23 +27,27 @@ _WHOLE = re.compile(r"(-?[0-9]{1,18})\.0*")
 class LabelTable:
     """``labels`` has the label of each image as the table writes it, ``notes`` what was taken for what.
 
-    ``columns`` are the classes where each has its column, in the order of these.
+    ``columns`` are the classes where each has its column, in the order of these. ``groups`` has the group of each image
+    where a column of groups was asked for.
     """
 
     labels: dict[str, str]
     columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict)
 
 
-def read_label_table(path: Path, names: Sequence[str] | None = None) -> LabelTable:
+def read_label_table(path: Path, names: Sequence[str] | None = None, group: str | None = None) -> LabelTable:
     """Read the labels of a table.
 
     Args:
         path: as for :func:`read_user_table`, with columns ``image`` and ``label``, or ``image`` and one for each class.
         names: the classes, where they are known; else columns that hold only 0 and 1 are classes, all but ``image``.
+        group: a column that says which images belong together, such as those of one lesion.
 
     Raises:
-        LabelsError: if the table cannot be read, has no labels or two kinds of them, or a row has no label or several.
+        LabelsError: if the table cannot be read, has no labels or two kinds of them, a row has no label or several, or
+            there is no column ``group`` or a cell of it is empty.
     """
     table = read_user_table(path, _REQUIRED, LabelsError)
     image = table.column("image", _REQUIRED)
@@ -54,7 +58,10 @@ def read_label_table(path: Path, names: Sequence[str] | None = None) -> LabelTab
             f"{path}: has a column {found[0]!r} and one for each class ({first_few(list(classes))}); leave out one of"
             " the two"
         )
+    groups: dict[str, str] = {}
     rows = iter_images_of(table, ("image",))
+    if group is not None:
+        rows = _iter_noting_groups(path, rows, _group_column(table, group), groups)
     if classes:
         labels = {name: _chosen(path, line, name, row, classes) for line, name, row in rows}
         notes = [] if image == "image" else [f"the images are in its column {image!r}"]
@@ -65,7 +72,29 @@ def read_label_table(path: Path, names: Sequence[str] | None = None) -> LabelTab
         notes = [f"the {what}s are in its column {column!r}" for what, column in others.items() if column != what]
     if not labels:
         raise LabelsError(f"{path}: labels no image; expected one line image,label for each")
-    return LabelTable(labels, tuple(classes.values()), tuple(f"{path}: {printable(note)}" for note in notes))
+    return LabelTable(labels, tuple(classes.values()), tuple(f"{path}: {printable(note)}" for note in notes), groups)
+
+
+def _group_column(table: UserTable, group: str) -> str:
+    found = table.columns(group)
+    if len(found) != 1:
+        raise LabelsError(
+            f"{table.path}: has {'two columns' if found else 'no column'} {group!r} to group images by; its columns are"
+            f" {first_few([column for column in table.header if column], 20)}"
+        )
+    return found[0]
+
+
+def _iter_noting_groups(
+    path: Path, rows: Iterator[tuple[int, str, dict[str, str]]], column: str, groups: dict[str, str]
+) -> Iterator[tuple[int, str, dict[str, str]]]:
+    for line, name, row in rows:
+        groups[name] = row[column].strip()
+        if not groups[name]:
+            raise LabelsError(
+                f"{path}, line {line}: {column} is empty; give each image a group, one of its own where it is alone"
+            )
+        yield line, name, row
 
 
 def _labelled(path: Path, line: int, cell: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,15 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 @dataclass(frozen=True)
 class Labels:
-    """The class index of each image that ``source`` labels, and what was taken for what to read it."""
+    """The class index of each image that ``source`` labels, and what was taken for what to read it.
+
+    ``groups`` has the group of each image where a column of groups was asked for.
+    """
 
     source: Path
     by_image: dict[str, int]
     notes: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict)
 
     def match(self, images: Sequence[str]) -> tuple[dict[str, int], int]:
         """Give the labels the names of N distinct images, as :func:`match_names` finds them.
@@ -48,24 +52,33 @@ class Labels:
         found = match_names(self.source, self.by_image, images)
         return {image: self.by_image[label] for label, image in found.names.items()}, found.unused
 
+    def match_groups(self, images: Sequence[str]) -> dict[str, str]:
+        """The group of each of N distinct images that has a label, as :meth:`match` finds them; none without groups."""
+        if not self.groups:
+            return {}
+        found = match_names(self.source, self.by_image, images)
+        return {image: self.groups[label] for label, image in found.names.items()}
 
-def load_labels(path: str | Path, names: Sequence[str]) -> Labels:
+
+def load_labels(path: str | Path, names: Sequence[str], *, group: str | None = None) -> Labels:
     """Load the labels of images.
 
     Args:
         path: a table with columns ``image`` and ``label``, or ``image`` and one of 0 and 1 for each class
             (``docs/labels.md``); or a folder of class folders. Images are POSIX paths, in a folder relative to it.
         names: C class names in class-index order; a label is one of them (``3`` where classes are named by index).
+        group: a column of the table that says which images belong together, such as those of one lesion.
 
     Raises:
-        LabelsError: if the labels cannot be read, are empty, name an image twice or a class that is none.
+        LabelsError: if the labels cannot be read, are empty, name an image twice or a class that is none, or there is
+            no such column or a cell of it is empty.
     """
     path = Path(path)
     index = {name: position for position, name in enumerate(names)}
-    table = _read_labels(path, names)
+    table = _read_labels(path, names, group)
     meant = _classes_of(path, table.labels.values(), names)
     notes = (*table.notes, *(f"{path}: {line}" for line in describe_spelling(meant)))
-    return Labels(path, {image: index[meant[label]] for image, label in table.labels.items()}, notes)
+    return Labels(path, {image: index[meant[label]] for image, label in table.labels.items()}, notes, table.groups)
 
 
 def count_labels(
@@ -137,12 +150,17 @@ def _value(name: str) -> tuple[int, str]:
     return int(name), name
 
 
-def _read_labels(path: Path, names: Sequence[str] | None) -> LabelTable:
+def _read_labels(path: Path, names: Sequence[str] | None, group: str | None = None) -> LabelTable:
     if path.is_dir():
+        if group is not None:
+            raise LabelsError(
+                f"{path}: a folder of class folders has no column {group!r} to group images by; give labels as a CSV"
+                f" with image,label,{group}"
+            )
         return LabelTable(_label_by_folder(_find_images(path)))
     if not path.exists():
         raise LabelsError(f"{path}: no such file or folder; give a CSV with image,label or a folder of class folders")
-    return read_label_table(path, names)
+    return read_label_table(path, names, group)
 
 
 def _find_images(root: Path) -> ImageList:
@@ -214,33 +232,46 @@ def check_all_labelled(labels: Labels, found: Mapping[str, int], names: Sequence
 class LabelledImages:
     """``images``, the class index of each by name, and how many labels are of images that are not there.
 
-    ``notes`` say what was taken for what to read the labels.
+    ``notes`` say what was taken for what to read the labels. ``groups`` has the group of each image by name, by the
+    column ``group``, where that was asked for.
     """
 
     images: ImageList
     labels: dict[str, int]
     unused_labels: int
     notes: tuple[str, ...] = ()
+    group: str | None = None
+    groups: dict[str, str] = field(default_factory=dict)
 
     def select_labels(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Select the class indices (N,) of these images."""
         return np.array([self.labels[name] for name in names], dtype=np.int64)
 
 
-def find_labelled_images(path: str | Path, labels: str | Path | None, classes: Sequence[str]) -> LabelledImages:
+def find_labelled_images(
+    path: str | Path, labels: str | Path | None, classes: Sequence[str], *, group: str | None = None
+) -> LabelledImages:
     """Find the images of a folder or CSV and their labels.
 
     Args:
         path: as for :func:`find_images`.
         labels: CSV with image,label, or a folder of class folders; by default ``path`` itself.
         classes: C class names in class-index order.
+        group: a column of the labels that says which images belong together, such as those of one lesion.
 
     Raises:
         ImageFolderError: if there are no images.
         LabelsError: if the labels cannot be used, or an image has none.
     """
     images = find_images(path)
-    loaded = load_labels(path if labels is None else labels, classes)
+    loaded = load_labels(path if labels is None else labels, classes, group=group)
     found, unused = loaded.match(images.names)
     check_all_labelled(loaded, found, images.names, f"images in {path}", "label them, or leave them out")
-    return LabelledImages(images, {name: found[name] for name in images.names}, unused, loaded.notes)
+    return LabelledImages(
+        images,
+        {name: found[name] for name in images.names},
+        unused,
+        loaded.notes,
+        group,
+        loaded.match_groups(images.names),
+    )

@@ -90,11 +90,13 @@ def calibrate(labels: Ints, preds: Ints, probs: Floats) -> Calibration:
     )
 
 
-def mix_note(labels: Ints, base_probs: Floats, probs: Floats, names: Sequence[str], level: float) -> str | None:
+def mix_note(
+    labels: Ints, base_probs: Floats, probs: Floats, names: Sequence[str], level: float, groups: Ints | None = None
+) -> str | None:
     """Say for which class the corrected probabilities are farthest from the labels' mix; ``None`` where for none.
 
     A class counts where its mean probability is off its share by a factor of 1.25 and by more than chance, a z-test of
-    all classes at once (Bonferroni).
+    all classes at once (Bonferroni); of the sums over groups where images are not independent, ``groups`` (N,) from 0.
     """
     from scipy.stats import norm
 
@@ -105,7 +107,8 @@ def mix_note(labels: Ints, base_probs: Floats, probs: Floats, names: Sequence[st
     for c in np.flatnonzero(shares).tolist():
         off = probs[:, c] - (labels == c)
         ratio = probs[:, c].mean() / shares[c]
-        sure = abs(off.mean()) * np.sqrt(len(labels)) > limit * off.std()
+        sums = off if groups is None else np.bincount(groups, off)
+        sure = abs(sums.sum()) > limit * sums.std() * np.sqrt(len(sums))
         distance = abs(np.log(max(ratio, np.finfo(np.float64).tiny)))
         if sure and distance >= farthest:
             worst, farthest = c, distance

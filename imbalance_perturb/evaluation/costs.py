@@ -14,7 +14,7 @@ from imbalance_perturb.evaluation.metrics import IntArray, JointCounts
 from imbalance_perturb.evaluation.results import Difference, Interval
 
 if TYPE_CHECKING:
-    from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
+    from imbalance_perturb.evaluation.interval_options import IntervalOptions
 
 Floats = NDArray[np.float64]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from imbalance_perturb.data.labels import check_all_labelled, load_labels
 from imbalance_perturb.errors import PredictionsError, first_few
 from imbalance_perturb.evaluation.class_files import load_costs, load_shares
+from imbalance_perturb.evaluation.groups import Groups
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Evaluation
 from imbalance_perturb.method.counts import ClassCounts, load_class_counts
@@ -26,6 +27,7 @@ def evaluate_files(
     counts: str | Path | None = None,
     prevalence: str | Path | None = None,
     costs: str | Path | None = None,
+    group: str | None = None,
 ) -> Evaluation:
     """Evaluate a predictions file against labels.
 
@@ -36,6 +38,8 @@ def evaluate_files(
         counts: JSON of the training counts; needed only where there is no run file.
         prevalence: JSON of shares of the classes at which PPV, NPV and costs are stated (``parse_shares``).
         costs: JSON of what each prediction costs (``parse_costs``).
+        group: the column of the labels that says which images are alike, as those of one lesion or patient: intervals
+            and tests are then by its groups. Without, images are taken as independent.
 
     Raises:
         PredictionsError: if the predictions or their run file cannot be used, do not belong together, or were made
@@ -50,11 +54,12 @@ def evaluate_files(
     shares = None if prevalence is None else load_shares(prevalence, class_counts.names)
     prices = None if costs is None else load_costs(costs, class_counts.names)
     found = load_predictions(predictions, class_counts.names)
-    loaded = load_labels(labels, class_counts.names)
+    loaded = load_labels(labels, class_counts.names, group=group)
     truth, unused = loaded.match((*found.images, *found.failed))
     scored = found.select([image in truth for image in found.images])
     if not scored.images:
         check_all_labelled(loaded, truth, found.images, "predicted images", "label them, or predict what is labelled")
+    of_group = loaded.match_groups((*found.images, *found.failed))
     evaluation = evaluate(
         [truth[image] for image in scored.images],
         scored.base_preds,
@@ -65,6 +70,7 @@ def evaluate_files(
         prevalence=shares,
         costs=prices,
         options=options,
+        groups=None if group is None else Groups.from_names(group, [of_group[image] for image in scored.images]),
     )
     unlabelled = [image for image in found.images if image not in truth]
     return replace(

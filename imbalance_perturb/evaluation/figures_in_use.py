@@ -19,8 +19,10 @@ from imbalance_perturb.evaluation.significance import adjust_by_holm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imbalance_perturb.evaluation.metrics import JointCounts, SparseMatrix
-    from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
+    from imbalance_perturb.evaluation.evidence import Evidence, Kind
+    from imbalance_perturb.evaluation.groups import Groups
+    from imbalance_perturb.evaluation.interval_options import IntervalOptions
+    from imbalance_perturb.evaluation.metrics import JointCounts
     from imbalance_perturb.evaluation.results import Difference, Evaluation, Scores
 
 Floats = NDArray[np.float64]
@@ -63,34 +65,39 @@ class Given:
 def add_figures_in_use(
     evaluation: Evaluation,
     joint: JointCounts,
-    labels: ArrayLike,
-    base_preds: ArrayLike,
-    preds: ArrayLike,
+    columns: Sequence[ArrayLike],
     given: Given,
+    evidence: Evidence,
+    groups: Groups | None,
     options: IntervalOptions,
 ) -> Evaluation:
-    """The evaluation with adjusted p-values, predictive values and, where they can be had, calibration and costs."""
-    truth = np.asarray(labels, dtype=np.int64)
+    """The evaluation with adjusted p-values, predictive values and, where they can be had, calibration and costs.
+
+    ``columns`` are labels, base and perturbed predictions of N images, as class indices.
+    """
+    truth, base_preds, preds = (np.asarray(column, dtype=np.int64) for column in columns)
     shares, left_out = stated_shares(joint.base.sum(axis=1), given.shares)
 
-    def complete(scores: Scores, matrix: SparseMatrix, preds: ArrayLike, probs: Floats | None) -> Scores:
-        values = predictive_values(matrix, shares, options)
+    def complete(kind: Kind, preds: NDArray[np.int64], probs: Floats | None) -> Scores:
+        scores: Scores = getattr(evaluation, kind)
+        matrix = joint.base if kind == "base" else joint.perturbed
+        values = predictive_values(matrix, shares, options, evidence.design_effects(kind))
         per_class = (replace(entry, values=each) for entry, each in zip(scores.per_class, values, strict=True))
         return replace(
             scores,
             per_class=tuple(per_class),
-            calibration=None if probs is None else calibrate(truth, np.asarray(preds, dtype=np.int64), probs),
+            calibration=None if probs is None else calibrate(truth, preds, probs),
         )
 
     return replace(
         evaluation,
-        base=complete(evaluation.base, joint.base, base_preds, given.base_probs),
-        perturbed=complete(evaluation.perturbed, joint.perturbed, preds, given.probs),
+        base=complete("base", base_preds, given.base_probs),
+        perturbed=complete("perturbed", preds, given.probs),
         holm_p_values=_adjust(evaluation.gains),
         shares=tuple(shares.tolist()),
         shares_given=given.shares is not None,
-        costs=None if given.costs is None else expected_costs(joint, given.costs, shares, options),
-        notes=(*evaluation.notes, *_notes(evaluation, truth, left_out, given)),
+        costs=None if given.costs is None else expected_costs(joint, given.costs, shares, options, evidence.drawer()),
+        notes=(*evaluation.notes, *_notes(evaluation, truth, left_out, given, groups)),
     )
 
 
@@ -100,7 +107,9 @@ def _adjust(gains: Sequence[Difference | None]) -> tuple[float | None, ...]:
     return tuple(adjusted.get(c) for c in range(len(gains)))
 
 
-def _notes(evaluation: Evaluation, labels: NDArray[np.int64], left_out: Floats, given: Given) -> Iterator[str]:
+def _notes(
+    evaluation: Evaluation, labels: NDArray[np.int64], left_out: Floats, given: Given, groups: Groups | None
+) -> Iterator[str]:
     absent = [name for name, share in zip(evaluation.classes, left_out, strict=True) if share > 0]
     if absent:
         yield (
@@ -108,6 +117,7 @@ def _notes(evaluation: Evaluation, labels: NDArray[np.int64], left_out: Floats, 
             " PPV, NPV and costs are at the shares of the others, taken to sum to 1"
         )
     if given.base_probs is not None and given.probs is not None:
-        said = mix_note(labels, given.base_probs, given.probs, evaluation.classes, evaluation.confidence_level)
+        ids = None if groups is None else groups.ids
+        said = mix_note(labels, given.base_probs, given.probs, evaluation.classes, evaluation.confidence_level, ids)
         if said is not None:
             yield said

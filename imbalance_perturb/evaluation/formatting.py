@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imbalance_perturb.errors import printable
-from imbalance_perturb.evaluation.results import METRICS, Evaluation, Interval
+from imbalance_perturb.evaluation.results import METRICS, Evaluation, Grouping, Interval
 
 #: Most classes in a sentence.
 _MOST_FALLS = 10
@@ -124,6 +124,13 @@ def costs_sentence(evaluation: Evaluation) -> str:
 def shares_text(evaluation: Evaluation) -> str:
     """At which shares of the classes PPV, NPV and costs are stated."""
     return "shares given by --prevalence" if evaluation.shares_given else "shares of the labels"
+
+
+def independence_text(group: Grouping | None) -> str:
+    """What intervals and tests take as independent, as a clause."""
+    if group is None:
+        return "images are taken as independent; --group COLUMN if several show the same patient or lesion"
+    return f"intervals and tests by {group.groups:,} groups of {group.column}"
 
 
 def changes_sentence(evaluation: Evaluation) -> str:

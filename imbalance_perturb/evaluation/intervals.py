@@ -38,19 +38,19 @@ CellDrawer = Callable[[int, np.random.Generator], Floats]
 DEFAULT_RESAMPLES = 5000
 
 #: Least concentration of a draw: below it gamma variates underflow to 0/0.
-_LEAST_CONCENTRATION = 0.1
+LEAST_CONCENTRATION = 0.1
 
 #: Most draws that a bootstrap makes over all its cells; with very many cells it makes fewer resamples, though not less
 #: than the second.
-_MAX_NUMBERS, _LEAST_RESAMPLES = 20_000_000, 500
+MAX_NUMBERS, _LEAST_RESAMPLES = 20_000_000, 500
 
 #: Least divisor: above zero, below any share.
-_TINY = 1e-300
+TINY = 1e-300
 
 
 def feasible_resamples(cells: int, asked: int) -> int:
     """How many resamples of so many cells are drawn: those that were asked for, or fewer for very many cells."""
-    return min(asked, max(_MAX_NUMBERS // max(cells, 1), _LEAST_RESAMPLES))
+    return min(asked, max(MAX_NUMBERS // max(cells, 1), _LEAST_RESAMPLES))
 
 
 def check_level(level: float) -> None:
@@ -173,15 +173,27 @@ def _shared_prior(influence: Floats) -> float:
     return float(0.5 * (influence**2).sum() / influence.sum() ** 2)
 
 
-def _shapes(cells: Floats, prior: Floats, influence: Floats) -> Floats:
-    """(C, R) parameters of the classes' Dirichlet distributions over R outcomes (see the module)."""
+def smoothing(cells: Floats, prior: Floats, influence: Floats) -> tuple[Floats, Floats]:
+    """(R,) and (C, R) pseudo-images: Jeffreys's of each class, and what it borrows from all (see the module).
+
+    Args:
+        cells: (C, R) images by outcome; each class has some.
+        prior: (R,) halves of an image for each outcome.
+        influence: (C,) what one image of a class does to the figure.
+    """
     totals = cells.sum(axis=1, keepdims=True)
-    added = _shared_prior(influence) * prior
     # Rates over all classes, weighted so that borrowing from them leaves the mean where it is.
     share = (influence / (totals[:, 0] + 1 / totals[:, 0]))[:, None] / totals
     pooled = (share * cells).sum(axis=0) / (share * totals).sum()
-    smoothed = cells + added + pooled / totals
-    concentration = np.maximum(totals - 1 + added.sum(), _LEAST_CONCENTRATION)
+    return _shared_prior(influence) * prior, pooled / totals
+
+
+def _shapes(cells: Floats, prior: Floats, influence: Floats) -> Floats:
+    """(C, R) parameters of the classes' Dirichlet distributions over R outcomes (see the module)."""
+    added, pooled = smoothing(cells, prior, influence)
+    totals = cells.sum(axis=1, keepdims=True)
+    smoothed = cells + added + pooled
+    concentration = np.maximum(totals - 1 + added.sum(), LEAST_CONCENTRATION)
     return np.asarray(smoothed / smoothed.sum(axis=1, keepdims=True) * concentration)
 
 
@@ -204,6 +216,12 @@ def _draw_weighted(
     return draws
 
 
+def f1_prior(support: NDArray[np.number]) -> tuple[IntArray, Floats]:
+    """(2P,) classes of the cells of pseudo-images of the macro F1, and (2P,) pseudo-images, from (C,) images."""
+    present = np.flatnonzero(support)
+    return np.tile(present, 2), np.full(2 * len(present), _shared_prior(np.asarray(1 / support[present])))
+
+
 def iter_joint_draws(
     joint: JointCounts, resamples: int, random: np.random.Generator, drawer: CellDrawer | None = None
 ) -> Iterator[tuple[IntArray, Floats]]:
@@ -222,17 +240,17 @@ def iter_joint_draws(
         [joint.cells, np.stack([present, right, elsewhere], 1), np.stack([present, elsewhere, right], 1)]
     )
     label = cells[:, 0]
-    shape = np.concatenate([joint.counts, np.full(2 * len(present), _shared_prior(1 / support[present]))])
+    shape = np.concatenate([joint.counts, f1_prior(support)[1]])
     totals = np.bincount(label, shape, classes)[label]
-    shape = shape / totals * np.maximum(totals - 1, _LEAST_CONCENTRATION)
+    shape = shape / totals * np.maximum(totals - 1, LEAST_CONCENTRATION)
     of_class = _indicator(label, classes)
     resamples = feasible_resamples(len(cells), resamples)
-    chunk = max(1, _MAX_NUMBERS // (10 * len(cells)))
+    chunk = max(1, MAX_NUMBERS // (10 * len(cells)))
     for start in range(0, resamples, chunk):
         number = min(chunk, resamples - start)
         gamma = random.standard_gamma(shape, (number, len(shape))) if drawer is None else drawer(number, random)
         # In images of the class, so that the columns of different classes add up.
-        images = gamma * (support / np.maximum(gamma @ of_class, _TINY))[:, label]
+        images = gamma * (support / np.maximum(gamma @ of_class, TINY))[:, label]
         yield cells, images
 
 

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imbalance_perturb.config.declarations import take_numbers
-from imbalance_perturb.errors import LabelsError, SettingsError, first_few
+from imbalance_perturb.errors import LabelsError, first_few
+from imbalance_perturb.evaluation.evidence import Evidence, GroupEvidence, ImageEvidence, Kind
 from imbalance_perturb.evaluation.figures_in_use import Given, add_figures_in_use
-from imbalance_perturb.evaluation.intervals import (
-    DEFAULT_RESAMPLES,
-    check_level,
-    difference_interval,
-    feasible_resamples,
-    macro_f1_intervals,
-    mean_recall_interval,
-    wilson_interval,
-    worst_recall_interval,
-)
+from imbalance_perturb.evaluation.groups import Groups
+from imbalance_perturb.evaluation.interval_options import IntervalOptions
 from imbalance_perturb.evaluation.metrics import (
     JointCounts,
     SparseMatrix,
@@ -34,29 +25,9 @@ from imbalance_perturb.evaluation.metrics import (
     recalls,
 )
 from imbalance_perturb.evaluation.results import METRICS, Changes, ClassScores, Difference, Evaluation, Interval, Scores
-from imbalance_perturb.evaluation.significance import macro_f1_test, mcnemar_test, sign_flip_test
 from imbalance_perturb.method.counts import ClassCounts
 
-
-@dataclass(frozen=True, kw_only=True)
-class IntervalOptions:
-    """How intervals and tests are made: the same options and images give the same figures, to the last digit."""
-
-    level: float = 0.95
-    seed: int = 0
-    resamples: int = DEFAULT_RESAMPLES
-
-    def __post_init__(self) -> None:
-        take_numbers(self)
-        check_level(self.level)
-        if self.seed < 0:
-            raise SettingsError(f"seed is {self.seed}; expected a whole number, at least 0")
-        if self.resamples < 100:
-            raise SettingsError(f"resamples is {self.resamples}; expected at least 100")
-
-    def random(self) -> np.random.Generator:
-        """A fresh source of draws, so that a figure does not depend on which others were computed before it."""
-        return np.random.default_rng(self.seed)
+__all__ = ["IntervalOptions", "evaluate"]
 
 
 def evaluate(
@@ -70,6 +41,7 @@ def evaluate(
     prevalence: ArrayLike | None = None,
     costs: ArrayLike | None = None,
     options: IntervalOptions | None = None,
+    groups: Groups | ArrayLike | None = None,
 ) -> Evaluation:
     """Compare base and perturbed predictions of N images.
 
@@ -83,6 +55,8 @@ def evaluate(
         prevalence: optional (C,) shares of the classes at which PPV, NPV and costs are stated; by default the labels'.
         costs: optional (C, C) costs of predictions, at least 0, true classes as rows.
         options: confidence level, seed and number of resamples.
+        groups: (N,) names or numbers of the images' groups, such as lesions, where images are not independent:
+            intervals and tests are then by group.
 
     Raises:
         LabelsError: if the arrays do not fit each other or the classes, or there is no image.
@@ -93,14 +67,14 @@ def evaluate(
     joint = count_jointly(labels, base_preds, preds, len(counts))
     if joint.total == 0:
         raise LabelsError("there is no labelled image with a prediction, so there is nothing to evaluate")
-    f1_base, f1_perturbed, f1_difference = macro_f1_intervals(
-        joint, level=options.level, resamples=options.resamples, random=options.random()
-    )
+    if groups is not None and not isinstance(groups, Groups):
+        groups = Groups.from_names("groups", np.asarray(groups))
+    evidence = _find_evidence(joint, (labels, base_preds, preds), groups, options)
+    f1_base, f1_perturbed, f1_difference = evidence.macro_f1()
     base_auc = None if base_probs is None else macro_auc(labels, base_probs)
     auc = None if probs is None else macro_auc(labels, probs)
-    base = _score(joint.base, counts, base_auc, f1_base, options)
-    perturbed = _score(joint.perturbed, counts, auc, f1_perturbed, options)
-    paired = _Pairs.from_counts(joint)
+    base = _score(joint.base, counts, base_auc, f1_base, evidence, "base")
+    perturbed = _score(joint.perturbed, counts, auc, f1_perturbed, evidence, "perturbed")
     support = joint.base.sum(axis=1)
     evaluation = Evaluation(
         classes=counts.names,
@@ -109,9 +83,9 @@ def evaluate(
         n=joint.total,
         base=base,
         perturbed=perturbed,
-        differences=_compare(joint, paired, base, perturbed, f1_difference, counts, options),
-        gains=tuple(paired.gain(index, options) for index in range(len(counts))),
-        changes=_changes(joint, paired),
+        differences=_compare(evidence, base, perturbed, f1_difference, counts, support),
+        gains=tuple(evidence.gain(index) for index in range(len(counts))),
+        changes=_changes(joint),
         classes_without_labels=tuple(name for name, n in zip(counts.names, support, strict=True) if n == 0),
         failed=(),
         unlabelled=0,
@@ -119,70 +93,41 @@ def evaluate(
         confidence_level=options.level,
         seed=options.seed,
         resamples=options.resamples,
-        notes=(*_class_notes(counts, support), *_resampling_notes(support, options)),
+        notes=(
+            *_class_notes(counts, support),
+            *_group_notes(np.asarray(labels), groups, counts, support),
+            *_resampling_notes(evidence, groups, options),
+        ),
+        group=None if groups is None else groups.describe(),
     )
-    return add_figures_in_use(evaluation, joint, labels, base_preds, preds, given, options)
+    return add_figures_in_use(evaluation, joint, (labels, base_preds, preds), given, evidence, groups, options)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pairs:
-    """(C,) images of each class that only one of the two predictions got right, and all images.
-
-    ``known`` are the gains of classes by these three numbers: of thousands of small classes many have the same.
-    """
-
-    lost: NDArray[np.int64]
-    gained: NDArray[np.int64]
-    totals: NDArray[np.int64]
-    known: dict[tuple[int, int, int], Difference] = field(default_factory=dict)
-
-    @classmethod
-    def from_counts(cls, joint: JointCounts) -> _Pairs:
-        table = joint.correctness
-        return cls(table[:, 1, 0], table[:, 0, 1], table.sum(axis=(1, 2)))
-
-    def interval(self, weights: NDArray[np.float64], options: IntervalOptions) -> Interval | None:
-        return difference_interval(
-            self.lost,
-            self.gained,
-            self.totals,
-            weights,
-            level=options.level,
-            resamples=options.resamples,
-            random=options.random(),
-        )
-
-    def gain(self, index: int, options: IntervalOptions) -> Difference | None:
-        """The difference in recall of one class; ``None`` without images."""
-        lost, gained, total = (int(column[index]) for column in (self.lost, self.gained, self.totals))
-        if total == 0:
-            return None
-        if (lost, gained, total) not in self.known:
-            only = _Pairs(self.lost[[index]], self.gained[[index]], self.totals[[index]])
-            interval = only.interval(np.ones(1), options)
-            test = mcnemar_test(lost, gained)
-            self.known[lost, gained, total] = Difference((gained - lost) / total, interval, test, "exact McNemar")
-        return self.known[lost, gained, total]
+def _find_evidence(
+    joint: JointCounts, columns: Sequence[ArrayLike], groups: Groups | None, options: IntervalOptions
+) -> Evidence:
+    if groups is None:
+        return ImageEvidence(joint, options)
+    return GroupEvidence.of_images(joint, np.stack([np.asarray(column) for column in columns], axis=1), groups, options)
 
 
 def _score(
-    matrix: SparseMatrix, counts: ClassCounts, auc: float | None, f1: Interval | None, options: IntervalOptions
+    matrix: SparseMatrix,
+    counts: ClassCounts,
+    auc: float | None,
+    f1: Interval | None,
+    evidence: Evidence,
+    kind: Kind,
 ) -> Scores:
-    hits, totals, found = matrix.diagonal(), matrix.sum(axis=1), recalls(matrix)
+    totals, found = matrix.sum(axis=1), recalls(matrix)
     worst = int(np.nanargmin(found))
-    per_class = _score_classes(matrix, counts, options)
+    per_class = _score_classes(matrix, counts, evidence.recalls(kind))
     smallest = per_class[counts.smallest]
-
-    def bootstrap(weights: NDArray[np.int64]) -> Interval | None:
-        return mean_recall_interval(
-            hits, totals, weights, level=options.level, resamples=options.resamples, random=options.random()
-        )
-
     intervals = {
-        "mcr": bootstrap(np.ones_like(totals)),
+        "mcr": evidence.mean_recall(kind, np.ones_like(totals)),
         "scr": smallest.recall_interval,
-        "worst_class_recall": worst_recall_interval(hits, totals, options.level),
-        "accuracy": bootstrap(totals),
+        "worst_class_recall": evidence.worst_recall(kind),
+        "accuracy": evidence.mean_recall(kind, totals),
         "macro_f1": f1,
     }
     return Scores(
@@ -199,8 +144,10 @@ def _score(
     )
 
 
-def _score_classes(matrix: SparseMatrix, counts: ClassCounts, options: IntervalOptions) -> tuple[ClassScores, ...]:
-    hits, recall, precision, f1 = matrix.diagonal(), recalls(matrix), precisions(matrix), f1_scores(matrix)
+def _score_classes(
+    matrix: SparseMatrix, counts: ClassCounts, intervals: Sequence[Interval | None]
+) -> tuple[ClassScores, ...]:
+    recall, precision, f1 = recalls(matrix), precisions(matrix), f1_scores(matrix)
     support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
     return tuple(
         ClassScores(
@@ -209,7 +156,7 @@ def _score_classes(matrix: SparseMatrix, counts: ClassCounts, options: IntervalO
             support=int(support[c]),
             predicted=int(predicted[c]),
             recall=float(recall[c]) if support[c] else None,
-            recall_interval=wilson_interval(int(hits[c]), int(support[c]), options.level),
+            recall_interval=intervals[c],
             precision=float(precision[c]) if support[c] + predicted[c] else None,
             f1=float(f1[c]) if support[c] + predicted[c] else None,
         )
@@ -218,38 +165,32 @@ def _score_classes(matrix: SparseMatrix, counts: ClassCounts, options: IntervalO
 
 
 def _compare(
-    joint: JointCounts,
-    paired: _Pairs,
+    evidence: Evidence,
     base: Scores,
     perturbed: Scores,
     f1_interval: Interval | None,
     counts: ClassCounts,
-    options: IntervalOptions,
+    support: NDArray[np.int64],
 ) -> dict[str, Difference]:
     values = {
         name: after - before
         for name in METRICS
         if (before := getattr(base, name)) is not None and (after := getattr(perturbed, name)) is not None
     }
-    shares = sign_flip_test(paired.lost, paired.gained, paired.totals, random=options.random())
-    small = paired.gain(counts.smallest, options)
-    evidence: dict[str, tuple[Interval | None, float | None, str | None]] = {
-        "mcr": (paired.interval(np.ones(len(counts)), options), shares, "paired permutation within classes"),
+    small = evidence.gain(counts.smallest)
+    found: dict[str, tuple[Interval | None, float | None, str | None]] = {
+        "mcr": (evidence.difference(np.ones(len(counts))), *evidence.test_mcr()),
         "scr": (None, None, None) if small is None else (small.interval, small.p_value, small.test),
-        "accuracy": (
-            paired.interval(paired.totals.astype(np.float64), options),
-            mcnemar_test(int(paired.lost.sum()), int(paired.gained.sum())),
-            "exact McNemar",
-        ),
-        "macro_f1": (f1_interval, macro_f1_test(joint, random=options.random()), "paired permutation"),
+        "accuracy": (evidence.difference(support.astype(np.float64)), *evidence.test_accuracy()),
+        "macro_f1": (f1_interval, *evidence.test_macro_f1()),
     }
     nothing = (None, None, None)
-    return {name: Difference(value, *evidence.get(name, nothing)) for name, value in values.items()}
+    return {name: Difference(value, *found.get(name, nothing)) for name, value in values.items()}
 
 
-def _changes(joint: JointCounts, paired: _Pairs) -> Changes:
+def _changes(joint: JointCounts) -> Changes:
     changed = int(joint.counts[joint.cells[:, 1] != joint.cells[:, 2]].sum())
-    gained, lost = int(paired.gained.sum()), int(paired.lost.sum())
+    gained, lost = (int(joint.correctness[:, before, 1 - before].sum()) for before in (0, 1))
     return Changes(gained=gained, lost=lost, still_wrong=changed - gained - lost)
 
 
@@ -270,11 +211,22 @@ def _class_notes(counts: ClassCounts, support: NDArray[np.int64]) -> tuple[str, 
     return tuple(notes)
 
 
-def _resampling_notes(support: NDArray[np.int64], options: IntervalOptions) -> Iterator[str]:
-    # A difference has three cells for each class: gained, lost, and neither.
-    made = feasible_resamples(3 * int((support > 0).sum()), options.resamples)
+def _group_notes(
+    labels: NDArray[np.int64], groups: Groups | None, counts: ClassCounts, support: NDArray[np.int64]
+) -> Iterator[str]:
+    if groups is None:
+        return
+    pairs = np.unique(np.stack([labels, groups.ids], axis=1), axis=0)
+    number = np.bincount(pairs[:, 0], minlength=len(counts))
+    few = [name for name, n, images in zip(counts.names, number, support, strict=True) if n < 5 <= images]
+    if few:
+        yield f"images of fewer than 5 groups of {groups.column}, so intervals say little: {first_few(few, 10)}"
+
+
+def _resampling_notes(evidence: Evidence, groups: Groups | None, options: IntervalOptions) -> Iterator[str]:
+    made, many = evidence.resamples, "classes" if groups is None else "different groups"
     if made < options.resamples:
-        yield f"with so many classes the intervals of means rest on fewer resamples: {made:,} for a difference"
+        yield f"with so many {many} the intervals of means rest on fewer resamples: {made:,} for a difference"
 
 
 def _names_with(counts: ClassCounts, count: int) -> Sequence[str]:

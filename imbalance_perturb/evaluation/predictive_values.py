@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imbalance_perturb.errors import LabelsError
-from imbalance_perturb.evaluation.intervals import feasible_resamples, percentiles, wilson_interval
+from imbalance_perturb.evaluation.group_intervals import wilson_of_numbers
+from imbalance_perturb.evaluation.intervals import feasible_resamples, percentiles
 from imbalance_perturb.evaluation.metrics import SparseMatrix
 from imbalance_perturb.evaluation.results import Interval
 
 if TYPE_CHECKING:
-    from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
+    from imbalance_perturb.evaluation.interval_options import IntervalOptions
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +67,9 @@ def stated_shares(support: NDArray[np.int64], given: Floats | None) -> tuple[Flo
     return known / known.sum(), np.asarray(given - known)
 
 
-def predictive_values(matrix: SparseMatrix, shares: Floats, options: IntervalOptions) -> tuple[PredictiveValues, ...]:
+def predictive_values(
+    matrix: SparseMatrix, shares: Floats, options: IntervalOptions, effects: Floats
+) -> tuple[PredictiveValues, ...]:
     """Compute the values of all C classes.
 
     Specificity is of the images at hand, with Wilson's interval. The intervals of PPV and NPV are of draws: the recall
@@ -77,24 +80,28 @@ def predictive_values(matrix: SparseMatrix, shares: Floats, options: IntervalOpt
         matrix: (C, C) counts, true classes as rows.
         shares: (C,) of the images by true class, 0 for classes without images.
         options: confidence level, seed and number of resamples.
+        effects: (C,) how many images of a class tell as much as one independent image.
     """
     support = matrix.sum(axis=1)
-    total, hits, predicted = int(support.sum()), matrix.diagonal(), matrix.sum(axis=0)
+    total, hits, wrong = int(support.sum()), matrix.diagonal(), matrix.sum(axis=0) - matrix.diagonal()
     worth = np.divide(shares, support, out=np.zeros(len(support)), where=support > 0)
-    false = _false_positives(matrix, worth, support)
+    false, variance = _false_positives(matrix, worth, support, effects)
+    numbers = support / effects
+    others = numbers.sum() - numbers
+    specificity = np.divide(total - support - wrong, total - support, out=np.zeros(len(support)), where=support < total)
+    around = wilson_of_numbers(specificity, np.where(support < total, others, 0), options.level)
     random, resamples = options.random(), feasible_resamples(2 * len(support), options.resamples)
 
     def one_class(c: int) -> PredictiveValues:
         if support[c] == 0:
             return PredictiveValues()
-        rates = _Rates(float(shares[c]), int(hits[c]), int(support[c]), float(false[0][c]), float(false[1][c]))
-        others = total - int(support[c])
-        spared = others - int(predicted[c] - hits[c])
+        recall = float(hits[c] / support[c])
+        rates = _Rates(float(shares[c]), recall, float(numbers[c]), float(false[c]), float(variance[c]))
         ppv, npv = rates.ppv, rates.npv
-        draws = rates.draw(others, resamples, random)
+        draws = rates.draw(float(others[c]), resamples, random)
         return PredictiveValues(
-            specificity=spared / others if others else None,
-            specificity_interval=wilson_interval(spared, others, options.level),
+            specificity=float(specificity[c]) if support[c] < total else None,
+            specificity_interval=around[c],
             ppv=ppv,
             ppv_interval=_around(ppv, draws[0], options.level),
             npv=npv,
@@ -106,31 +113,34 @@ def predictive_values(matrix: SparseMatrix, shares: Floats, options: IntervalOpt
 
 @dataclass(frozen=True)
 class _Rates:
-    """One class: its share of all images, its images and those predicted right, and the share of all images that are
-    wrongly given it, with the variance of that."""
+    """One class: its share of all images, its recall and on how many independent images that rests.
+
+    ``false`` is the share of all images that are wrongly given it, with its variance.
+    """
 
     share: float
-    hits: int
-    support: int
+    recall: float
+    number: float
     false: float
     variance: float
 
     @property
     def ppv(self) -> float | None:
-        right = self.share * self.hits / self.support
+        right = self.share * self.recall
         return right / (right + self.false) if right + self.false > 0 else None
 
     @property
     def npv(self) -> float | None:
-        missed = self.share * (1 - self.hits / self.support)
+        missed = self.share * (1 - self.recall)
         # Rounding may leave a hair below 0.
         spared = max(1 - self.share - self.false, 0.0)
         return spared / (missed + spared) if missed + spared > 0 else None
 
-    def draw(self, others: int, resamples: int, random: np.random.Generator) -> tuple[Floats, Floats]:
+    def draw(self, others: float, resamples: int, random: np.random.Generator) -> tuple[Floats, Floats]:
         """(resamples,) draws of both."""
-        right = self.share * random.beta(self.hits + 0.5, self.support - self.hits + 0.5, resamples)
-        # Half an image of the other classes, as many of each as there are.
+        hits = self.recall * self.number
+        right = self.share * random.beta(hits + 0.5, self.number - hits + 0.5, resamples)
+        # Half an independent image of the other classes, of which there are so many, as many of each as there are.
         half = 0.5 * (1 - self.share) / max(others, 1)
         mean, variance = self.false + half, self.variance + 2 * half**2
         if mean == 0:
@@ -139,12 +149,14 @@ class _Rates:
         return right / np.maximum(right + wrong, _TINY), (1 - self.share - wrong) / np.maximum(1 - right - wrong, _TINY)
 
 
-def _false_positives(matrix: SparseMatrix, worth: Floats, support: NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _false_positives(
+    matrix: SparseMatrix, worth: Floats, support: NDArray[np.int64], effects: Floats
+) -> tuple[Floats, Floats]:
     """(C,) shares of all images that are wrongly given each class, and the variances of these shares."""
     wrong = matrix.rows != matrix.columns
     rows, columns, counts = matrix.rows[wrong], matrix.columns[wrong], matrix.counts[wrong]
     means = np.bincount(columns, worth[rows] * counts, matrix.num_classes)
-    spread = worth[rows] ** 2 * counts * (1 - counts / support[rows])
+    spread = worth[rows] ** 2 * counts * (1 - counts / support[rows]) * effects[rows]
     return np.asarray(means), np.asarray(np.bincount(columns, spread, matrix.num_classes))
 
 

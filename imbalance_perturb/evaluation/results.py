@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +24,19 @@ METRICS = {
 
 #: Most classes whose confusion matrix is written in full: it grows with their square, and is empty for the most part.
 MOST_MATRIX_CLASSES = 300
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The groups that intervals and tests take as independent: by which column, how many, images in the largest."""
+
+    column: str
+    groups: int
+    largest: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The grouping as JSON has it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -166,7 +179,8 @@ class Evaluation:
     number of classes. ``shares`` are those of the classes at which PPV, NPV and ``costs`` are stated: the labels', or
     ``shares_given``. ``unlabelled`` counts images that have a prediction
     and no label, ``unused_labels`` labels of images that were not predicted, ``notes`` says in words what a reader must
-    know, ``run`` is what the run file says.
+    know, ``run`` is what the run file says. ``group`` says which groups of images intervals and tests take as
+    independent; ``None``: the images.
     """
 
     classes: tuple[str, ...]
@@ -192,6 +206,7 @@ class Evaluation:
     costs: ExpectedCosts | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
+    group: Grouping | None = None
 
     @property
     def metrics(self) -> list[str]:
@@ -241,6 +256,7 @@ class Evaluation:
             "confidence_level": self.confidence_level,
             "seed": self.seed,
             "resamples": self.resamples,
+            "group": None if self.group is None else self.group.to_dict(),
             **self.source,
         }
 

@@ -1,7 +1,8 @@
 """Test whether chance explains the difference between two predictions of the same images.
 
 If the correction did nothing, which of the two predictions of an image is the perturbed one would be arbitrary:
-all tests here swap the two within images. Images on which both are equally right say nothing either way.
+all tests here swap the two within images, or within whole groups where images come in groups that are alike. Images on
+which both are equally right say nothing either way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imbalance_perturb.evaluation.groups import GroupKinds
 from imbalance_perturb.evaluation.metrics import IntArray, JointCounts, f1_parts, mean_f1
 
 #: Permutations of a Monte Carlo test; the smallest p-value it can give is one over this plus one.
@@ -73,10 +75,41 @@ def sign_flip_test(
     return (1 + extreme) / (1 + permutations)
 
 
-def macro_f1_test(
-    joint: JointCounts, *, permutations: int = DEFAULT_PERMUTATIONS, random: np.random.Generator
+def group_flip_test(
+    moves: ArrayLike,
+    counts: ArrayLike,
+    *,
+    permutations: int = DEFAULT_PERMUTATIONS,
+    random: np.random.Generator,
 ) -> float:
-    """Two-sided paired permutation test of the difference in macro F1."""
+    """Two-sided paired permutation test of a difference to which each group of images adds its part.
+
+    Args:
+        moves: (U,) what one group of each kind adds.
+        counts: (U,) groups of each kind, which are swapped whole.
+        permutations: random swaps of all groups.
+        random: source of the swaps.
+    """
+    found, times = np.asarray(moves, dtype=np.float64), np.asarray(counts, dtype=np.int64)
+    size, kind = np.unique(np.abs(found).round(15), return_inverse=True)
+    groups = np.bincount(kind.reshape(-1), times).astype(np.int64)
+    observed = abs(float((found * times).sum()))
+    statistic = np.zeros(permutations)
+    for step, total in zip(size, groups, strict=True):
+        if step > 0:
+            statistic += (2 * random.binomial(total, 0.5, permutations) - total) * step
+    extreme = int((np.abs(statistic) >= observed - _TIE).sum())
+    return (1 + extreme) / (1 + permutations)
+
+
+def macro_f1_test(
+    joint: JointCounts,
+    *,
+    permutations: int = DEFAULT_PERMUTATIONS,
+    random: np.random.Generator,
+    kinds: GroupKinds | None = None,
+) -> float:
+    """Two-sided paired permutation test of the difference in macro F1; of ``kinds`` of groups, these are swapped."""
     label, base, perturbed = joint.cells.T
     moving = base != perturbed
     if not moving.any():
@@ -86,6 +119,12 @@ def macro_f1_test(
     right = (perturbed == label).astype(int) - (base == label).astype(int)
     given = _by_class(perturbed, np.ones(len(counts)), joint) - _by_class(base, np.ones(len(counts)), joint)
     hits = _by_class(label, right, joint)
+    if kinds is not None:
+        # Of a group with moving images all are swapped; the others say nothing.
+        held = kinds.images[:, moving]
+        swapping = np.diff(held.indptr) > 0
+        held = held[swapping]
+        counts, hits, given = kinds.counts[swapping], held @ hits, held @ given
     base_hits, base_totals = f1_parts(joint.base)
     other_hits, other_totals = f1_parts(joint.perturbed)
     observed = abs(float(mean_f1(other_hits, other_totals) - mean_f1(base_hits, base_totals)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from imbalance_perturb.evaluation.formatting import level_text, p_text, rate_text
+from imbalance_perturb.evaluation.formatting import independence_text, level_text, p_text, rate_text
 from imbalance_perturb.reports.terminal import (
     Text,
     add_number_columns,
@@ -41,6 +41,7 @@ def print_comparison(comparison: Comparison) -> None:
         " images/s: measured, of the model alone.",
         style="dim",
     )
+    console.print(independence_text(comparison.group), style="dim")
     console.print()
     console.print(comparison.advice.sentence, style="bold")
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from imbalance_perturb.errors import printable
 from imbalance_perturb.evaluation.formatting import (
     changes_sentence,
+    independence_text,
     level_text,
     metric_text,
     p_text,
@@ -53,6 +54,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         " intervals; differences and their tests are paired: of the same images.",
         style="dim",
     )
+    console.print(independence_text(evaluation.group), style="dim")
     console.print()
     shown, left_out = shown_classes(evaluation, _MOST_ROWS)
     console.print(_classes(evaluation, shown))

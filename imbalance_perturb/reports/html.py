@@ -13,7 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from imbalance_perturb.errors import printable
-from imbalance_perturb.evaluation.formatting import interval_text, level_text, p_text, rate_text, share_text
+from imbalance_perturb.evaluation.formatting import (
+    independence_text,
+    interval_text,
+    level_text,
+    p_text,
+    rate_text,
+    share_text,
+)
 
 
 def render_page(template: str, **context: object) -> str:
@@ -50,6 +57,7 @@ def _environment() -> Environment:
         "interval": interval_text,
         "p_value": p_text,
         "level": level_text,
+        "independence": independence_text,
         "rate": rate_text,
         "number": "{:,}".format,
         "short": "{:g}".format,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from imbalance_perturb.evaluation.formatting import interval_text, level_text, p_text, share_text
+from imbalance_perturb.evaluation.formatting import independence_text, interval_text, level_text, p_text, share_text
 from imbalance_perturb.reports.terminal import add_number_columns, new_console, new_table, styled
 from imbalance_perturb.selection.tuning.summary import figure_of, objective_text
 
@@ -23,6 +23,7 @@ def print_tuning(tuning: Tuning) -> None:
     for loss_spec in tuning.loss_specs:
         console.print(_sweep(tuning, loss_spec, console.width >= _WIDE))
     console.print(_legend(tuning), style="dim")
+    console.print(independence_text(tuning.group), style="dim")
     console.print()
     console.print(_held_out(tuning))
     for sentence in tuning.summary:

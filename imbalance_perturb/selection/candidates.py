@@ -31,7 +31,8 @@ class Candidates:
     ``labels`` (N,); ``correct`` (N, K); ``strengths`` (K,), smallest for candidate 0, the uncorrected prediction;
     ``smallest`` is the index of the class with the fewest training images; ``briers`` (N, K, G) the Brier scores at G
     temperatures, by default those of bare predictions, 0 or 2. Where errors have costs, ``prices`` (N, K) are those of
-    the predictions, and ``importance`` (C,) what an error of each class costs on average.
+    the predictions, and ``importance`` (C,) what an error of each class costs on average. ``groups`` (N,) are numbers
+    of the images' groups, where images are not independent.
     """
 
     labels: Ints
@@ -42,6 +43,7 @@ class Candidates:
     briers: Floats | None = None
     prices: Floats | None = None
     importance: Floats | None = None
+    groups: Ints | None = None
 
     def subset(self, images: Bools) -> Candidates:
         """The same candidates on some of the images, (N,) true for those."""
@@ -54,6 +56,7 @@ class Candidates:
             None if self.briers is None else self.briers[images],
             None if self.prices is None else self.prices[images],
             self.importance,
+            None if self.groups is None else self.groups[images],
         )
 
     def weighted_briers(self) -> Floats:
@@ -89,6 +92,7 @@ def make_candidates(
     smallest_class: int,
     logits: Sequence[NDArray[np.floating]] | None = None,
     costs: ArrayLike | None = None,
+    groups: Ints | None = None,
 ) -> Candidates:
     """Check K predictions of N images and bring them into the form that a choice looks at.
 
@@ -102,6 +106,7 @@ def make_candidates(
         logits: for each candidate (N, C), what the predictions were made from. Without, a prediction counts as certain:
             the lowest Brier score is then the highest mean class recall.
         costs: (C, C) of predictions, true classes as rows.
+        groups: (N,) numbers of the images' groups, where images are not independent.
 
     Raises:
         LabelsError: if the arrays do not fit each other or the classes, or only one class has images.
@@ -109,7 +114,7 @@ def make_candidates(
     truth, found = np.asarray(labels, dtype=np.int64), np.asarray(preds, dtype=np.int64)
     strength = np.asarray(strengths, dtype=np.float64)
     _check(truth, found, strength, num_classes)
-    candidates = Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class)
+    candidates = Candidates(truth, found == truth[:, None], strength, num_classes, smallest_class, groups=groups)
     if costs is not None:
         matrix = np.asarray(costs, dtype=np.float64)
         candidates = replace(candidates, prices=matrix[truth[:, None], found], importance=error_importance(matrix))

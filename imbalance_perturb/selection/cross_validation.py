@@ -19,8 +19,8 @@ from imbalance_perturb.selection.candidates import (
     Ints,
     make_candidates,
     objective_values,
-    stratified_folds,
 )
+from imbalance_perturb.selection.group_folds import split_folds
 from imbalance_perturb.selection.rule import Choice, SelectionRule, check_rule, choose_among
 
 __all__ = ["OBJECTIVES", "Choice", "Figures", "Selection", "SelectionRule", "choose", "select_by_cross_validation"]
@@ -75,14 +75,16 @@ def generator_for_all(rule: SelectionRule) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(rule.seed).spawn(1)[0])
 
 
-def choose_without_each_fold(labels: Ints, rule: SelectionRule, pick: Pick, chosen: int) -> HeldOutChoices:
+def choose_without_each_fold(
+    labels: Ints, rule: SelectionRule, pick: Pick, chosen: int, groups: Ints | None = None
+) -> HeldOutChoices:
     """Choose again without each fold, by whatever way ``pick`` goes; ``chosen`` is what it took on all images."""
     _, *for_repeats = np.random.SeedSequence(rule.seed).spawn(1 + rule.repeats)
     folds = np.empty((rule.repeats, len(labels)), dtype=np.int64)
     fold_choices = np.empty((rule.repeats, rule.folds), dtype=np.int64)
     for repeat, seeds in enumerate(for_repeats):
         random = np.random.default_rng(seeds)
-        folds[repeat] = stratified_folds(labels, rule.folds, random)
+        folds[repeat] = split_folds(labels, groups, rule.folds, random)
         for fold in range(rule.folds):
             fold_choices[repeat, fold] = pick(folds[repeat] != fold, random)
     return HeldOutChoices(chosen, fold_choices, folds)
@@ -125,6 +127,7 @@ def select_by_cross_validation(
     smallest_class: int,
     logits: Sequence[NDArray[np.floating]] | None = None,
     rule: SelectionRule | None = None,
+    groups: Ints | None = None,
 ) -> Selection:
     """Choose one of K candidate predictions of the same N images, and estimate its figures on other images.
 
@@ -137,6 +140,8 @@ def select_by_cross_validation(
         smallest_class: index of the class with the fewest training images, for ``scr``.
         logits: (N, C) for each candidate, for the Brier score; see :func:`make_candidates`.
         rule: how to choose.
+        groups: (N,) numbers of the images' groups, where images are not independent: a group stays in one fold, and
+            tests swap predictions within whole groups.
 
     Raises:
         LabelsError: if the arrays do not fit each other or the classes, there are fewer images than folds, or
@@ -151,6 +156,7 @@ def select_by_cross_validation(
         smallest_class=smallest_class,
         logits=logits,
         costs=rule.costs,
+        groups=groups,
     )
     check_rule(candidates, rule)
     choice = choose_among(candidates, rule, generator_for_all(rule))
@@ -159,6 +165,7 @@ def select_by_cross_validation(
         rule,
         lambda images, random: choose_among(candidates.subset(images), rule, random).chosen,
         choice.chosen,
+        groups,
     )
     rows, taken = np.arange(len(candidates.labels)), held_out.held_out_candidates
     selected = replace(

@@ -1,8 +1,9 @@
 """Test whether chance explains the largest of many gains: paired tests of all candidates at once.
 
 If a candidate did nothing, which of the two predictions of an image is the corrected one would be arbitrary. So the
-two are swapped within random images, for all candidates alike, which keeps how much they have in common; and each
-gain is held against the largest of all (Westfall and Young's max-T), which accounts for how many were tried.
+two are swapped within random images (or random groups of images, where these are not independent), for all candidates
+alike, which keeps how much they have in common; and each gain is held against the largest of all (Westfall and Young's
+max-T), which accounts for how many were tried.
 
 A gain that is a sum over images changes its sign with a swap: :func:`mean_gain_p_values`. Figures that only count
 images, such as the recall of the worst class, are counted anew: :func:`adjusted_p_values`. There a gain counts in
@@ -19,18 +20,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from imbalance_perturb.selection.candidates import Candidates, Floats, Ints, objective_values
-
-#: Permutations; the smallest p-value is one over this plus one.
-PERMUTATIONS = 1999
-
-#: Objectives that are linear in the recalls.
-_LINEAR = ("mcr", "scr")
+from imbalance_perturb.selection.group_swaps import LINEAR, MAX_NUMBERS, PERMUTATIONS, swap_groups
 
 #: Statistics closer than this are ties: only rounding separates them.
 _TIE = 1e-9
-
-#: Numbers held at a time.
-_MAX_NUMBERS = 10_000_000
 
 
 def mean_gain_p_values(gains: Floats, random: np.random.Generator) -> Floats:
@@ -46,7 +39,7 @@ def mean_gain_p_values(gains: Floats, random: np.random.Generator) -> Floats:
     units = gains[:, moving] / size[moving]
     observed = units.sum(axis=0)
     reached = np.zeros(len(observed), dtype=np.int64)
-    chunk = int(np.clip(_MAX_NUMBERS // len(units), 1, PERMUTATIONS))
+    chunk = int(np.clip(MAX_NUMBERS // len(units), 1, PERMUTATIONS))
     for start in range(0, PERMUTATIONS, chunk):
         number = min(chunk, PERMUTATIONS - start)
         bits = np.unpackbits(random.integers(0, 256, (number, -(-len(units) // 8)), dtype=np.uint8), axis=1)
@@ -59,21 +52,31 @@ def mean_gain_p_values(gains: Floats, random: np.random.Generator) -> Floats:
 
 def adjusted_p_values(candidates: Candidates, objective: str, random: np.random.Generator) -> Floats:
     """(K,) one-sided p-values of the gains in the objective over candidate 0, adjusted for all K; 1 for candidate 0."""
-    pairs = _Pairs.from_candidates(candidates, objective)
-    p_values = np.ones(pairs.hits.shape[1])
-    moving = pairs.changed.any(axis=0)
+    moving = (candidates.correct != candidates.correct[:, :1]).any(axis=0)
+    p_values = np.ones(len(moving))
     if not moving.any():
         return p_values
-    observed, observed_errors = (found[0, moving] for found in pairs.evaluate(np.zeros((1, *pairs.hits.shape))))
-    parts = [pairs.evaluate(moved) for moved in pairs.iter_swaps(random)]
+    swaps = _swap_images if candidates.groups is None else swap_groups
+    first, *parts = swaps(candidates, objective, random)
+    observed, observed_errors = (found[0, moving] for found in first)
     gains, errors = (np.concatenate(found)[:, moving] for found in zip(*parts, strict=True))
-    if objective not in _LINEAR:
+    if objective not in LINEAR:
         observed_errors = np.sqrt((gains**2).mean(axis=0))
         errors = np.broadcast_to(observed_errors, gains.shape)
     largest = _divide(gains, errors).max(axis=1)
     reached = largest[:, None] >= _divide(observed, observed_errors) - _TIE
     p_values[moving] = (1 + reached.sum(axis=0)) / (1 + PERMUTATIONS)
     return p_values
+
+
+def _swap_images(
+    candidates: Candidates, objective: str, random: np.random.Generator
+) -> Iterator[tuple[Floats, Floats]]:
+    """(B, K) gains and their standard errors: as they are, then after random swaps within images."""
+    pairs = _Pairs.from_candidates(candidates, objective)
+    yield pairs.evaluate(np.zeros((1, *pairs.hits.shape)))
+    for moved in pairs.iter_swaps(random):
+        yield pairs.evaluate(moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,7 @@ class _Pairs:
 
     def iter_swaps(self, random: np.random.Generator) -> Iterator[Floats]:
         """Hits that a candidate hands to candidate 0 by random swaps, (B, C, K) at a time."""
-        chunk = int(np.clip(_MAX_NUMBERS // max(self.hits.size, 1), 1, PERMUTATIONS))
+        chunk = int(np.clip(MAX_NUMBERS // max(self.hits.size, 1), 1, PERMUTATIONS))
         for start in range(0, PERMUTATIONS, chunk):
             number = min(chunk, PERMUTATIONS - start)
             moved = np.zeros((number, *self.hits.shape))
@@ -124,7 +127,7 @@ class _Pairs:
 
     def evaluate(self, moved: Floats) -> tuple[Floats, Floats]:
         """(B, K) gains and their standard errors (of linear objectives; else zeros) after these swaps."""
-        if self.objective not in _LINEAR:
+        if self.objective not in LINEAR:
             after = objective_values(self.hits - moved, self.totals, self.objective, self.smallest)
             before = objective_values(self.hits[:, :1] + moved, self.totals, self.objective, self.smallest)
             gains = np.nan_to_num(after - before)

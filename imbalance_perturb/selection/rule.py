@@ -25,9 +25,10 @@ from imbalance_perturb.selection.candidates import (
     Bools,
     Candidates,
     Floats,
+    Ints,
     objective_values,
-    stratified_folds,
 )
+from imbalance_perturb.selection.group_folds import check_groups, deal_folds, sum_groups
 from imbalance_perturb.selection.max_t_test import adjusted_p_values, mean_gain_p_values
 
 #: Figures closer than this are ties: only rounding separates them.
@@ -124,11 +125,14 @@ def check_rule(candidates: Candidates, rule: SelectionRule) -> None:
     """Refuse a rule that these images cannot serve.
 
     Raises:
-        LabelsError: if there are fewer images than folds, or none of the class that ``scr`` is about.
+        LabelsError: if there are fewer images, or groups of them, than folds, or none of the class that ``scr`` is
+            about.
         SettingsError: for costs where the candidates have none.
     """
     if rule.objective == COST and candidates.prices is None:
         raise SettingsError("costs are an objective of tune-eps alone; leave them out")
+    if candidates.groups is not None:
+        check_groups(candidates.labels, candidates.groups, rule.folds)
     if len(candidates.labels) < rule.folds:
         raise LabelsError(
             f"{len(candidates.labels)} labelled images cannot be split into {rule.folds} folds; label more images or"
@@ -182,7 +186,7 @@ def _allowed(candidates: Candidates, rule: SelectionRule) -> Bools:
     allowed = np.ones(correct.shape[1], dtype=bool)
     if rule.max_accuracy_drop is not None:
         # Other images will not show the same drop: half of all choices at the limit would break it.
-        allowed = lost.mean(axis=0) + lost.std(axis=0) / np.sqrt(len(lost)) <= rule.max_accuracy_drop + _TIE
+        allowed = lost.mean(axis=0) + _error_of_mean(lost, candidates.groups) <= rule.max_accuracy_drop + _TIE
     tested = rule.by_brier and rule.significance is not None
     if tested or (rule.objective in _OF_ONE_CLASS and rule.max_accuracy_drop is None):
         kept = _values(candidates, rule if tested else replace(rule, objective="mcr"))
@@ -194,11 +198,20 @@ def _allowed(candidates: Candidates, rule: SelectionRule) -> Bools:
     return np.asarray(allowed)
 
 
+def _error_of_mean(values: Floats, groups: Ints | None) -> Floats:
+    """(K,) standard errors of the means of (N, K) values of images."""
+    if groups is None:
+        return np.asarray(values.std(axis=0) / np.sqrt(len(values)))
+    residuals = sum_groups(values - values.mean(axis=0), groups)
+    return np.asarray(np.sqrt((residuals**2).sum(axis=0)) / len(values))
+
+
 def _test(candidates: Candidates, weighted: Floats, rule: SelectionRule, random: np.random.Generator) -> Floats:
     if rule.significance is None:
         return np.ones(weighted.shape[1])
     if rule.by_brier:
-        return mean_gain_p_values(weighted[:, :1] - weighted, random)
+        gains = weighted[:, :1] - weighted
+        return mean_gain_p_values(gains if candidates.groups is None else sum_groups(gains, candidates.groups), random)
     return adjusted_p_values(candidates, rule.objective, random)
 
 
@@ -217,7 +230,7 @@ def _leave_out(candidates: Candidates, rule: SelectionRule, random: np.random.Ge
     """(repeats, folds, K) the objective without each fold."""
     values = []
     for _ in range(rule.repeats):
-        folds = stratified_folds(candidates.labels, rule.folds, random)
+        folds = deal_folds(candidates.labels, candidates.groups, rule.folds, random)
         if rule.objective == COST and candidates.prices is not None:
             kept = (candidates.prices[folds != fold] for fold in range(rule.folds))
             values.append(np.stack([-prices.mean(axis=0) for prices in kept]))

@@ -190,3 +190,29 @@ def test_labels_that_cannot_serve_are_refused(labelled: Workplace) -> None:
     Path("val/a/0.png").rename("val/e/0.png")
     message = labelled.fails("compare", "model.pth", "counts.json", "--val", "val", *SMALL)
     assert "class folders that are no class: e" in message
+
+
+def test_groups_in_folds_intervals_and_tests(workplace: Workplace, digits: Path, tmp_path: Path) -> None:
+    """--group: the comparison is by groups of validation and test images, and says so, and which are in both."""
+    for name, start in (("val.csv", 0), ("labels.csv", 5)):
+        lines = (digits / name).read_text().splitlines()
+        grouped = [f"{line},w{start + index // 8}" for index, line in enumerate(lines[1:])]
+        (tmp_path / name).write_text("\n".join([f"{lines[0]},writer", *grouped]) + "\n")
+    more = ("--labels", str(tmp_path / "val.csv"), "--group", "writer", "--methods", "la,offsets", "--report", "c.html")
+    finished = compare(workplace, digits, *QUICK, *more)
+    assert finished.code == 0, finished.err
+    data = json.loads(Path("compare.json").read_text())
+    assert data["group"] == {"column": "writer", "groups": -(-data["n"] // 8), "largest": 8}
+    text = f"intervals and tests by {data['group']['groups']:,} groups of writer"
+    assert text in finished.out
+    assert text in Path("c.html").read_text()
+    assert {data["methods"]["la"]["difference"][name]["test"] for name in ("mcr", "scr", "accuracy")} == {
+        "paired permutation of groups"
+    }
+    tested = ("--test", str(digits / "images"), "--test-labels", str(tmp_path / "labels.csv"))
+    finished = compare(workplace, digits, *QUICK, *more, *tested)
+    assert finished.code == 0, finished.err
+    assert "groups of writer have images in " in finished.err
+    assert json.loads(Path("compare.json").read_text())["group"]["column"] == "writer"
+    tested = ("--test", str(digits / "images"), "--test-labels", str(digits / "labels.csv"))
+    assert "has no column 'writer'" in compare(workplace, digits, *QUICK, *more, *tested).err

@@ -531,3 +531,56 @@ def test_skin7_fold_0_equals_the_reference(folder: Folder, shared_dir: Path, ski
         assert found[kind]["scr"] == pytest.approx(scr, abs=5e-5)
         assert found[kind]["accuracy"] == pytest.approx(accuracy, abs=5e-5)
     assert found["changed"]["total"] / found["n"] == pytest.approx(0.029, abs=5e-4)
+
+
+def test_by_groups_of_a_column(folder: Folder) -> None:
+    """--group reads the column, says by how many groups intervals and tests are, and leaves the figures as they are."""
+    lines = [f"{row[0]},{row[1]},{lesion}" for row, lesion in zip(ROWS, "uuvwwxy", strict=True)]
+    folder.write("labels.csv", "\n".join(["image,label,Lesion ID", *lines, ""]))
+    alone, found = folder.json(), folder.json("--group", "Lesion ID")
+    assert (alone["group"], found["group"]) == (None, {"column": "Lesion ID", "groups": 5, "largest": 2})
+    assert {name: entry["value"] for name, entry in found["difference"].items()} == pytest.approx(
+        {name: entry["value"] for name, entry in alone["difference"].items()}
+    )
+    assert found["difference"]["accuracy"]["test"] == "paired permutation of groups"
+    for arguments, text in (
+        ((), "images are taken as independent; --group COLUMN if several show the same"),
+        (("--group", "Lesion ID"), "intervals and tests by 5 groups of Lesion ID"),
+    ):
+        finished = folder.run("--labels", "labels.csv", "--report", "r.html", *arguments)
+        assert text in finished.out
+        assert text in (folder.path / "r.html").read_text()
+    assert "McNemar" not in (folder.path / "r.html").read_text()
+
+
+def test_figures_in_use_by_groups(folder: Folder) -> None:
+    """Where images of one lesion are copies of each other, costs and PPV are less sure by groups than by images."""
+    rows = [(f"{i}.png", label, base, pred) for i, (_, label, base, pred) in enumerate(ROWS * 12)]
+    write_predictions(folder.path / "predictions.csv", rows)
+    lines = [f"{row[0]},{row[1]},{i % len(ROWS)}-{i // len(ROWS) // 6}\n" for i, row in enumerate(rows)]
+    folder.write("labels.csv", "image,label,lesion\n" + "".join(lines))
+    write_class_files(folder)
+    arguments = ("--prevalence", "shares.json", "--costs", "costs.json")
+    alone, found = folder.json(*arguments), folder.json(*arguments, "--group", "lesion")
+
+    def widths(data: dict[str, Any]) -> list[float]:
+        entry = data["perturbed"]["per_class"]["mel"]
+        ends = [data["costs"]["difference"]["ci95"], entry["ppv_ci95"], entry["specificity_ci95"]]
+        return [high - low for low, high in ends]
+
+    assert found["costs"]["base"] == alone["costs"]["base"]
+    assert all(wide > 1.2 * narrow for wide, narrow in zip(widths(found), widths(alone), strict=True))
+
+
+def test_groups_that_cannot_be_read(folder: Folder) -> None:
+    """A column that is not there, an empty cell, and labels without columns are one line each, with what to do."""
+    assert "has no column 'lesion' to group images by; its columns are image, label" in folder.fails(
+        "--labels", "labels.csv", "--group", "lesion"
+    )
+    folder.write("labels.csv", "image,label,lesion\na.png,nv,u\nb.png,nv, \n")
+    assert "line 3: lesion is empty; give each image a group, one of its own" in folder.fails(
+        "--labels", "labels.csv", "--group", "lesion"
+    )
+    (folder.path / "val" / "nv").mkdir(parents=True)
+    Image.new("L", (2, 2)).save(folder.path / "val" / "nv" / "a.png")
+    assert "a folder of class folders has no column 'lesion'" in folder.fails("--labels", "val", "--group", "lesion")

@@ -231,3 +231,39 @@ def test_the_smallest_class_needs_images_to_be_the_objective(place: Workplace) -
     assert finished.code == 0
     assert "too few validation images to decide on common (6)" in finished.err
     assert "0 of the 6 images of common are predicted wrong without correction" in finished.err
+
+
+def test_groups_stay_in_a_fold_and_widen_what_is_said(place: Workplace) -> None:
+    """--group: folds, test and intervals are of whole groups, said everywhere; images that are alike tell less."""
+    rows = all_labels(place)
+    with (place.folder / "val.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "label", "lesion"])
+        writer.writerows([(*row, f"{row[1]}{index // 3}") for index, row in enumerate(rows)])
+    alone, text = place.run(*TUNE, *GRID, "-o", "alone.json"), "intervals and tests by 20 groups of lesion"
+    finished = place.run(*TUNE, *GRID, "--labels", "val.csv", "--group", "lesion", "--report", "r.html")
+    assert finished.code == 0, finished
+    assert text in finished.out
+    assert text in (place.folder / "r.html").read_text()
+    assert "of whole groups" in (place.folder / "r.html").read_text()
+    assert "images are taken as independent; --group COLUMN" in alone.out
+    data, other = (json.loads((place.folder / name).read_text()) for name in ("tune-eps.json", "alone.json"))
+    assert (other["group"], data["group"]) == (None, {"column": "lesion", "groups": 20, "largest": 3})
+    assert [row["mcr"] for row in data["sweep"]] == [row["mcr"] for row in other["sweep"]]
+    by_group, by_image = (max(row["p_value"] for row in each["sweep"] if row["eps"] == 0.05) for each in (data, other))
+    assert by_group >= by_image
+    low, high = data["held_out"]["mcr"]["ci95"]
+    assert high - low > other["held_out"]["mcr"]["ci95"][1] - other["held_out"]["mcr"]["ci95"][0]
+
+
+def test_groups_that_cannot_decide(place: Workplace) -> None:
+    """Too few groups, no such column, or class folders for labels: one line before the model runs."""
+    message = place.fails(*TUNE, *GRID, "--group", "lesion")
+    assert "val: a folder of class folders has no column 'lesion'" in message
+    rows = all_labels(place)
+    text = "image,label,lesion\n" + "".join(f"{image},{label},{label}\n" for image, label in rows)
+    (place.folder / "val.csv").write_text(text)
+    message = place.fails(*TUNE, *GRID, "--labels", "val.csv", "--group", "lesion")
+    assert "2 groups of images cannot be split into 5 folds" in message
+    message = place.fails(*TUNE, *GRID, "--labels", "val.csv", "--group", "patient")
+    assert "has no column 'patient' to group images by; its columns are image, label, lesion" in message

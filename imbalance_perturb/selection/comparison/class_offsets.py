@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from imbalance_perturb.selection.brier import class_weights, fitted_brier_scores
-from imbalance_perturb.selection.candidates import stratified_folds
+from imbalance_perturb.selection.group_folds import deal_folds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,13 +21,16 @@ Ints = NDArray[np.int64]
 _RIDGES, _FOLDS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0), 5
 
 
-def fit_offsets(logits: NDArray[np.floating], labels: Ints, num_classes: int, seed: int = 0) -> tuple[float, ...]:
+def fit_offsets(
+    logits: NDArray[np.floating], labels: Ints, num_classes: int, seed: int = 0, groups: Ints | None = None
+) -> tuple[float, ...]:
     """Fit C offsets, with mean 0 and to four decimals, to logits (N, C) and labels (N,).
 
     The ridge is the one with the least class-balanced Brier score on parts of the images that had no part in the fit.
+    Images of one of the (N,) groups stay together.
     """
     z = np.asarray(logits, dtype=np.float64)
-    folds = stratified_folds(labels, _FOLDS, np.random.default_rng(seed))
+    folds = deal_folds(labels, groups, _FOLDS, np.random.default_rng(seed))
     scores = []
     for ridge in _RIDGES:
         held_out = np.empty_like(z)

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.labels import LabelledImages
 from imbalance_perturb.errors import LabelsError
+from imbalance_perturb.evaluation.groups import Groups, groups_of
 from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer
-from imbalance_perturb.selection.candidates import Bools, Candidates, make_candidates, stratified_folds
+from imbalance_perturb.selection.candidates import Bools, Candidates, make_candidates
 from imbalance_perturb.selection.comparison.class_offsets import fit_offsets
 from imbalance_perturb.selection.comparison.effective_prior import effective_prior, prior_offsets
 from imbalance_perturb.selection.comparison.methods import (
@@ -33,6 +34,7 @@ from imbalance_perturb.selection.comparison.methods import (
     list_candidates,
 )
 from imbalance_perturb.selection.cross_validation import Pick, choose_without_each_fold, generator_for_all
+from imbalance_perturb.selection.group_folds import split_folds
 from imbalance_perturb.selection.rule import check_rule, choose_among
 from imbalance_perturb.selection.sweep import PERTURB, Variant, run_sweep
 
@@ -54,13 +56,15 @@ class Tuned:
 class Scored:
     """What is scored: (N,) true classes and each method's predictions, and the images that failed, with reasons.
 
-    ``warnings``: what the images as a whole give to think about.
+    ``warnings``: what the images as a whole give to think about. ``groups``: of the images, where these are not
+    independent.
     """
 
     labels: Ints
     preds: Mapping[str, Ints]
     failed: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -107,20 +111,27 @@ class ComparisonRun:
             return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
         rule, pick = self.options.rule, self._picker(method, candidates, cached, labels)
         chosen = pick(np.ones(len(labels), dtype=bool), generator_for_all(rule))
-        held_out = choose_without_each_fold(labels, rule, pick, chosen)
+        held_out = choose_without_each_fold(labels, rule, pick, chosen, cached.groups)
         return Tuned(candidates, candidates[chosen], held_out.agreement, held_out.held_out_candidates[0])
 
     def _fit_offsets(self, cached: CachedLogits, labels: Ints) -> Tuned:
         """Offsets are fitted, not chosen: to all images, and again without each fold."""
-        logits, classes = cached.sweep.base.numpy(), len(self.pipeline.counts)
-        folds, parts = self._parts(labels)
-        candidates = [Candidate(offsets=fit_offsets(logits[part], labels[part], classes)) for part in parts]
+        logits, groups, classes = cached.sweep.base.numpy(), cached.groups, len(self.pipeline.counts)
+        folds, parts = self._parts(cached, labels)
+        candidates = [
+            Candidate(
+                offsets=fit_offsets(
+                    logits[part], labels[part], classes, groups=None if groups is None else groups[part]
+                )
+            )
+            for part in parts
+        ]
         return Tuned(candidates, candidates[0], None, 1 + folds)
 
     def _fit_effective_prior(self, cached: CachedLogits, labels: Ints) -> Tuned:
         """The prior is computed, and its tau chosen, on all images, and again without each fold."""
         logits, taus = cached.sweep.base.numpy(), self.options.tau_grid
-        folds, parts = self._parts(labels)
+        folds, parts = self._parts(cached, labels)
         candidates, rule = [], self.options.rule
         for part in parts:
             prior = effective_prior(logits[part], labels[part], self.pipeline.counts)
@@ -131,10 +142,10 @@ class ComparisonRun:
         agreement = (sum(other.tau == chosen.tau for other in others), rule.folds) if len(taus) > 1 else None
         return Tuned(candidates, chosen, agreement, 1 + folds)
 
-    def _parts(self, labels: Ints) -> tuple[Ints, list[Bools]]:
+    def _parts(self, cached: CachedLogits, labels: Ints) -> tuple[Ints, list[Bools]]:
         """(N,) the fold of each image, and (N,) masks: all images, and those without each fold."""
         rule = self.options.rule
-        folds = stratified_folds(labels, rule.folds, np.random.default_rng(rule.seed))
+        folds = split_folds(labels, cached.groups, rule.folds, np.random.default_rng(rule.seed))
         return folds, [np.ones(len(labels), dtype=bool), *(folds != fold for fold in range(rule.folds))]
 
     def _picker(self, method: str, candidates: Sequence[Candidate], cached: CachedLogits, labels: Ints) -> Pick:
@@ -174,6 +185,7 @@ class ComparisonRun:
             num_classes=len(self.pipeline.counts),
             smallest_class=self.pipeline.counts.smallest,
             logits=[cached.correct(method, candidate).numpy() for candidate in candidates],
+            groups=cached.groups,
         )
         check_rule(found, self.options.rule)  # of the images that could be used
         return found
@@ -181,6 +193,7 @@ class ComparisonRun:
     def score_held_out(self, val: LabelledImages, cached: CachedLogits, tuned: Mapping[str, Tuned]) -> Scored:
         """Predict each validation image with what was chosen without it."""
         names, images = cached.sweep.names, np.arange(len(cached.sweep.names))
+        groups = groups_of(val, names)
         preds = {
             method: cached.predict(method, tuned[method].candidates)[images, tuned[method].held_out]
             for method in self.methods
@@ -188,7 +201,7 @@ class ComparisonRun:
         }
         controls = [method for method in self.methods if method in CONTROLS]
         if not controls:
-            return Scored(val.select_labels(names), preds, cached.sweep.errors)
+            return Scored(val.select_labels(names), preds, cached.sweep.errors, groups=groups)
         steps = np.array([candidate.eps for candidate in tuned[PERTURB].candidates])[tuned[PERTURB].held_out]
         used = np.unique(steps)
         variants = [self._variant(eps, method) for method in controls for eps in used.tolist() if eps > 0]
@@ -201,7 +214,9 @@ class ComparisonRun:
         for method in controls:
             columns = moved.predict(method, [Candidate(eps) for eps in used.tolist()])
             preds[method] = columns[rows, np.searchsorted(used, steps[kept])]
-        return Scored(val.select_labels(names)[kept], preds, {**cached.sweep.errors, **moved.sweep.errors})
+        errors = {**cached.sweep.errors, **moved.sweep.errors}
+        groups = None if groups is None else groups.subset(kept)
+        return Scored(val.select_labels(names)[kept], preds, errors, groups=groups)
 
     def score_test(self, images: LabelledImages, tuned: Mapping[str, Tuned]) -> Scored:
         """Predict the test images with what was chosen on all validation images."""
@@ -210,7 +225,8 @@ class ComparisonRun:
         variants = [self._variant(eps, method if method in CONTROLS else PERTURB) for method, eps in moving]
         cached = self.cache(images.images, variants)
         preds = {method: cached.predict(method, [candidate])[:, 0] for method, candidate in chosen.items()}
-        return Scored(images.select_labels(cached.sweep.names), preds, cached.sweep.errors, cached.sweep.warnings)
+        sweep, groups = cached.sweep, groups_of(images, cached.sweep.names)
+        return Scored(images.select_labels(sweep.names), preds, sweep.errors, sweep.warnings, groups)
 
     def chosen_candidate(self, method: str, tuned: Mapping[str, Tuned]) -> Candidate:
         """The parameters of a method; a control has those of `perturb`."""

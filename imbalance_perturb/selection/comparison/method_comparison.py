@@ -11,6 +11,7 @@ from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import LabelsError, first_few
+from imbalance_perturb.evaluation.groups import groups_of
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.pipeline import Pipeline, load_counts, load_pipeline
@@ -35,6 +36,7 @@ from imbalance_perturb.selection.comparison.methods import (
 )
 from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
 from imbalance_perturb.selection.comparison.scoring import score_lineup
+from imbalance_perturb.selection.group_folds import note_groups
 from imbalance_perturb.selection.rule import SelectionRule, check_balanced, check_rule
 from imbalance_perturb.selection.sweep import PERTURB, Sweep, eps_around
 
@@ -76,9 +78,11 @@ def compare_methods(
     check_balanced(settings.debias)
     counts_file = load_counts(settings.model)
     counts = counts_file.counts
-    val = find_labelled_images(files.val, files.labels, counts.names)
+    val = find_labelled_images(files.val, files.labels, counts.names, group=options.group)
     _check_labels(val, files, len(counts), counts.smallest, options.rule)
-    test = None if files.test is None else find_labelled_images(files.test, files.test_labels, counts.names)
+    test = None
+    if files.test is not None:
+        test = find_labelled_images(files.test, files.test_labels, counts.names, group=options.group)
     if test is not None:
         _check_disjoint(val.images, test.images, files)
     for labelled in (val, test):
@@ -93,6 +97,8 @@ def compare_methods(
         options = replace(options, eps_grid=(0.0, *eps_around(pipeline.strength)) if measured else (0.0,))
     run = ComparisonRun(pipeline, options, progress, _last_layer(pipeline, val.images, options))
     cached = run.cache(val.images, run.grid())
+    groups = groups_of(val, cached.sweep.names)
+    cached = replace(cached, groups=None if groups is None else groups.ids)
     tuned = run.tune(cached, val.select_labels(cached.sweep.names))
     scored = run.score_held_out(val, cached, tuned) if test is None else run.score_test(test, tuned)
     return _summarise(run, cached, tuned, scored, val, test, files)
@@ -102,9 +108,13 @@ def _check_labels(
     val: LabelledImages, files: ComparisonFiles, classes: int, smallest: int, rule: SelectionRule
 ) -> None:
     """Refuse labels that cannot decide now, not after the model has run."""
-    labels = val.select_labels(val.images.names)
+    labels, groups = val.select_labels(val.images.names), groups_of(val, val.images.names)
+    ids = None if groups is None else groups.ids
     try:
-        check_rule(make_candidates(labels, labels[:, None], [0.0], num_classes=classes, smallest_class=smallest), rule)
+        candidates = make_candidates(
+            labels, labels[:, None], [0.0], num_classes=classes, smallest_class=smallest, groups=ids
+        )
+        check_rule(candidates, rule)
     except LabelsError as error:
         raise LabelsError(f"{files.val}: {error}") from None
 
@@ -148,6 +158,7 @@ def _summarise(
         counts,
         objective=options.rule.objective,
         options=IntervalOptions(level=options.level, seed=options.rule.seed),
+        groups=scored.groups,
     )
     return Comparison(
         classes=counts.names,
@@ -165,7 +176,9 @@ def _summarise(
             *_warnings(cached.sweep, scored, files),
             *_notes(results, {**cached.sweep.errors, **scored.failed}, val, test, files, options),
             *class_notes,
+            *note_groups(val, test, options.rule.folds, counts.names),
         ),
+        group=None if scored.groups is None else scored.groups.describe(),
         source=_source(run, files),
     )
 

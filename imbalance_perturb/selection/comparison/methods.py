@@ -58,6 +58,8 @@ class ComparisonOptions:
         tau_grid: strengths of logit adjustment (by counts or effective prior) and tau-normalisation to try, likewise.
         rule: how to choose among them; its test is of steps alone, which cost two passes more.
         level: of all intervals.
+        group: column of the labels' tables that says which images are alike, as those of one lesion: such a group stays
+            in one fold, and intervals and tests are by group. ``None``: images are taken as independent.
 
     Raises:
         SettingsError: if a method is not known or a value out of range.
@@ -68,6 +70,7 @@ class ComparisonOptions:
     tau_grid: tuple[float, ...] = TAU_GRID
     rule: SelectionRule = field(default_factory=SelectionRule)
     level: float = 0.95
+    group: str | None = None
 
     def __post_init__(self) -> None:
         take_numbers(self)
@@ -121,12 +124,16 @@ def count_passes(method: str, candidate: Candidate) -> int:
 
 @dataclass(frozen=True)
 class CachedLogits:
-    """A sweep over N images, and what else the methods need: no model runs from here on."""
+    """A sweep over N images, and what else the methods need: no model runs from here on.
+
+    ``groups`` (N,) are numbers of the images' groups, where images are not independent.
+    """
 
     sweep: Sweep
     loss_spec: LossSpec
     counts: ClassCounts
     last_layer: LastLayer | str
+    groups: NDArray[np.int64] | None = None
 
     def correct(self, method: str, candidate: Candidate) -> Tensor:
         """(N, C) logits of a method with these parameters.

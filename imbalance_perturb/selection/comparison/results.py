@@ -8,7 +8,7 @@ from typing import Any
 
 from imbalance_perturb.config.settings import METHODS as APPLICABLE
 from imbalance_perturb.config.settings import DebiasSettings
-from imbalance_perturb.evaluation.results import Difference, Scores, interval_key
+from imbalance_perturb.evaluation.results import Difference, Grouping, Scores, interval_key
 
 #: Methods whose predictions another one makes in `predict`, which has no labelled images.
 APPLIED_AS = {"p2p": "offsets"}
@@ -105,6 +105,7 @@ class Comparison:
     confidence_level: float
     notes: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    group: Grouping | None = None
 
     @property
     def advised(self) -> MethodResult:
@@ -141,5 +142,6 @@ class Comparison:
             "failed": {"total": len(self.failed), "images": list(self.failed)},
             "notes": list(self.notes),
             "confidence_level": self.confidence_level,
+            "group": None if self.group is None else self.group.to_dict(),
             **self.source,
         }

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from imbalance_perturb.evaluation.groups import Groups
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Difference, Evaluation
 from imbalance_perturb.method.counts import ClassCounts
@@ -27,6 +28,7 @@ def score_lineup(
     objective: str = "mcr",
     options: IntervalOptions | None = None,
     base: str = "none",
+    groups: Groups | None = None,
 ) -> tuple[tuple[MethodResult, ...], Advice, tuple[str, ...]]:
     """Figures of all methods with intervals and paired differences, the advice, and notes on the classes.
 
@@ -38,8 +40,11 @@ def score_lineup(
         objective: what parameters were chosen for.
         options: of the intervals.
         base: the method that the others are compared with.
+        groups: of the images, where these are not independent.
     """
-    evaluated = {m: evaluate(labels, preds[base], found, counts, options=options) for m, found in preds.items()}
+    evaluated = {
+        m: evaluate(labels, preds[base], found, counts, options=options, groups=groups) for m, found in preds.items()
+    }
     results = [
         method
         if method.unavailable
@@ -49,12 +54,19 @@ def score_lineup(
 
     @cache
     def compare(first: str, second: str) -> Mapping[str, Difference]:
-        return evaluate(labels, preds[first], preds[second], counts, options=options).differences
+        return evaluate(labels, preds[first], preds[second], counts, options=options, groups=groups).differences
 
     def test(metric: str, usable: Sequence[str]) -> Mapping[str, float]:
         columns = np.stack([preds[base], *(preds[method] for method in usable)], axis=1)
         correct = columns == labels[:, None]
-        candidates = Candidates(labels, correct, np.zeros(len(usable) + 1), len(counts), counts.smallest)
+        candidates = Candidates(
+            labels,
+            correct,
+            np.zeros(len(usable) + 1),
+            len(counts),
+            counts.smallest,
+            groups=None if groups is None else groups.ids,
+        )
         seed = (options or IntervalOptions()).seed
         return dict(zip(usable, adjusted_p_values(candidates, metric, np.random.default_rng(seed))[1:], strict=True))
 

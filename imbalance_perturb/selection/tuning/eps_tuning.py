@@ -15,7 +15,7 @@ from imbalance_perturb.config.declarations import take_numbers
 from imbalance_perturb.config.settings import LOSSES, DebiasSettings, Settings
 from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, SettingsError, first_few
-from imbalance_perturb.evaluation.intervals import difference_interval
+from imbalance_perturb.evaluation.groups import Groups, groups_of
 from imbalance_perturb.evaluation.results import Interval
 from imbalance_perturb.inference.pipeline import Pipeline, load_counts, load_pipeline
 from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
@@ -25,8 +25,10 @@ from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.predictions.making import StepStrength
 from imbalance_perturb.selection.candidates import make_candidates
 from imbalance_perturb.selection.cross_validation import Figures, Selection, select_by_cross_validation
+from imbalance_perturb.selection.group_folds import note_groups
 from imbalance_perturb.selection.rule import SelectionRule, check_balanced, check_rule
 from imbalance_perturb.selection.sweep import Variant, eps_around, run_sweep
+from imbalance_perturb.selection.tuning.held_out import held_out_intervals
 from imbalance_perturb.selection.tuning.results import FIGURES, HeldOutFigure, TriedCorrection, Tuning
 from imbalance_perturb.selection.tuning.summary import note, summarise
 
@@ -43,6 +45,8 @@ class TuningOptions:
         temperatures: T to try; empty: that of the settings.
         losses: losses to try; empty: that of the settings.
         rule: how to choose.
+        group: column of the labels' table that says which images are alike, as those of one lesion: such a group stays
+            in one fold, and intervals and tests are by group. ``None``: images are taken as independent.
 
     Raises:
         SettingsError: if a value is out of range.
@@ -52,6 +56,7 @@ class TuningOptions:
     temperatures: tuple[float, ...] = ()
     losses: tuple[str, ...] = ()
     rule: SelectionRule = field(default_factory=SelectionRule)
+    group: str | None = None
 
     def __post_init__(self) -> None:
         take_numbers(self)
@@ -103,9 +108,15 @@ def check_tuning(labelled: LabelledImages, settings: Settings, counts: ClassCoun
         raise SettingsError(
             f"steps is {settings.debias.steps}; all eps are tried with one gradient, so tuning needs steps = 1"
         )
-    labels = labelled.select_labels(labelled.images.names)
+    labels, groups = labelled.select_labels(labelled.images.names), groups_of(labelled, labelled.images.names)
     candidates = make_candidates(
-        labels, labels[:, None], [0.0], num_classes=len(counts), smallest_class=counts.smallest, costs=rule.costs
+        labels,
+        labels[:, None],
+        [0.0],
+        num_classes=len(counts),
+        smallest_class=counts.smallest,
+        groups=None if groups is None else groups.ids,
+        costs=rule.costs,
     )
     check_rule(candidates, rule)
 
@@ -142,7 +153,7 @@ def tune(
     if not sweep.names:
         first = first_few([f"{name}: {error}" for name, error in sweep.errors.items()], 1)
         raise ImageFolderError(f"{labelled.images.root}: none of the images could be used (first: {first})")
-    truth = labelled.select_labels(sweep.names)
+    truth, groups = labelled.select_labels(sweep.names), groups_of(labelled, sweep.names)
     logits = [pipeline.debiased.adjust(each) for each in (sweep.base, *(sweep.logits[v] for v in variants))]
     preds = np.stack([each.argmax(dim=1).numpy() for each in logits], axis=1)
     selection = select_by_cross_validation(
@@ -153,13 +164,14 @@ def tune(
         smallest_class=counts.smallest,
         logits=[each.numpy() for each in logits],
         rule=options.rule,
+        groups=None if groups is None else groups.ids,
     )
     splits = np.bincount(selection.held_out.fold_choices.ravel(), minlength=1 + len(variants))
     tuning = Tuning(
         tried=_list_tried(variants, preds, selection),
         chosen=selection.chosen,
         splits=tuple(splits.tolist()),
-        held_out=score_held_out(truth, preds, selection, counts),
+        held_out=_score_held_out(truth, preds, selection, counts, groups),
         rule=options.rule,
         classes=counts.names,
         counts=counts.counts,
@@ -171,9 +183,13 @@ def tune(
         passes=sweep.passes,
         seconds=sweep.seconds,
         confidence_level=CONFIDENCE_LEVEL,
+        group=None if groups is None else groups.describe(),
         source=_source(pipeline, labelled),
     )
-    return replace(tuning, summary=tuple(summarise(tuning)), notes=(*labelled.notes, *sweep.warnings, *note(tuning)))
+    few_groups = note_groups(labelled, None, options.rule.folds, counts.names)
+    return replace(
+        tuning, summary=tuple(summarise(tuning)), notes=(*labelled.notes, *sweep.warnings, *note(tuning), *few_groups)
+    )
 
 
 def tunable(debias: DebiasSettings) -> DebiasSettings:
@@ -197,7 +213,16 @@ def _prepare(
         asked, counts = settings, counts_file.counts
     else:
         asked, counts = settings.settings, settings.counts
-    labelled = images if isinstance(images, LabelledImages) else find_labelled_images(images, labels, counts.names)
+    labelled = (
+        images
+        if isinstance(images, LabelledImages)
+        else find_labelled_images(images, labels, counts.names, group=options.group)
+    )
+    if options.group != labelled.group:
+        raise SettingsError(
+            f"group is {options.group!r}, but the images were found with group {labelled.group!r}; say it to"
+            " find_labelled_images as well"
+        )
     progress.found(labelled.images)
     check_tuning(labelled, asked, counts, options.rule)
     if not isinstance(settings, Settings):
@@ -233,36 +258,20 @@ def _list_tried(
     )
 
 
-def score_held_out(
-    labels: NDArray[np.int64], preds: NDArray[np.int64], selection: Selection, counts: ClassCounts
+def _score_held_out(
+    labels: NDArray[np.int64],
+    preds: NDArray[np.int64],
+    selection: Selection,
+    counts: ClassCounts,
+    groups: Groups | None,
 ) -> dict[str, HeldOutFigure]:
     """Figures of the whole procedure, from images that had no part in the choice that is scored on them."""
     base, tuned = selection.base, selection.selected
     chosen = preds[np.arange(len(labels)), selection.held_out.held_out_candidates]
     before, after = preds[:, 0] == labels, chosen == labels
-    totals = np.bincount(labels, minlength=len(counts)).astype(np.float64)
-    # Images of a class gained and lost, on average over the repeats.
-    gained, lost = (
-        np.bincount(labels, weights=moved.mean(axis=0), minlength=len(counts))
-        for moved in (after & ~before, before & ~after)
-    )
-
-    def interval(classes: NDArray[np.int64], weights: NDArray[np.float64]) -> Interval | None:
-        return difference_interval(
-            lost[classes],
-            gained[classes],
-            totals[classes],
-            weights[classes],
-            level=CONFIDENCE_LEVEL,
-            random=np.random.default_rng(selection.rule.seed),
-        )
-
-    every = np.arange(len(counts))
-    intervals = {
-        "mcr": interval(every, np.ones(len(counts))),
-        "scr": interval(every[[counts.smallest]], np.ones(len(counts))),
-        "accuracy": interval(every, totals),
-    }
+    # How much of an image is lost and gained, on average over the repeats.
+    lost, gained = (moved.mean(axis=0) for moved in (before & ~after, after & ~before))
+    intervals = held_out_intervals(labels, lost, gained, counts, CONFIDENCE_LEVEL, selection.rule.seed, groups)
     names = FIGURES if selection.rule.costs is None else (*FIGURES, "cost")
     return {name: _compare(base, tuned, name, intervals.get(name)) for name in names}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from imbalance_perturb.evaluation.results import Interval, interval_key
+from imbalance_perturb.evaluation.results import Grouping, Interval, interval_key
 from imbalance_perturb.selection.cross_validation import Figures
 from imbalance_perturb.selection.rule import SelectionRule
 
@@ -95,6 +95,7 @@ class Tuning:
     summary: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    group: Grouping | None = None
 
     @property
     def choice(self) -> TriedCorrection:
@@ -156,5 +157,6 @@ class Tuning:
             "unused_labels": self.unused_labels,
             "passes": dict(self.passes),
             "seconds": dict(self.seconds),
+            "group": None if self.group is None else self.group.to_dict(),
             **self.source,
         }

@@ -82,3 +82,11 @@ def test_a_factor_that_may_be_chance_is_not_named() -> None:
     labels = np.repeat([0, 1], [95, 5])
     probs = np.tile([0.92, 0.08, 0.0], (100, 1))
     assert mix_note(labels, probs, probs, NAMES, 0.95) is None
+
+
+def test_images_of_one_group_are_no_evidence_each() -> None:
+    """What 400 images make sure of is not sure where they are of 12 groups that are alike within."""
+    of_group = np.repeat([0] * 10 + [1] * 2, 33)
+    probs = np.tile([0.9, 0.1, 0.0], (len(of_group), 1))
+    assert mix_note(of_group, probs, probs, NAMES, 0.95) is not None
+    assert mix_note(of_group, probs, probs, NAMES, 0.95, np.repeat(np.arange(12), 33)) is None

@@ -24,7 +24,7 @@ def values_of(
 ) -> tuple[PredictiveValues, ...]:
     """The values of three classes."""
     matrix = count_jointly(labels, preds, preds, 3).perturbed
-    return predictive_values(matrix, stated_shares(matrix.sum(axis=1), shares)[0], OPTIONS)
+    return predictive_values(matrix, stated_shares(matrix.sum(axis=1), shares)[0], OPTIONS, np.ones(3))
 
 
 @pytest.mark.parametrize("shares", [None, [0.2, 0.3, 0.5]])
@@ -82,3 +82,17 @@ def test_a_class_without_images_has_no_values_and_its_share_goes_to_the_others()
     assert values_of(labels, np.where(np.arange(15) < 2, 2, labels))[2] == PredictiveValues()
     with pytest.raises(LabelsError, match="prevalence is 0"):
         stated_shares(np.array([10, 5, 0]), np.array([0.0, 0.0, 1.0]))
+
+
+def test_images_that_come_in_pairs_tell_as_much_as_half_of_them() -> None:
+    """With a design effect of 2 all intervals are those of half as many images, and the values stay."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), [300, 60, 20])
+    preds = draw_preds(labels, random)
+    matrix = count_jointly(np.tile(labels, 2), np.tile(preds, 2), np.tile(preds, 2), 3).perturbed
+    twice = predictive_values(matrix, np.array([0.8, 0.1, 0.1]), OPTIONS, np.full(3, 2.0))
+    for values, once in zip(twice, values_of(labels, preds, np.array([0.8, 0.1, 0.1])), strict=True):
+        assert values.ppv == pytest.approx(once.ppv)
+        for name in ("specificity", "ppv", "npv"):
+            found, expected = getattr(values, f"{name}_interval"), getattr(once, f"{name}_interval")
+            assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
