@@ -50,10 +50,10 @@ class UserTable:
     error_type: type[ImbperturbError]
 
     def columns(self, name: str) -> list[str]:
-        """The columns that may be meant by ``image`` or ``label``: the one of that name, else those of like names."""
+        """The columns that may be meant by a name: the one that has it, else those of like names."""
         if name in self.header:
             return [name]
-        found = [column for column in self.header if _plain(column) == name]
+        found = [column for column in self.header if column and _plain(column) == _plain(name)]
         also = set(map(_plain, _ALSO_CALLED.get(name, "").split(",")))
         return found or [column for column in self.header if column and _plain(column) in also]
 

@@ -169,3 +169,28 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
         assert read() in ({"x.png": 0, "y.png": 1}, {"b": 1, "a": 1})
         writer.join()
         pipe.unlink()
+
+
+def test_groups_of_images(tmp_path: Path) -> None:
+    """A column of groups goes with each image, whatever else the table has; a name may lack its suffix."""
+    path = write(tmp_path / "l.csv", "image;nv;mel;df;Patient-ID\na;1;0;0; P7 \nb;0;1;0;P7\nc;0;0;1;9\n")
+    loaded = load_labels(path, NAMES, group="patient_id")
+    assert loaded.groups == {"a": "P7", "b": "P7", "c": "9"}
+    assert loaded.match_groups(["c.png", "a.png", "z.png"]) == {"a.png": "P7", "c.png": "9"}
+    assert load_labels(path, NAMES).match_groups(["a.png"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,label\na,nv\n", "has no column 'lesion' to group images by; its columns are image, label$"),
+        ("image,label,Lesion,LESION\na,nv,1,2\n", "has two columns 'lesion' to group images by"),
+        ("image,label,lesion\na,nv,1\nb,nv,\n", "line 3: lesion is empty; give each image a group"),
+    ],
+)
+def test_groups_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    """A column that is not there, or twice, and an image without a group are refused in one line."""
+    with pytest.raises(LabelsError, match=message):
+        load_labels(write(tmp_path / "l.csv", text), NAMES, group="lesion")
+    with pytest.raises(LabelsError, match="a folder of class folders has no column 'lesion'"):
+        load_labels(folder(tmp_path / "val", "nv/a.png"), NAMES, group="lesion")

@@ -203,3 +203,9 @@ def test_of_equal_temperatures_the_own_one_is_chosen(place: Path) -> None:
     options = TuningOptions(eps_grid=(RIGHT_EPS,), temperatures=(1, 1000, 10), rule=SelectionRule(repeats=1))
     tuning = tune(*prepared(place), options=options)
     assert (tuning.choice.eps, tuning.choice.temperature) == (RIGHT_EPS, 1000)
+
+
+def test_groups_that_the_images_do_not_have(place: Path) -> None:
+    """Images that were found without the column that the options name are refused, not taken as independent."""
+    with pytest.raises(SettingsError, match="group is 'lesion', but the images were found with group None"):
+        tune(*prepared(place), options=TuningOptions(eps_grid=(0.01,), group="lesion"))
