@@ -8,10 +8,10 @@ from pathlib import Path
 
 from imbalance_perturb.data.labels import check_all_labelled, load_labels
 from imbalance_perturb.errors import PredictionsError, first_few
-from imbalance_perturb.evaluation.class_files import load_costs, load_shares
 from imbalance_perturb.evaluation.groups import Groups
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions, evaluate
 from imbalance_perturb.evaluation.results import Evaluation
+from imbalance_perturb.method.class_files import load_costs, load_shares
 from imbalance_perturb.method.counts import ClassCounts, load_class_counts
 from imbalance_perturb.predictions.predicted_classes import Predictions, load_predictions
 from imbalance_perturb.predictions.run_file import RunFile, check_same_counts, load_run_of, run_path

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from imbalance_perturb.errors import first_few
 from imbalance_perturb.evaluation.calibration import calibrate, mix_note
-from imbalance_perturb.evaluation.class_files import parse_costs, parse_shares
 from imbalance_perturb.evaluation.costs import expected_costs
 from imbalance_perturb.evaluation.predictive_values import predictive_values, stated_shares
 from imbalance_perturb.evaluation.significance import adjust_by_holm
+from imbalance_perturb.method.class_files import parse_costs, parse_shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -108,13 +108,21 @@ def test_a_recipe_has_the_prior_as_a_file_or_a_table(workplace: Workplace) -> No
     ("options", "message", "code"),
     [
         (("--prior", '{"a": 0.5, "b": 0.5}'), "missing c, d; unknown none", 2),
-        (("--prior", '{"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}'), "the prior's shares sum to 2; expected 1", 2),
+        (
+            ("--prior", '{"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}'),
+            "prior: the shares sum to 2; shares of all images sum to 1",
+            2,
+        ),
         (("--prior", '{"a": 0, "b": 0.5, "c": 0.25, "d": 0.25}'), "expected balanced, a .json file, or a share", 2),
         (("--prior", '{"a": 0.5'), "is not JSON (line 1", 2),
         (("--prior", "none.json"), "none.json: cannot be read", 2),
         (("--prior", GIVEN, "--method", "tau-norm"), "takes no account of a prior", 2),
         (("--prior", GIVEN, "--target", "target.json"), "target is target.json, which says it all", 2),
-        (("--prior", '{"a": 900, "b": 90, "c": 30, "d": 3}'), "expected a number above 0, at most 1", 2),
+        (
+            ("--prior", '{"a": 900, "b": 90, "c": 30, "d": 3}'),
+            "prior: the shares sum to 1023; shares of all images sum to 1",
+            2,
+        ),
     ],
 )
 def test_what_is_no_prior_is_refused_in_one_line(

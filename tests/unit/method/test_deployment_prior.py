@@ -105,12 +105,12 @@ def test_a_prior_is_read_in_class_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"a": 0.5, "b": 0.5}, "the prior's classes are not those of the counts: missing c; unknown none"),
+        ({"a": 0.5, "b": 0.5}, "the shares are not of these classes: missing c; unknown none"),
         ({"a": 0.5, "b": 0.3, "c": 0.1, "d": 0.1}, "missing none; unknown d"),
-        ({"a": 0.5, "b": 0.5, "c": 0}, "the prior's share of class 'c' is 0; expected a number above 0"),
-        ({"a": 0.5, "b": 0.5, "c": True}, "the prior's share of class 'c' is True"),
-        ({"a": 0.5, "b": 0.3, "c": 0.1}, "the prior's shares sum to 0.9; expected 1"),
-        ([0.5, 0.3, 0.2], "the prior is list; expected {"),
+        ({"a": 0.5, "b": 0.5, "c": 0}, "the share of 'c' is 0; a correction is for shares above 0"),
+        ({"a": 0.5, "b": 0.5, "c": True}, "the share of 'c' is True; expected a number"),
+        ({"a": 0.5, "b": 0.3, "c": 0.1}, "the shares sum to 0.9; shares of all images sum to 1"),
+        ([0.5, 0.5], "the shares have 2 entries for 3 classes"),
     ],
 )
 def test_what_is_no_prior_is_refused(tmp_path: Path, data: object, message: str) -> None:

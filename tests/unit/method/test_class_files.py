@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imbalance_perturb.errors import SettingsError
-from imbalance_perturb.evaluation.class_files import load_costs, load_shares, parse_costs, parse_shares
+from imbalance_perturb.method.class_files import load_costs, load_shares, parse_costs, parse_shares
 
 NAMES = ("nv", "mel", "df")
 
