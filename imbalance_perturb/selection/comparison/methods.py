@@ -30,8 +30,9 @@ METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, OFFSETS, EFFECTIVE_PRIOR, RAN
 #: What a real effect must beat; they move the input by the eps that was chosen for `perturb`.
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
 
-#: Strengths of logit adjustment and of tau-normalisation: 1 is the full correction of either.
-TAU_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+#: Strengths of logit adjustment and of tau-normalisation: 1 is the full correction of either. Where accuracy may hardly
+#: fall, the small ones decide.
+TAU_GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 
 #: The free parameters that each method has.
 PARAMETERS: dict[str, tuple[str, ...]] = {
