@@ -142,8 +142,9 @@ def test_no_interval_and_no_test_takes_images_as_independent() -> None:
     """By groups of like images every interval of the result is wider and every test another."""
     labels, base, perturbed, _ = (column[:300] for column in simulate(size=1))
     columns = [np.repeat(column, 8) for column in (labels, base, perturbed)]
-    alone = evaluate(*columns, COUNTS).to_dict()
-    grouped = evaluate(*columns, COUNTS, groups=np.repeat(np.arange(300), 8)).to_dict()
+    costs = np.array([[0.0, 1, 2], [5, 0, 1], [9, 4, 0]])
+    alone = evaluate(*columns, COUNTS, costs=costs).to_dict()
+    grouped = evaluate(*columns, COUNTS, costs=costs, groups=np.repeat(np.arange(300), 8)).to_dict()
     seen = 0
 
     def walk(first: Any, second: Any) -> None:
@@ -164,7 +165,7 @@ def test_no_interval_and_no_test_takes_images_as_independent() -> None:
             walk(entry, second[key])
 
     walk(alone, grouped)
-    assert seen >= 20
+    assert seen >= 40
     assert grouped["group"] == {"column": "groups", "groups": 300, "largest": 8}
     assert alone["group"] is None
 
@@ -305,3 +306,23 @@ def test_fewer_resamples_are_said() -> None:
         f"with so many different groups the intervals of means rest on fewer resamples: {found.resamples:,} for a"
         " difference",
     )
+
+
+def test_predictive_values_and_costs_of_groups_of_one_image() -> None:
+    """Specificity, PPV, NPV and costs have the intervals of independent images where each image is a group."""
+    labels, base, perturbed, _ = simulate(number=400)
+    given: dict[str, Any] = {"prevalence": [0.7, 0.2, 0.1], "costs": np.array([[0.0, 1, 2], [5, 0, 1], [9, 4, 0]])}
+    alone = evaluate(labels, base, perturbed, COUNTS, **given)
+    grouped = evaluate(labels, base, perturbed, COUNTS, groups=np.arange(len(labels)), **given)
+    pairs = []
+    for one, other in ((alone.base, grouped.base), (alone.perturbed, grouped.perturbed)):
+        for first, second in zip(one.per_class, other.per_class, strict=True):
+            assert (first.values.ppv, first.values.npv) == (second.values.ppv, second.values.npv)
+            names = [f"{name}_interval" for name in ("specificity", "ppv", "npv")]
+            pairs += [(getattr(first.values, name), getattr(second.values, name)) for name in names]
+    assert alone.costs is not None
+    assert grouped.costs is not None
+    pairs += [(alone.costs.intervals[kind], grouped.costs.intervals[kind]) for kind in ("base", "perturbed")]
+    for first, second in pairs:
+        width = first.high - first.low
+        assert (first.low, first.high) == pytest.approx((second.low, second.high), abs=0.12 * width)
