@@ -127,10 +127,10 @@ def shares_text(evaluation: Evaluation) -> str:
 
 
 def independence_text(group: Grouping | None) -> str:
-    """What intervals and tests take as independent, as a clause."""
+    """What intervals and tests take as independent, in a sentence."""
     if group is None:
-        return "images are taken as independent; --group COLUMN if several show the same patient or lesion"
-    return f"intervals and tests by {group.groups:,} groups of {group.column}"
+        return "Images are taken as independent; --group COLUMN if several show the same patient or lesion."
+    return f"Intervals and tests are by {group.groups:,} groups of {group.column}."
 
 
 def changes_sentence(evaluation: Evaluation) -> str:

@@ -203,7 +203,7 @@ def test_groups_in_folds_intervals_and_tests(workplace: Workplace, digits: Path,
     assert finished.code == 0, finished.err
     data = json.loads(Path("compare.json").read_text())
     assert data["group"] == {"column": "writer", "groups": -(-data["n"] // 8), "largest": 8}
-    text = f"intervals and tests by {data['group']['groups']:,} groups of writer"
+    text = f"Intervals and tests are by {data['group']['groups']:,} groups of writer"
     assert text in finished.out
     assert text in Path("c.html").read_text()
     assert {data["methods"]["la"]["difference"][name]["test"] for name in ("mcr", "scr", "accuracy")} == {

@@ -544,8 +544,8 @@ def test_by_groups_of_a_column(folder: Folder) -> None:
     )
     assert found["difference"]["accuracy"]["test"] == "paired permutation of groups"
     for arguments, text in (
-        ((), "images are taken as independent; --group COLUMN if several show the same"),
-        (("--group", "Lesion ID"), "intervals and tests by 5 groups of Lesion ID"),
+        ((), "Images are taken as independent; --group COLUMN if several show the same"),
+        (("--group", "Lesion ID"), "Intervals and tests are by 5 groups of Lesion ID"),
     ):
         finished = folder.run("--labels", "labels.csv", "--report", "r.html", *arguments)
         assert text in finished.out

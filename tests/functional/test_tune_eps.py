@@ -240,13 +240,13 @@ def test_groups_stay_in_a_fold_and_widen_what_is_said(place: Workplace) -> None:
         writer = csv.writer(stream)
         writer.writerow(["image", "label", "lesion"])
         writer.writerows([(*row, f"{row[1]}{index // 3}") for index, row in enumerate(rows)])
-    alone, text = place.run(*TUNE, *GRID, "-o", "alone.json"), "intervals and tests by 20 groups of lesion"
+    alone, text = place.run(*TUNE, *GRID, "-o", "alone.json"), "Intervals and tests are by 20 groups of lesion"
     finished = place.run(*TUNE, *GRID, "--labels", "val.csv", "--group", "lesion", "--report", "r.html")
     assert finished.code == 0, finished
     assert text in finished.out
     assert text in (place.folder / "r.html").read_text()
     assert "of whole groups" in (place.folder / "r.html").read_text()
-    assert "images are taken as independent; --group COLUMN" in alone.out
+    assert "Images are taken as independent; --group COLUMN" in alone.out
     data, other = (json.loads((place.folder / name).read_text()) for name in ("tune-eps.json", "alone.json"))
     assert (other["group"], data["group"]) == (None, {"column": "lesion", "groups": 20, "largest": 3})
     assert [row["mcr"] for row in data["sweep"]] == [row["mcr"] for row in other["sweep"]]
