@@ -1,4 +1,4 @@
-"""The checkpoints on the paper's data set: the table of the README, from the real commands.
+"""The checkpoints on the paper's data set: MCR, SCR and accuracy at the paper's eps, from the real commands.
 
     python examples/skin7/reproduce.py SHARED
 
@@ -28,7 +28,7 @@ MODELS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Reproduce the README's table on Skin7.")
+    parser = argparse.ArgumentParser(description="Reproduce the checkpoints' figures on Skin7.")
     parser.add_argument("shared", type=Path, help="folder with data/skin7 and models")
     parser.add_argument("--eps", type=float, nargs="+", default=[0.001, 0.005])
     args = parser.parse_args()

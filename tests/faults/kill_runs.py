@@ -119,7 +119,9 @@ def _run_child(task: Task) -> tuple[int, str]:
             time.sleep(task.kill_after)
             os.kill(child, task.number)
         if task.kill_when is not None:
-            while _rows_done(Path(task.kill_when)) == 0:
+            # On a busy machine a run may be through before it is looked at again; its exit code then tells.
+            ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while _rows_done(Path(task.kill_when)) == 0 and os.waitid(os.P_PID, child, ended) is None:
                 time.sleep(0.002)
             os.kill(child, task.number)
         _, status = os.waitpid(child, 0)
