@@ -54,7 +54,7 @@ def shares(
     run: RunOptions,
     common: CommonOptions,
 ) -> None:
-    """Estimate the class shares of unlabelled images, with 95 % intervals; --prior takes the file.
+    """Estimate the class shares of unlabelled images, with 95% intervals; --prior takes the file.
 
     By expectation-maximisation (Saerens et al. 2002) from the plain model, one pass an image. It assumes that only the
     class shares differ from training, and that the model's probabilities are calibrated to the class mix of COUNTS.

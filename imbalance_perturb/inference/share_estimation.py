@@ -54,7 +54,7 @@ class SharesOptions:
 class ClassShares:
     """Class shares among ``images`` usable images.
 
-    ``shares`` and ``training``: for each class its share here and in training, from 0 to 1; ``intervals``: 95 %
+    ``shares`` and ``training``: for each class its share here and in training, from 0 to 1; ``intervals``: 95%
     (low, high) for each class, of ``resamples`` resamples. ``errors``: reason by name for the images that failed.
     ``warnings``: what the images as a whole give to think about.
     """

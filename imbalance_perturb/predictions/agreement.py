@@ -77,7 +77,7 @@ class Agreement:
 
     @property
     def disagreement_at_most(self) -> float | None:
-        """Largest share of differing labels that the sample leaves room for (Clopper-Pearson, 95 %, one-sided)."""
+        """Largest share of differing labels that the sample leaves room for (Clopper-Pearson, 95%, one-sided)."""
         differ = self.sampled - self.agreed
         if not self.sampled or differ == self.sampled:
             return 1.0 if self.sampled else None

@@ -48,7 +48,7 @@ def test_values_are_those_of_scikit_learn(shares: list[float] | None) -> None:
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    """Of 300 test sets with few images of a rare class, about 95 % of its intervals hold the true values."""
+    """Of 300 test sets with few images of a rare class, about 95% of its intervals hold the true values."""
     random = np.random.default_rng(1)
     shares, labels = np.array([0.9, 0.07, 0.03]), np.repeat(np.arange(3), [300, 60, 20])
     right, given = shares[2] * RATES[2, 2], float(shares @ RATES[:, 2])

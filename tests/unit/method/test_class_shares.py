@@ -88,7 +88,7 @@ def test_a_resample_is_the_estimate_of_the_images_drawn(monkeypatch: pytest.Monk
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """With exact posteriors, 95 % percentile intervals hold the true share in about 95 % of 120 draws of images."""
+    """With exact posteriors, 95% percentile intervals hold the true share in about 95% of 120 draws of images."""
     training, truth = np.array([0.8, 0.15, 0.05]), np.array([0.3, 0.3, 0.4])
     inside = []
     for seed in range(120):
