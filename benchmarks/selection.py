@@ -169,13 +169,14 @@ def regrets(design: Design, size: int, sets: int, random: np.random.Generator) -
         for tau in TAU_GRID
     ]
     truth = np.stack([weights @ hits for _, hits in both], axis=1)  # (sets, taus, K)
-    taken = []
-    for index, sample in enumerate(samples):
-        tau = choose_among(of_tau[0].subset(sample), UNTESTED, random).chosen
-        eps = choose_among(both[tau][0].subset(sample), TESTED, random).chosen
-        taken.append((truth[index, tau, eps], eps == 0))
-    lacks, none = np.array(taken, dtype=np.float64).T
-    yield "eps + la", "the package's", np.stack([truth.mean(axis=0).max() - lacks, none], axis=1)
+    for name, then in (("the package's", TESTED), ("Brier, no test", UNTESTED)):
+        taken = []
+        for index, sample in enumerate(samples):
+            tau = choose_among(of_tau[0].subset(sample), UNTESTED, random).chosen
+            eps = choose_among(both[tau][0].subset(sample), then, random).chosen
+            taken.append((truth[index, tau, eps], eps == 0))
+        lacks, none = np.array(taken, dtype=np.float64).T
+        yield "eps + la", name, np.stack([truth.mean(axis=0).max() - lacks, none], axis=1)
 
 
 def _normalised(logits: Logits, index: int) -> torch.Tensor:

@@ -18,6 +18,11 @@ hypothesis.settings.load_profile("default")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: the last process does not work on alone while the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("skin7") is None)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder with the Skin7 images and checkpoints, which are not part of the project."""
