@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -25,7 +25,8 @@ def match_names(source: Path, labelled: Iterable[str], images: Sequence[str]) ->
     r"""Find the image that each label is of: the one of that name, or the only one that may be meant.
 
     A name may be written with ``\`` between folders, in the other of Unicode's two forms of an accent, with blanks
-    around it, or without the suffix.
+    around it, or without the suffix. Where no label is found so, and none has a folder, those of the images do not
+    count: a list of paths was predicted, and the labels are of file names.
 
     Args:
         source: where the labels are from.
@@ -39,22 +40,30 @@ def match_names(source: Path, labelled: Iterable[str], images: Sequence[str]) ->
     found = {name: name for name in labelled if name in known}
     others = [name for name in labelled if name not in known]
     if len(found) < len(known) and others:
-        forms = _Forms(images)
-        labels = {image: label for label, image in found.items()}
-        for name in others:
-            meant = forms.find(name)
-            if len(meant) > 1:
-                raise LabelsError(
-                    f"{source}: {printable(name)} may be {first_few(meant)}; write the name of the file, with suffix"
-                )
-            for image in meant:
-                if (before := labels.setdefault(image, name)) != name:
-                    raise LabelsError(
-                        f"{source}: {printable(before)} and {printable(name)} are both labels of {printable(image)};"
-                        " name each image once"
-                    )
-                found[name] = image
+        found |= _find_by_form(source, others, _Forms(images), found)
+        if not found and not any("/" in _fold(name) for name in others):
+            found = _find_by_form(source, others, _Forms(images, last_only=True), found)
     return NameMatch(found, len(labelled) - len(found))
+
+
+def _find_by_form(source: Path, others: Sequence[str], forms: _Forms, found: Mapping[str, str]) -> dict[str, str]:
+    """The image of each label that is of one, for labels that have no image of their very name."""
+    labels = {image: label for label, image in found.items()}
+    more = {}
+    for name in others:
+        meant = forms.find(name)
+        if len(meant) > 1:
+            raise LabelsError(
+                f"{source}: {printable(name)} may be {first_few(meant)}; write its whole name, with folders and suffix"
+            )
+        for image in meant:
+            if (before := labels.setdefault(image, name)) != name:
+                raise LabelsError(
+                    f"{source}: {printable(before)} and {printable(name)} are both labels of {printable(image)};"
+                    " name each image once"
+                )
+            more[name] = image
+    return more
 
 
 class ListedFiles:
@@ -98,13 +107,15 @@ class ListedFiles:
 
 
 class _Forms:
-    """Names by the forms in which they may be written."""
+    """Names by the forms in which they may be written, with ``last_only`` without their folders."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, last_only: bool = False) -> None:
         self._whole: defaultdict[str, list[str]] = defaultdict(list)
         self._stems: defaultdict[str, list[str]] = defaultdict(list)
         for name in names:
             folded = _fold(name)
+            if last_only:
+                folded = folded.rpartition("/")[2]
             self._whole[folded].append(name)
             self._stems[_stem(folded)].append(name)
 

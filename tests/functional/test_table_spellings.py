@@ -12,6 +12,7 @@ from PIL import Image
 
 import imbalance_perturb as ip
 from imbalance_perturb.data.image_files import find_images
+from imbalance_perturb.data.image_names import NameMatch, match_names
 from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, LabelsError
 from tests.functional.conftest import SMALL, Workplace
@@ -174,8 +175,22 @@ def test_a_stem_of_two_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,label\na,nv\n")
     with pytest.raises(ImageFolderError, match=r"a may be a\.jpg, a\.png; write the name of the file"):
         find_images(tmp_path / "t.csv")
-    with pytest.raises(LabelsError, match=r"a may be a\.jpg, a\.png; write the name of the file"):
+    with pytest.raises(LabelsError, match=r"a may be a\.jpg, a\.png; write its whole name, with folders and suffix"):
         find_labelled_images(tmp_path, tmp_path / "t.csv", CLASSES)
+
+
+def test_labels_of_file_names_are_found_whatever_the_folders(tmp_path: Path) -> None:
+    """Where no label has a folder and none is found as it is, those of the images do not count; two of a name do."""
+    images = ["/data/1/a.png", "/data/2/b.JPG", "3/c.png"]
+    source, found = Path("t.csv"), {"a.png": "/data/1/a.png", "b": "/data/2/b.JPG"}
+    assert match_names(source, ["a.png", "b", "z.png"], images) == NameMatch(found, 1)
+    # A name that is found, or has a folder, says that names are whole.
+    assert match_names(source, ["3/c.png", "a.png"], images) == NameMatch({"3/c.png": "3/c.png"}, 1)
+    assert match_names(source, ["x/a.png", "b"], images) == NameMatch({}, 2)
+    with pytest.raises(LabelsError, match=r"^t.csv: a.png may be /data/1/a.png, 4/a.png; write its whole name"):
+        match_names(source, ["a.png"], [*images, "4/a.png"])
+    with pytest.raises(LabelsError, match=r"a.png and a are both labels of /data/1/a.png; name each image once"):
+        match_names(source, ["a.png", "a"], images)
 
 
 def test_a_name_that_a_file_has_is_that_file(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def test_images_without_a_label_are_counted_and_named(place: Path) -> None:
     (place / "labels.csv").write_text("image,label\na/1.png,a\n")
     with pytest.raises(LabelsError, match=r"no label for 2 of 3 images in .*val \(first: a/2.png, b/3.png\); label"):
         find_labelled_images(place / "val", place / "labels.csv", CLASSES)
-    (place / "labels.csv").write_text("image,label\n1.png,a\n")
-    with pytest.raises(LabelsError, match=r"the labels name images like 1\.png: names must be the same"):
+    (place / "labels.csv").write_text("image,label\nval/1.png,a\n")
+    with pytest.raises(LabelsError, match=r"the labels name images like val/1\.png: names must be the same"):
         find_labelled_images(place / "val", place / "labels.csv", CLASSES)
 
 
