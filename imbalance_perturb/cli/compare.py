@@ -80,7 +80,7 @@ def compare(
         Option(
             "--tau-grid",
             metavar="T,T,...",
-            help="Strengths of la, p2p and tau-norm to try, likewise. (default: 12 from 0 to 4)",
+            help="Strengths of la, p2p and tau-norm to try, likewise. (default: 17 from 0 to 4)",
         ),
     ] = None,
     objective: Annotated[

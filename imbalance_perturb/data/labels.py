@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,14 @@ from imbalance_perturb.method.counts import ClassCounts
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
+class MatchedLabels(NamedTuple):
+    """The class index of each image that has a label, the number of labels that are of none, and the images' groups."""
+
+    classes: dict[str, int]
+    unused: int
+    groups: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Labels:
     """The class index of each image that ``source`` labels, and what was taken for what to read it.
@@ -40,24 +49,16 @@ class Labels:
     notes: tuple[str, ...] = ()
     groups: dict[str, str] = field(default_factory=dict)
 
-    def match(self, images: Sequence[str]) -> tuple[dict[str, int], int]:
+    def match(self, images: Sequence[str]) -> MatchedLabels:
         """Give the labels the names of N distinct images, as :func:`match_names` finds them.
-
-        Returns:
-            the class index of each image that has a label, and the number of labels that are of none.
 
         Raises:
             LabelsError: if it is not plain which image is meant.
         """
         found = match_names(self.source, self.by_image, images)
-        return {image: self.by_image[label] for label, image in found.names.items()}, found.unused
-
-    def match_groups(self, images: Sequence[str]) -> dict[str, str]:
-        """The group of each of N distinct images that has a label, as :meth:`match` finds them; none without groups."""
-        if not self.groups:
-            return {}
-        found = match_names(self.source, self.by_image, images)
-        return {image: self.groups[label] for label, image in found.names.items()}
+        classes = {image: self.by_image[label] for label, image in found.names.items()}
+        groups = {image: self.groups[label] for label, image in found.names.items()} if self.groups else {}
+        return MatchedLabels(classes, found.unused, groups)
 
 
 def load_labels(path: str | Path, names: Sequence[str], *, group: str | None = None) -> Labels:
@@ -265,7 +266,7 @@ def find_labelled_images(
     """
     images = find_images(path)
     loaded = load_labels(path if labels is None else labels, classes, group=group)
-    found, unused = loaded.match(images.names)
+    found, unused, groups = loaded.match(images.names)
     check_all_labelled(loaded, found, images.names, f"images in {path}", "label them, or leave them out")
     return LabelledImages(
         images,
@@ -273,5 +274,5 @@ def find_labelled_images(
         unused,
         loaded.notes,
         group,
-        loaded.match_groups(images.names),
+        groups,
     )

@@ -81,7 +81,7 @@ def draw_changed(predictions: str | Path, labels: str | Path, number: int, seed:
         )
     run = load_run_of(predictions)
     loaded = load_labels(labels, run.class_counts.names)
-    truth, _ = loaded.match([normal_path(name) for name in iter_images(predictions)])
+    truth = loaded.match([normal_path(name) for name in iter_images(predictions)]).classes
     names = run.class_counts.names
     gained, lost = list[ChangedImage](), list[ChangedImage]()
     for row in _iter_changed(predictions, run.layout.corrected):

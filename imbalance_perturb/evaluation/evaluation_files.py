@@ -55,11 +55,10 @@ def evaluate_files(
     prices = None if costs is None else load_costs(costs, class_counts.names)
     found = load_predictions(predictions, class_counts.names)
     loaded = load_labels(labels, class_counts.names, group=group)
-    truth, unused = loaded.match((*found.images, *found.failed))
+    truth, unused, of_group = loaded.match((*found.images, *found.failed))
     scored = found.select([image in truth for image in found.images])
     if not scored.images:
         check_all_labelled(loaded, truth, found.images, "predicted images", "label them, or predict what is labelled")
-    of_group = loaded.match_groups((*found.images, *found.failed))
     evaluation = evaluate(
         [truth[image] for image in scored.images],
         scored.base_preds,

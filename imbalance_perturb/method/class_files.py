@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,7 @@ def load_shares(path: str | Path, names: Sequence[str]) -> Floats:
     Raises:
         SettingsError: naming the file and what is wrong with it.
     """
-    try:
-        return parse_shares(read_json(Path(path), _SHARES, SettingsError), names)
-    except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+    return _load(path, _SHARES, parse_shares, names)
 
 
 def load_costs(path: str | Path, names: Sequence[str]) -> Floats:
@@ -82,8 +79,14 @@ def load_costs(path: str | Path, names: Sequence[str]) -> Floats:
     Raises:
         SettingsError: naming the file and what is wrong with it.
     """
+    return _load(path, _COSTS, parse_costs, names)
+
+
+def _load(
+    path: str | Path, expected: str, parse: Callable[[object, Sequence[str]], Floats], names: Sequence[str]
+) -> Floats:
     try:
-        return parse_costs(read_json(Path(path), _COSTS, SettingsError), names)
+        return parse(read_json(Path(path), expected, SettingsError), names)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
 

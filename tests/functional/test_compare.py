@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from imbalance_perturb.data.demo_files import write_demo
+from imbalance_perturb.selection.comparison.methods import TAU_GRID
 from tests.functional.conftest import SMALL, Finished, Workplace
 
 #: The columns of the demonstration that its model was trained with.
@@ -216,3 +217,9 @@ def test_groups_in_folds_intervals_and_tests(workplace: Workplace, digits: Path,
     assert json.loads(Path("compare.json").read_text())["group"]["column"] == "writer"
     tested = ("--test", str(digits / "images"), "--test-labels", str(digits / "labels.csv"))
     assert "has no column 'writer'" in compare(workplace, digits, *QUICK, *more, *tested).err
+
+
+def test_the_help_says_how_many_tau_are_tried(workplace: Workplace) -> None:
+    """The number in the help of --tau-grid is that of the grid."""
+    text = " ".join(workplace.run("compare", "--help").out.replace("│", " ").split())
+    assert f"(default: {len(TAU_GRID)} from 0 to {TAU_GRID[-1]:g})" in text

@@ -176,8 +176,8 @@ def test_groups_of_images(tmp_path: Path) -> None:
     path = write(tmp_path / "l.csv", "image;nv;mel;df;Patient-ID\na;1;0;0; P7 \nb;0;1;0;P7\nc;0;0;1;9\n")
     loaded = load_labels(path, NAMES, group="patient_id")
     assert loaded.groups == {"a": "P7", "b": "P7", "c": "9"}
-    assert loaded.match_groups(["c.png", "a.png", "z.png"]) == {"a.png": "P7", "c.png": "9"}
-    assert load_labels(path, NAMES).match_groups(["a.png"]) == {}
+    assert loaded.match(["c.png", "a.png", "z.png"]).groups == {"a.png": "P7", "c.png": "9"}
+    assert load_labels(path, NAMES).match(["a.png"]).groups == {}
 
 
 @pytest.mark.parametrize(
