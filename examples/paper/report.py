@@ -21,6 +21,7 @@ from examples.paper.results import FIGURES, Cell, by_row, finished, gain, mean_s
 
 TABLE_2 = Path(__file__).with_name("table2.csv")
 NAMES = {"resnet50": "ResNet50", "mobilenet_v2": "MobileNetV2", "densenet169": "DenseNet169"}
+TIE = 1e-12  # figures are shares of whole images
 Rows = dict[tuple[str, str, str], list[Cell]]
 
 
@@ -90,59 +91,46 @@ def with_sd(paper: dict[str, str], name: str) -> str:
     return paper[name] + (f" ({paper[name + '_sd']})" if paper[name + "_sd"] else "")
 
 
+def having(rows: Rows, part: str) -> Rows:
+    """The rows whose cells were all scored on a part."""
+    return {row: cells for row, cells in rows.items() if all(part in cell.parts for cell in cells)}
+
+
 def counts_of_gains(rows: Rows) -> str:
     """In how many rows the correction raises MCR and SCR, with Wilson intervals: the paper says all."""
     lines = ["## Rows in which the correction raises the figure (the paper: all of them)", ""]
-    lines += [
-        row_of(["part", "eps", "figure", "rows", "raised", "95%", "cells raised, equal, lowered"]),
-        row_of(["---"] * 7),
-    ]
-    for part in parts_of(rows):
-        where, eps = part.split("-")
-        for figure in FIGURES:
-            means = [gain(cells, part, figure).mean for cells in rows.values()]
-            raised = sum(value > 1e-12 for value in means)
+    head = ["part", "eps", "figure", "rows", "raised", "95%", "cells raised, equal, lowered"]
+    lines += [row_of(head), row_of(["---"] * len(head))]
+    for part in ("test-paper", "test-tuned", "official-paper", "official-tuned"):
+        scored = having(rows, part)
+        for figure in FIGURES if scored else ():
+            means = [gain(cells, part, figure).mean for cells in scored.values()]
+            raised = sum(value > TIE for value in means)
             interval = stats.binomtest(raised, len(means)).proportion_ci(method="wilson")
-            single = [cell.parts[part].gain(figure) for cells in rows.values() for cell in cells]
-            signs = [
-                sum(v > 1e-12 for v in single),
-                sum(abs(v) <= 1e-12 for v in single),
-                sum(v < -1e-12 for v in single),
-            ]
+            single = [cell.parts[part].gain(figure) for cells in scored.values() for cell in cells]
+            signs = [sum(v > TIE for v in single), sum(abs(v) <= TIE for v in single), sum(v < -TIE for v in single)]
             share = f"{100 * interval.low:.0f} to {100 * interval.high:.0f}%"
-            lines.append(row_of([where, eps, figure, str(len(means)), str(raised), share, ", ".join(map(str, signs))]))
+            lines.append(
+                row_of([*part.split("-"), figure, str(len(means)), str(raised), share, ", ".join(map(str, signs))])
+            )
     return "\n".join(lines)
-
-
-def parts_of(rows: Rows) -> list[str]:
-    """The parts that all cells have."""
-    cells = [cell for row in rows.values() for cell in row]
-    return [
-        p
-        for p in ("test-paper", "test-tuned", "official-paper", "official-tuned")
-        if all(p in cell.parts for cell in cells)
-    ]
 
 
 def gains(rows: Rows, where: str) -> str:
     """The gain of each row on the folds (`test`) or the official test set, with interval and paired test over folds."""
-    if f"{where}-paper" not in parts_of(rows):
+    scored = having(having(rows, f"{where}-paper"), f"{where}-tuned")
+    if not scored:
         return ""
     named = {"test": "the test folds", "official": "the official test set"}[where]
     lines = [f"## Gains on {named}, in points: mean over folds (95%; p over folds)", ""]
-    head = ["backbone", "training", "eps", *(f"plain {f}" for f in FIGURES), *FIGURES]
+    head = ["data set", "backbone", "training", "eps", *(f"plain {f}" for f in FIGURES), *FIGURES]
     lines += [row_of(head), row_of(["---"] * len(head))]
-    for (_, backbone, training), cells in rows.items():
+    for (data, backbone, training), cells in scored.items():
         for part in (f"{where}-paper", f"{where}-tuned"):
-            eps = (
-                ", ".join(f"{cell.parts[part].eps:g}" for cell in cells)
-                if part.endswith("tuned")
-                else f"{cells[0].parts[part].eps:g}"
-            )
+            eps = ", ".join(dict.fromkeys(f"{cell.parts[part].eps:g}" for cell in cells))
             plain = [mean_sd([cell.parts[part].base[figure] for cell in cells]) for figure in FIGURES]
-            lines.append(
-                row_of([NAMES[backbone], training.upper(), eps, *plain, *(in_points(cells, part, f) for f in FIGURES)])
-            )
+            found = [in_points(cells, part, figure) for figure in FIGURES]
+            lines.append(row_of([data, NAMES[backbone], training.upper(), eps, *plain, *found]))
     return "\n".join(lines)
 
 
@@ -156,9 +144,9 @@ def methods(rows: Rows) -> str:
     """`compare`'s methods beside the correction: chosen on the validation part, scored on the test part."""
     names = list(dict.fromkeys(name for cells in rows.values() for cell in cells for name in cell.methods))
     lines = ["## Other corrections after training: MCR / SCR / accuracy in per cent, mean over folds", ""]
-    lines += [row_of(["backbone", "training", *names]), row_of(["---"] * (len(names) + 2))]
-    for (_, backbone, training), cells in rows.items():
-        line = [NAMES[backbone], training.upper()]
+    lines += [row_of(["data set", "backbone", "training", *names]), row_of(["---"] * (len(names) + 3))]
+    for (data, backbone, training), cells in rows.items():
+        line = [data, NAMES[backbone], training.upper()]
         for name in names:
             found = [cell.methods[name] for cell in cells if cell.methods.get(name, {}).get("available")]
             values = (
