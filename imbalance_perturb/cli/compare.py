@@ -13,6 +13,7 @@ from imbalance_perturb.cli.handover import hand_over
 from imbalance_perturb.cli.narration import Narrator
 from imbalance_perturb.cli.options import (
     SOME_FAILED,
+    ChoiceOptions,
     CommonOptions,
     CountsArgument,
     DebiasOptions,
@@ -83,24 +84,11 @@ def compare(
             help="Strengths of la, p2p and tau-norm to try, likewise. (default: 17 from 0 to 4)",
         ),
     ] = None,
-    objective: Annotated[
-        str, Option("--objective", metavar="NAME", help="What parameters are chosen for: mcr | scr | worst | gmean.")
-    ] = "mcr",
-    max_accuracy_drop: Annotated[
-        float | None,
-        Option("--max-accuracy-drop", metavar="SHARE", help="Largest loss of accuracy in the choice. (default: any)"),
-    ] = None,
-    significance: Annotated[
-        float,
-        Option("--significance", help="Largest p-value of a gain by eps that is believed, adjusted for all attempts."),
-    ] = 0.05,
-    folds: Annotated[int, Option("--folds", help="Parts of the cross-validation.")] = 5,
-    repeats: Annotated[int, Option("--repeats", help="Partings of the cross-validation.")] = 10,
-    seed: Annotated[int, Option("--seed", help="Of partings and resampling.")] = 0,
     confidence_level: Annotated[float, Option("--confidence-level", help="Of all intervals.")] = 0.95,
     out: Annotated[Path, Option("--out", "-o", metavar="FILE", help="JSON file to write.")] = Path("compare.json"),
     report: Annotated[Path | None, Option("--report", metavar="FILE", help="HTML page to write.")] = None,
     no_recipe: Annotated[bool, Option("--no-recipe", help="Leave the recipe as it is.")] = False,
+    choice: ChoiceOptions,
     model_options: ModelOptions,
     preprocess: PreprocessOptions,
     debias: DebiasOptions,
@@ -134,21 +122,12 @@ def compare(
     from imbalance_perturb.selection.comparison.method_comparison import ComparisonFiles, compare_methods
     from imbalance_perturb.selection.comparison.methods import METHODS, TAU_GRID, ComparisonOptions
     from imbalance_perturb.selection.comparison.results import applied_debias
-    from imbalance_perturb.selection.rule import SelectionRule
 
-    rule = SelectionRule(
-        objective=objective,
-        max_accuracy_drop=max_accuracy_drop,
-        significance=significance,
-        folds=folds,
-        repeats=repeats,
-        seed=seed,
-    )
     options = ComparisonOptions(
         methods=METHODS if methods is None else parse_list("methods", methods, str.strip),
         eps_grid=None if eps_grid is None else parse_list("eps-grid", eps_grid),
         tau_grid=TAU_GRID if tau_grid is None else parse_list("tau-grid", tau_grid),
-        rule=rule,
+        rule=choice.rule(),
         level=confidence_level,
         group=group,
     )

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Optional, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
 from typer import Argument, Option
 
 from imbalance_perturb.config.allowed import Flag
 from imbalance_perturb.config.declarations import Declaration, declarations
 from imbalance_perturb.config.settings import TABLES, ModelSettings, RunSettings
+
+if TYPE_CHECKING:
+    from imbalance_perturb.selection.rule import SelectionRule
 
 #: What the settings of ``[run]`` are declared as.
 RUN = declarations(RunSettings)
@@ -95,8 +98,52 @@ class RerunOptions:
     ] = False
 
 
+#: Their heading in the help.
+CHOICE_PANEL = "Choice"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceOptions:
+    """Options of every command that chooses parameters on labelled images."""
+
+    objective: Annotated[
+        str,
+        Option(
+            help="What to maximise: mcr (mean class recall) | scr (recall of the smallest class) | worst (recall of the"
+            " worst class) | gmean (geometric mean of the recalls).",
+            rich_help_panel=CHOICE_PANEL,
+        ),
+    ] = "mcr"
+    max_accuracy_drop: Annotated[
+        float | None,
+        Option(
+            metavar="X",
+            show_default=False,
+            help="Largest loss of accuracy, as a share: 0.01 is one point. (default: no limit)",
+            rich_help_panel=CHOICE_PANEL,
+        ),
+    ] = None
+    significance: Annotated[
+        float,
+        Option(
+            help="Largest p-value of a gain by eps that is believed, adjusted for the number of attempts; 1 believes"
+            " any.",
+            rich_help_panel=CHOICE_PANEL,
+        ),
+    ] = 0.05
+    folds: Annotated[int, Option(help="Parts held out in turn.", rich_help_panel=CHOICE_PANEL)] = 5
+    repeats: Annotated[int, Option(help="How often the images are split anew.", rich_help_panel=CHOICE_PANEL)] = 10
+    seed: Annotated[int, Option(help="Of splits, tests and resampling.", rich_help_panel=CHOICE_PANEL)] = 0
+
+    def rule(self) -> SelectionRule:
+        """The rule they say."""
+        from imbalance_perturb.selection.rule import SelectionRule
+
+        return SelectionRule(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
 #: The groups that are not of settings.
-OWN_GROUPS = (CommonOptions, RerunOptions)
+OWN_GROUPS = (CommonOptions, RerunOptions, ChoiceOptions)
 
 #: The groups that stand in recipes, and the tables of theirs.
 GROUPS: dict[type, str] = {

@@ -15,7 +15,9 @@ from imbalance_perturb.cli import terminal
 from imbalance_perturb.cli.handover import hand_over
 from imbalance_perturb.cli.narration import Narrator, describe_eps_space
 from imbalance_perturb.cli.options import (
+    CHOICE_PANEL,
     SOME_FAILED,
+    ChoiceOptions,
     CommonOptions,
     CountsArgument,
     DebiasOptions,
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from imbalance_perturb.selection.rule import SelectionRule
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
     from imbalance_perturb.selection.tuning.results import Tuning
-
-_PANEL = "Choice"
 
 
 @with_options
@@ -63,14 +63,6 @@ def tune_eps(
         ),
     ] = None,
     group: GroupOption = None,
-    objective: Annotated[
-        str,
-        Option(
-            help="What to maximise: mcr (mean class recall) | scr (recall of the smallest class) | worst (recall of the"
-            " worst class) | gmean (geometric mean of the recalls).",
-            rich_help_panel=_PANEL,
-        ),
-    ] = "mcr",
     costs: Annotated[
         Path | None,
         Option(
@@ -79,16 +71,7 @@ def tune_eps(
             show_default=False,
             help="JSON of what each prediction costs, {true class: {predicted class: cost}}: lower that, in place of"
             " --objective.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None,
-    max_accuracy_drop: Annotated[
-        float | None,
-        Option(
-            metavar="X",
-            show_default=False,
-            help="Largest loss of accuracy, as a share: 0.01 is one point. (default: no limit)",
-            rich_help_panel=_PANEL,
+            rich_help_panel=CHOICE_PANEL,
         ),
     ] = None,
     eps_grid: Annotated[
@@ -97,7 +80,7 @@ def tune_eps(
             metavar="A,B,...",
             show_default=False,
             help="Values of eps to try; 0 is always tried. (default: 13 around that of --eps auto)",
-            rich_help_panel=_PANEL,
+            rich_help_panel=CHOICE_PANEL,
         ),
     ] = None,
     temperatures: Annotated[
@@ -106,7 +89,7 @@ def tune_eps(
             metavar="A,B,...",
             show_default=False,
             help="Values of T to try. (default: that of --temperature)",
-            rich_help_panel=_PANEL,
+            rich_help_panel=CHOICE_PANEL,
         ),
     ] = None,
     losses: Annotated[
@@ -115,19 +98,9 @@ def tune_eps(
             metavar="A,B,...",
             show_default=False,
             help="Losses to try. (default: that of --loss)",
-            rich_help_panel=_PANEL,
+            rich_help_panel=CHOICE_PANEL,
         ),
     ] = None,
-    significance: Annotated[
-        float,
-        Option(
-            help="Largest p-value of a gain that is believed, adjusted for the number of attempts; 1 believes any.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = 0.05,
-    folds: Annotated[int, Option(help="Parts held out in turn.", rich_help_panel=_PANEL)] = 5,
-    repeats: Annotated[int, Option(help="How often the images are split anew.", rich_help_panel=_PANEL)] = 10,
-    seed: Annotated[int, Option(help="Of the parting and the test.", rich_help_panel=_PANEL)] = 0,
     out: Annotated[Path, Option("--out", "-o", metavar="FILE", help="JSON to write.")] = Path("tune-eps.json"),
     plot: Annotated[
         Path | None, Option("--plot", metavar="FILE", help="PNG to write: figures against eps and T.")
@@ -135,6 +108,7 @@ def tune_eps(
     report: Annotated[
         Path | None, Option("--report", metavar="FILE", help="HTML page to write, with plot and tables.")
     ] = None,
+    choice: ChoiceOptions,
     model_options: ModelOptions,
     preprocess: PreprocessOptions,
     debias: DebiasOptions,
@@ -148,18 +122,10 @@ def tune_eps(
     """
     from imbalance_perturb.files.writing import check_output
     from imbalance_perturb.selection.chosen_recipe import check_recipe
-    from imbalance_perturb.selection.rule import SelectionRule
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions, tune, tuned_debias
 
     _check_given(debias, temperatures, losses)
-    rule = SelectionRule(
-        objective=objective,
-        max_accuracy_drop=max_accuracy_drop,
-        significance=significance,
-        folds=folds,
-        repeats=repeats,
-        seed=seed,
-    )
+    rule = choice.rule()
     options = TuningOptions(**_lists(eps_grid, temperatures, losses), rule=rule, group=group)  # type: ignore[arg-type]
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     options = options if costs is None else replace(options, rule=_by_costs(rule, costs, settings.model))
