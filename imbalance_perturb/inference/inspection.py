@@ -10,7 +10,8 @@ from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.inference.acceleration.optimisation import Optimisation
 from imbalance_perturb.inference.execution import select_execution
-from imbalance_perturb.inference.pipeline import load_counts, load_probed, select_target
+from imbalance_perturb.inference.model_loading import load_counts, load_probed
+from imbalance_perturb.inference.pipeline import select_target
 from imbalance_perturb.models import ModelInfo, ProbeResult
 
 
