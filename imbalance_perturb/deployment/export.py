@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import fx
 
 import imbalance_perturb
 from imbalance_perturb.config.settings import PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.deployment.functional_network import make_functional
 from imbalance_perturb.deployment.onnx_files import NEEDED, check_packages, onnx_bytes, open_onnx
 from imbalance_perturb.deployment.program_files import make_program, program_bytes, read_program
-from imbalance_perturb.deployment.proof import Proof, make_trials, prove
+from imbalance_perturb.deployment.proof import Proof, TrialBatch, make_trials, prove
 from imbalance_perturb.deployment.tracing import Correction, select_outputs, trace
 from imbalance_perturb.errors import ModelFileError, ModelGradientError, SettingsError
 from imbalance_perturb.files.writing import check_output, write_whole
@@ -83,9 +89,9 @@ def export_classifier(
     check_output(path, SUFFIXES)
     if path.suffix.lower() == ".onnx":
         check_packages()
-    pipeline = load_pipeline(_settle(settings), None, exact=True, optimised=False)
+    pipeline = load_for_export(settings)
     progress.loaded(pipeline)
-    content, card, proof = _make(pipeline, path.suffix.lower(), pixels=options.with_preprocessing)
+    content, card, proof = make_file(trace_pipeline(pipeline, pixels=options.with_preprocessing), path.suffix.lower())
     write_whole(path, content)
     return ExportSummary(
         path=str(path),
@@ -98,8 +104,13 @@ def export_classifier(
     )
 
 
-def _settle(settings: Settings) -> Settings:
-    """The settings of the correction, on the CPU and in float32, as a file is."""
+def load_for_export(settings: Settings) -> Pipeline:
+    """Load what is to be exported, on the CPU and in float32, as a file is, and not rewritten for this machine.
+
+    Raises:
+        SettingsError: for settings that no file can have.
+        ImbperturbError: whatever is wrong with model or counts.
+    """
     debias, run = settings.debias, settings.run
     if debias.moves_input and isinstance(debias.eps, str):
         raise SettingsError(
@@ -111,35 +122,76 @@ def _settle(settings: Settings) -> Settings:
             f"precision is {run.precision} and close_calls_only {str(run.close_calls_only).lower()}; a file computes"
             " all images in float32: leave both out"
         )
-    return replace(settings, run=RunSettings(device="cpu", precision="fp32"))
+    settings = replace(settings, run=RunSettings(device="cpu", precision="fp32"))
+    return load_pipeline(settings, None, exact=True, optimised=False)
 
 
-def _make(pipeline: Pipeline, suffix: str, *, pixels: bool) -> tuple[bytes, CorrectedCard, Proof]:
-    """The file's bytes, its card, and the proof of it."""
+class Traced(NamedTuple):
+    """A pipeline as a graph: with the gradients among its outputs, and as the program that a file gets."""
+
+    pipeline: Pipeline
+    graph: fx.GraphModule
+    program: torch.export.ExportedProgram
+    trials: list[TrialBatch]
+    pixels: bool
+    any_size: bool
+
+
+def trace_pipeline(pipeline: Pipeline, *, pixels: bool = False) -> Traced:
+    """Trace a pipeline's model and correction, on the CPU and not rewritten for it.
+
+    Args:
+        pipeline: what :func:`load_pipeline` gave for no images.
+        pixels: whether the graph takes uint8 pixels.
+
+    Raises:
+        ModelFileError: naming what cannot be in such a graph.
+    """
     model, preprocessing = pipeline.model, pipeline.preprocessing
     with_pixels = preprocessing if pixels else None
     any_size = preprocessing.size is None and model.info.fixed_size is None
-    trials = make_trials(pipeline.input_shape, with_pixels)
-    try:
-        with full_precision(pipeline.execution.device):
-            correction = Correction(make_functional(model, trials[-1].x), pipeline.debiased, with_pixels)
-            graph = trace(correction, trials[-1].given, any_size=any_size)
-            program = make_program(select_outputs(graph, len(OUTPUTS)), trials[-1].given, any_size=any_size)
-            card = _describe(pipeline, suffix, pixels=pixels, any_size=any_size)
-            if suffix == ".onnx":
-                content, with_gradient = onnx_bytes(program, trials[-1].given, card)
-                gradient, file = open_onnx(with_gradient), open_onnx(content)
-            else:
-                content = program_bytes(program, card)
-                gradient, file = graph, read_program(content)
-            proof = prove(gradient, pipeline.debiased, trials, "the graph")
-            final = prove(file, pipeline.debiased, trials, "the file")
-    except (ModelFileError, ModelGradientError) as error:
-        raise type(error)(f"{model.info.path}: {error}; nothing was written") from error
+    trials = make_trials(pipeline.input_shape, with_pixels, any_size=any_size)
+    x = trials[0]  # the largest of the usual size
+    with _naming(pipeline):
+        correction = Correction(make_functional(model, x.x), pipeline.debiased, with_pixels)
+        graph = trace(correction, x.given, any_size=any_size)
+        program = make_program(select_outputs(graph, len(OUTPUTS)), x.given, any_size=any_size)
+    return Traced(pipeline, graph, program, trials, pixels, any_size)
+
+
+def make_file(traced: Traced, suffix: str) -> tuple[bytes, CorrectedCard, Proof]:
+    """Make the bytes of a ``.pt2`` or ``.onnx`` file, its card, and the proof of it.
+
+    Raises:
+        ModelFileError: if the graph cannot be written so.
+        ModelGradientError: if the file does not compute what the correction does.
+    """
+    trials, debiased = traced.trials, traced.pipeline.debiased
+    card = _describe(traced, suffix)
+    with _naming(traced.pipeline):
+        if suffix == ".onnx":
+            content, with_gradient = onnx_bytes(traced.program, trials[0].given, card)
+            gradient, file = open_onnx(with_gradient), open_onnx(content)
+        else:
+            content = program_bytes(traced.program, card)
+            gradient, file = traced.graph, read_program(content)
+        proof = prove(gradient, debiased, trials, "the graph")
+        final = prove(file, debiased, trials, "the file")
     return content, card, replace(final, signs_agreed=proof.signs_agreed)
 
 
-def _describe(pipeline: Pipeline, suffix: str, *, pixels: bool, any_size: bool) -> CorrectedCard:
+@contextmanager
+def _naming(pipeline: Pipeline) -> Iterator[None]:
+    """Inside: float32 alone, and a refusal names the model."""
+    try:
+        with full_precision(pipeline.execution.device):
+            yield
+    except (ModelFileError, ModelGradientError) as error:
+        raise type(error)(f"{pipeline.model.info.path}: {error}; nothing was written") from error
+
+
+def _describe(traced: Traced, suffix: str) -> CorrectedCard:
+    pipeline = traced.pipeline
     info, p = pipeline.model.info, pipeline.preprocessing
     classes = zip(pipeline.counts.names, pipeline.counts.counts, pipeline.target.tolist(), strict=True)
     packages = ("torch", "torchvision", *(NEEDED if suffix == ".onnx" else ()))
@@ -149,8 +201,8 @@ def _describe(pipeline: Pipeline, suffix: str, *, pixels: bool, any_size: bool) 
         schema=SCHEMA,
         input=CardInput(
             name="images",
-            dtype="uint8" if pixels else "float32",
-            shape=("batch", channels, *(("height", "width") if any_size else (height, width))),
+            dtype="uint8" if traced.pixels else "float32",
+            shape=("batch", channels, *(("height", "width") if traced.any_size else (height, width))),
         ),
         outputs=OUTPUTS,
         classes=tuple(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -56,14 +58,20 @@ def read_program(content: bytes) -> nn.Module:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Inside: no warnings and no log of torch's exporters, which speak of their own insides."""
-    import logging
+    """Inside: no warnings and no log of torch's exporters, which speak of their own insides, and no notes on where.
 
+    Those would be paths of the machine that it was made on, and taking them is most of an export's time.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    config: Any = torch.fx.config
+    traces = getattr(config, "do_not_emit_stack_traces", None)  # not in every version
+    config.do_not_emit_stack_traces = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+        if traces is not None:
+            config.do_not_emit_stack_traces = traces

@@ -15,8 +15,10 @@ from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
 
-#: Batch sizes that are tried: a graph may have taken the one that it was traced with for the only one.
-SIZES = (1, 2, 5)
+#: Batch sizes that are tried: a graph may have taken the one that it was traced with, the first, for the only one.
+SIZES = (5, 2, 1)
+#: By how much the height and width of a further batch differ, where any will do.
+OTHER_SIZE = (32, 64)
 
 #: Largest difference of a logit, relative to the largest logit, that counts as rounding in float32.
 TOLERANCE = 1e-3
@@ -54,16 +56,25 @@ class Proof:
     signs_agreed: float | None
 
 
-def make_trials(shape: tuple[int, int, int], preprocessing: Preprocessing | None) -> list[TrialBatch]:
-    """Make random batches of :data:`SIZES` of images (C, H, W): normalised, or pixels with what is made of them."""
+def make_trials(
+    shape: tuple[int, int, int], preprocessing: Preprocessing | None, *, any_size: bool
+) -> list[TrialBatch]:
+    """Make random batches of :data:`SIZES` of images (C, H, W): normalised, or pixels with what is made of them.
+
+    With ``any_size`` a batch of 2 of another size comes last.
+    """
+    channels, height, width = shape
     generator = torch.Generator().manual_seed(0)
+    shapes = [(n, channels, height, width) for n in SIZES]
+    if any_size:
+        shapes.append((2, channels, height + OTHER_SIZE[0], width + OTHER_SIZE[1]))
     trials = []
-    for n in SIZES:
+    for size in shapes:
         if preprocessing is None:
-            x = torch.randn(n, *shape, generator=generator)
+            x = torch.randn(size, generator=generator)
             trials.append(TrialBatch(x, x))
         else:
-            pixels = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
+            pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
             trials.append(TrialBatch(pixels, preprocessing.normalise(pixels)))
     return trials
 

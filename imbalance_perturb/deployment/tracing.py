@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.deployment.lowering import adaptive_avg_pool, lowering_table
+from imbalance_perturb.deployment.program_files import quietly
 from imbalance_perturb.errors import ModelFileError, first_line
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.perturbation import LossSpec, loss_direction, step
@@ -122,7 +123,7 @@ def trace(correction: Correction, x: Tensor, *, any_size: bool) -> fx.GraphModul
         return found
 
     try:
-        with plain_attention(), plain_pooling():
+        with quietly(), plain_attention(), plain_pooling():
             traced = make_fx(run, decomposition_table=lowering_table(), tracing_mode="symbolic")(tensors, images)
     except Exception as error:  # a network's own code runs on symbols, and raises anything
         raise ModelFileError(
