@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -63,4 +64,4 @@ def export(
     say.line(f"written: {summary.path}, {summary.bytes / 2**20:.1f} MiB ({summary.seconds:.0f} s)")
     say.assumptions(summary.assumptions)
     if common.as_json:
-        terminal.show_json(summary)
+        terminal.show_json({**asdict(summary), "card": summary.card.to_dict()})

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from imbalance_perturb.config.settings import DebiasSettings, Settings
+from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, Settings
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import CountsError, SettingsError, first_few
 from imbalance_perturb.method.classifier import PerturbedClassifier
@@ -40,9 +40,7 @@ def settle_corrected(settings: Settings, card: CorrectedCard, counts: ClassCount
         SettingsError: if another correction is asked for, or what only one that is computed here can have.
     """
     path, run = settings.model.model, settings.run
-    if (counts.names, counts.counts) != (card.names, tuple(one.count for one in card.classes)):
-        own = ", ".join(f"{one.name}: {one.count:,}" for one in card.classes)
-        raise CountsError(f"{settings.model.counts}: other counts than {path} was corrected for ({own}); give these")
+    check_counts(settings.model, card, counts)
     if settings.debias not in (DebiasSettings(), card.correction):
         differing = [
             f"{name} is {value}, there {getattr(card.correction, name)}"
@@ -60,6 +58,17 @@ def settle_corrected(settings: Settings, card: CorrectedCard, counts: ClassCount
             " compile are for the model that it was made from"
         )
     return replace(settings, debias=card.correction, run=replace(run, precision="fp32"))
+
+
+def check_counts(model: ModelSettings, card: CorrectedCard, counts: ClassCounts) -> None:
+    """Refuse counts other than those that a file was corrected for.
+
+    Raises:
+        CountsError: with the file's own.
+    """
+    if (counts.names, counts.counts) != (card.names, tuple(one.count for one in card.classes)):
+        own = ", ".join(f"{one.name}: {one.count:,}" for one in card.classes)
+        raise CountsError(f"{model.counts}: other counts than {model.model} was corrected for ({own}); give these")
 
 
 class CorrectedClassifier(PerturbedClassifier):
