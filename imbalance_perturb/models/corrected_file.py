@@ -139,16 +139,12 @@ def attached_card(snapshot: Snapshot) -> CorrectedCard | None:
 
 
 def _onnx_card(path: Path) -> CorrectedCard | None:
-    content = path.read_bytes()
     try:
-        for number, value in _fields(content):
-            if number == _PROPERTIES:
-                entry = dict(_fields(value))
-                if entry.get(_KEY) == CARD.encode():
-                    return _parse(entry.get(_VALUE, b""), path)
+        properties = (dict(_fields(value)) for number, value in _fields(path.read_bytes()) if number == _PROPERTIES)
+        text = next((entry.get(_VALUE, b"") for entry in properties if entry.get(_KEY) == CARD.encode()), None)
     except (IndexError, ValueError):
         raise ModelFileError(f"{path}: this ONNX file is damaged or cut off; copy or export it again") from None
-    return None
+    return None if text is None else _parse(text, path)
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
