@@ -114,7 +114,7 @@ def test_a_batch_that_became_a_constant_is_refused() -> None:
 def test_the_proof_finds_what_is_wrong() -> None:
     """Other logits, a step the other way, and a gradient of zeros are each refused."""
     network = small().eval().requires_grad_(False)
-    debiased = PerturbedClassifier(network, COUNTS, eps=0.001)
+    debiased = PerturbedClassifier(network, COUNTS, eps=1e-4)
     trials = make_trials((3, 16, 16), None, any_size=False)
     right = Correction(network, debiased)
 
@@ -130,3 +130,22 @@ def test_the_proof_finds_what_is_wrong() -> None:
     ):
         with pytest.raises(ModelGradientError, match=message):
             prove(wrong(change), debiased, trials, "it")
+
+
+def test_a_network_that_magnifies_rounding() -> None:
+    """What differs no more than the network's own float32 from its float64 is rounding; more is not."""
+
+    class Cancelling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.layer(x) + 2e5) - 2e5  # type: ignore[no-any-return]
+
+    network = Cancelling().eval().requires_grad_(False)
+    debiased, exact = (PerturbedClassifier(one, COUNTS, eps=0.05) for one in (network, network.layer))
+    trials = make_trials((3, 8, 8), None, any_size=False)
+    assert prove(lambda x: exact.predict_both(x)[::-1], debiased, trials, "it").logit_difference > 1e-3
+    with pytest.raises(ModelGradientError, match="logits differ"):
+        prove(lambda x: [1.5 * z for z in exact.predict_both(x)[::-1]], debiased, trials, "it")
