@@ -15,7 +15,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imbalance_perturb.data.preprocessing import Preprocessing
-from imbalance_perturb.deployment.lowering import adaptive_avg_pool, lowering_table
+from imbalance_perturb.deployment.lowering import lowering_table
+from imbalance_perturb.deployment.pooling_gradients import adaptive_avg_pool
 from imbalance_perturb.deployment.program_files import quietly
 from imbalance_perturb.errors import ModelFileError, first_line
 from imbalance_perturb.method.classifier import PerturbedClassifier

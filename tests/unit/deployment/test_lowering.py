@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbalance_perturb.deployment import lowering
+from imbalance_perturb.deployment import convolution_gradient, lowering, pooling_gradients
 from imbalance_perturb.errors import ModelGradientError
 
 MASK = [True, False, False]
@@ -48,7 +48,7 @@ def test_a_convolution(
     """The gradient at a convolution's input, for every stride, padding, dilation and number of groups."""
     x, weight = torch.randn(2, 4, *size), torch.randn(8, 4 // groups, *kernel)
     _, grad, expected = by_autograd(lambda x: F.conv2d(x, weight, None, stride, padding, dilation, groups), x)
-    found, *rest = lowering.convolution_backward(
+    found, *rest = convolution_gradient.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, MASK
     )
     torch.testing.assert_close(found, expected)
@@ -59,7 +59,9 @@ def test_a_transposed_convolution() -> None:
     """Its gradient is the plain convolution with the same weights."""
     x, weight = torch.randn(2, 4, 5, 6), torch.randn(4, 3, 3, 3)
     _, grad, expected = by_autograd(lambda x: F.conv_transpose2d(x, weight, None, 2, 1, 1), x)
-    found, *_ = lowering.convolution_backward(grad, x, weight, None, (2, 2), (1, 1), (1, 1), True, (1, 1), 1, MASK)
+    found, *_ = convolution_gradient.convolution_backward(
+        grad, x, weight, None, (2, 2), (1, 1), (1, 1), True, (1, 1), 1, MASK
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -78,7 +80,7 @@ def test_max_pooling(
     """Each window's gradient goes to its first maximum, ties included, as torch has it."""
     x = torch.randint(0, 3, (2, 3, 9, 10)).float()  # full of ties
     _, grad, expected = by_autograd(lambda x: F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode), x)
-    found = lowering.max_pool_backward(grad, x, kernel, stride, padding, dilation, ceil_mode, grad)
+    found = pooling_gradients.max_pool_backward(grad, x, kernel, stride, padding, dilation, ceil_mode, grad)
     torch.testing.assert_close(found, expected)
 
 
@@ -93,7 +95,7 @@ def test_average_pooling(
     x, arguments = torch.randn(2, 3, 8, 9), (kernel, stride, padding, ceil_mode, count_include_pad, divisor)
     _, grad, expected = by_autograd(lambda x: F.avg_pool2d(x, *arguments), x)
     pairs = [[value] for value in arguments[:3]]
-    found = lowering.avg_pool_backward(grad, x, *pairs, *arguments[3:])  # type: ignore[arg-type]
+    found = pooling_gradients.avg_pool_backward(grad, x, *pairs, *arguments[3:])  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected)
 
 
@@ -102,8 +104,8 @@ def test_adaptive_average_pooling(size: tuple[int, int]) -> None:
     """Values and gradient, to smaller and to larger sizes."""
     x = torch.randn(2, 3, 7, 9)
     y, grad, expected = by_autograd(lambda x: F.adaptive_avg_pool2d(x, size), x)
-    torch.testing.assert_close(lowering.adaptive_avg_pool(x, size), y)
-    torch.testing.assert_close(lowering.adaptive_avg_pool_backward(grad, x), expected)
+    torch.testing.assert_close(pooling_gradients.adaptive_avg_pool(x, size), y)
+    torch.testing.assert_close(pooling_gradients.adaptive_avg_pool_backward(grad, x), expected)
 
 
 def test_batch_norm_and_softmax() -> None:
