@@ -215,7 +215,8 @@ def make_ways(name: str, x: Tensor, folder: Path, threads: int) -> dict[tuple[st
         engine = load_pipeline(settings, None).debiased
         program, (content, *_) = read_program(make_file(traced, ".pt2")[0]), make_file(traced, ".onnx")
         session = open_onnx(content)
-        compiled = openvino.Core().compile_model(content, "CPU", {"INFERENCE_NUM_THREADS": threads})
+        (folder / f"{kind}.onnx").write_bytes(content)
+        compiled = openvino.compile_model(folder / f"{kind}.onnx", "CPU", {"INFERENCE_NUM_THREADS": threads})
         ways["torch eager", kind] = partial(_second, traced.pipeline.debiased.predict_both, x)
         ways["this package's engine, fp32", kind] = partial(_second, engine.predict_both, x)
         ways[".pt2", kind] = partial(_first, program, x)
