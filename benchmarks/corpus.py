@@ -33,7 +33,7 @@ from imbalance_perturb import ClassCounts
 from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.errors import ImbperturbError
 from imbalance_perturb.inference.execution import select_execution
-from imbalance_perturb.inference.pipeline import load_probed
+from imbalance_perturb.inference.model_loading import load_probed
 
 FORMATS = ("script", "trace", "freeze", "export", "pth", "safetensors")
 COUNTS = ClassCounts(tuple("abcde"), (100, 50, 20, 10, 5))

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from imbalance_perturb.data.labels import LabelledImages as LabelledImages
     from imbalance_perturb.data.labels import count_labels as count_labels
     from imbalance_perturb.data.labels import find_labelled_images as find_labelled_images
+    from imbalance_perturb.deployment.export import ExportOptions as ExportOptions
+    from imbalance_perturb.deployment.export import ExportSummary as ExportSummary
+    from imbalance_perturb.deployment.export import export_classifier as export_classifier
     from imbalance_perturb.errors import ArchitectureError as ArchitectureError
     from imbalance_perturb.errors import CountsError as CountsError
     from imbalance_perturb.errors import DeviceError as DeviceError
@@ -79,6 +82,8 @@ if TYPE_CHECKING:
     from imbalance_perturb.models import ProbeResult as ProbeResult
     from imbalance_perturb.models import load_classifier as load_classifier
     from imbalance_perturb.models import probe_classifier as probe_classifier
+    from imbalance_perturb.models.corrected_file import CorrectedCard as CorrectedCard
+    from imbalance_perturb.models.corrected_file import read_card as read_card
     from imbalance_perturb.predictions.frames import read_predictions as read_predictions
     from imbalance_perturb.predictions.merging import MergeOptions as MergeOptions
     from imbalance_perturb.predictions.merging import MergeSummary as MergeSummary

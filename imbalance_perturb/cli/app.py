@@ -13,6 +13,7 @@ from imbalance_perturb.cli.compare import compare
 from imbalance_perturb.cli.counts import counts
 from imbalance_perturb.cli.demo import demo
 from imbalance_perturb.cli.evaluate import evaluate
+from imbalance_perturb.cli.export import export
 from imbalance_perturb.cli.inspect import init, inspect
 from imbalance_perturb.cli.merge import merge
 from imbalance_perturb.cli.options import FAILED, WRONG_USAGE
@@ -93,5 +94,5 @@ def _options(
     pass
 
 
-for command in (predict, merge, verify, evaluate, tune_eps, compare, shares, inspect, init, counts, demo):
+for command in (predict, merge, verify, evaluate, tune_eps, compare, shares, inspect, init, export, counts, demo):
     app.command()(command)

@@ -33,18 +33,28 @@ def inspect(
     run: RunOptions,
     common: CommonOptions,
 ) -> None:
-    """Say what a model file holds, try it out, and show the table class -> index -> count -> p*."""
+    """Say what a model file holds, try it out, and show the table class -> index -> count -> p*.
+
+    Of a .pt2 or .onnx that export wrote: what it says of itself.
+    """
     from imbalance_perturb.cli import narration
 
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
     say = narration.Narrator(common.quiet)
     say.recipe(recipe)
 
-    from imbalance_perturb.inference.inspection import inspect_model
+    from imbalance_perturb.inference.inspection import inspect_exported, inspect_model
+    from imbalance_perturb.reports.inspection_tables import print_card, print_inspection
 
+    card = inspect_exported(settings)
+    if card is not None:
+        assert settings.model.model is not None
+        if common.as_json:
+            terminal.show_json(card.to_dict())
+        else:
+            print_card(settings.model.model, card)
+        return
     inspection = inspect_model(settings)
-    from imbalance_perturb.reports.inspection_tables import print_inspection
-
     if common.as_json:
         terminal.show_json(inspection)
     else:

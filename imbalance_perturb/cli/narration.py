@@ -145,7 +145,7 @@ class Narrator(Progress):
         d = pipeline.settings.debias
         shares = describe_prior(d)
         adjusted = f"logit adjustment, tau {d.used_tau:g}" if d.used_tau and d.method != "tau-norm" else ""
-        if not pipeline.debiased.active:
+        if not pipeline.debiased.active and pipeline.model.card is None:
             what = {
                 "tau-norm": f"tau-normalisation, tau {d.used_tau:g}",
                 "offsets": "offsets of the logits",
@@ -157,6 +157,8 @@ class Narrator(Progress):
         clip = ", clipped to [0, 1] pixels" if d.clip else ""
         tau = f"; {adjusted}" if adjusted else ""
         auto = "" if pipeline.strength is None else f" ({describe_strength(pipeline.strength)})"
+        if not d.moves_input:
+            return f"correction: {d.method}, in the file"
         return (
             f"correction: eps {d.eps:g}{auto} in units of the {describe_eps_space(d)}{steps}{clip},"
             f" T {d.temperature:g}, {d.loss}, target {d.target}{tau}{shares}"

@@ -146,7 +146,7 @@ def tune_eps(
 
 def _by_costs(rule: SelectionRule, costs: Path, model: ModelSettings) -> SelectionRule:
     """The rule with the costs of a file as its objective."""
-    from imbalance_perturb.inference.pipeline import load_counts
+    from imbalance_perturb.inference.model_loading import load_counts
     from imbalance_perturb.method.class_files import load_costs
     from imbalance_perturb.selection.rule import COST
 

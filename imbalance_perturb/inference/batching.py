@@ -185,7 +185,10 @@ class Passes:
 
 
 def _predict_both(network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
+    if not network.active:
+        with stopwatch.timing("final pass", x.device):
+            return network.predict_both(x)
     with stopwatch.timing("gradient pass", x.device):
         base, moved = network.perturb_input(x)
     with stopwatch.timing("final pass", x.device):
-        return base, network.predict_perturbed(moved) if network.active else network.adjust(base)
+        return base, network.predict_perturbed(moved)

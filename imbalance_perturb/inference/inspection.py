@@ -9,9 +9,13 @@ from imbalance_perturb.config.recipe import relative_settings, write_recipe
 from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.inference.acceleration.optimisation import Optimisation
+from imbalance_perturb.inference.correction import check_counts
 from imbalance_perturb.inference.execution import select_execution
-from imbalance_perturb.inference.pipeline import load_counts, load_probed, select_target
+from imbalance_perturb.inference.model_loading import load_counts, load_probed
+from imbalance_perturb.inference.pipeline import select_target
+from imbalance_perturb.method.counts import read_counts_file
 from imbalance_perturb.models import ModelInfo, ProbeResult
+from imbalance_perturb.models.corrected_file import CorrectedCard, read_card
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,19 @@ def inspect_model(settings: Settings) -> Inspection:
         classes=rows,
         imbalance=None if counts is None else counts.imbalance,
     )
+
+
+def inspect_exported(settings: Settings) -> CorrectedCard | None:
+    """Read what a file that ``export`` wrote says of itself; ``None`` for any other model.
+
+    Raises:
+        ModelFileError: if it cannot be read.
+        CountsError: if the settings name counts that are not those it was corrected for.
+    """
+    card = None if settings.model.model is None else read_card(settings.model.model)
+    if card is not None and settings.model.counts is not None:
+        check_counts(settings.model, card, read_counts_file(settings.model.counts).counts)
+    return card
 
 
 def write_complete_recipe(path: Path, settings: Settings, found: Preprocessing, *, sha256: str = "") -> None:

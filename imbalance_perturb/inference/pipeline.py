@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from imbalance_perturb.config.settings import ModelSettings, Settings
+from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.data.preprocessing import Preprocessing, select_preprocessing
-from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError, first_line
-from imbalance_perturb.inference.acceleration.optimisation import Optimisation, compiled, lower, optimise
+from imbalance_perturb.data.preprocessing import Preprocessing
+from imbalance_perturb.errors import SettingsError, first_line
+from imbalance_perturb.inference.acceleration.optimisation import Optimisation, compiled, lower
 from imbalance_perturb.inference.auto_eps import measure_strength, settle_eps
 from imbalance_perturb.inference.batching import TRIED, measure_batch_size, usual_batch_size
-from imbalance_perturb.inference.correction import logit_correction, make_debiased, settle_prior
+from imbalance_perturb.inference.correction import logit_correction, make_debiased, settle_corrected, settle_prior
 from imbalance_perturb.inference.execution import Execution, select_execution
-from imbalance_perturb.inference.model_input import settle_preprocessing, trial_size
+from imbalance_perturb.inference.model_loading import Probed, load_counts, load_probed, make_trial, naming
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
-from imbalance_perturb.method.counts import ClassCounts, CountsFile, name_classes, read_counts_file
+from imbalance_perturb.method.counts import ClassCounts, CountsFile
 from imbalance_perturb.method.deployment_prior import select_prior
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
 from imbalance_perturb.method.target import load_target, target_distribution
-from imbalance_perturb.models import (
-    LoadedClassifier,
-    OwnPreprocessing,
-    ProbeResult,
-    load_classifier,
-    probe_classifier,
-    read_class_names,
-)
+from imbalance_perturb.models import LoadedClassifier, ProbeResult
+from imbalance_perturb.models.corrected_file import CorrectedCard
 from imbalance_perturb.predictions.making import StepStrength
 
 #: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
@@ -48,6 +39,7 @@ class Pipeline:
 
     ``counts_sha256`` is of the bytes that the counts were read from, as that in ``model.info`` is of the model's.
     ``settings`` have a number for eps; ``strength`` says how it was found, where it was asked for as ``auto``.
+    ``input_shape`` (C, H, W) is what the model was tried on.
     ``debiased`` is the correction in full precision, ``low`` the same in low precision where the execution has one.
     """
 
@@ -61,39 +53,32 @@ class Pipeline:
     preprocessing: Preprocessing
     execution: Execution
     debiased: PerturbedClassifier
+    input_shape: tuple[int, int, int]
     low: PerturbedClassifier | None = None
     low_optimisation: Optimisation | None = None
     strength: StepStrength | None = None
 
 
-class Probed(NamedTuple):
-    """A model on its device, the preprocessing that feeds it, and what a trial on ``input_shape`` (C, H, W) showed."""
-
-    model: LoadedClassifier
-    preprocessing: Preprocessing
-    probe: ProbeResult
-    input_shape: tuple[int, int, int]
-    optimisation: Optimisation
-
-
 def load_pipeline(
     settings: Settings,
-    images: ImageList,
+    images: ImageList | None,
     *,
     counts_file: CountsFile | None = None,
     exact: bool = False,
     n_images: int | None = None,
     measure_step: bool = False,
+    optimised: bool = True,
 ) -> Pipeline:
     """Load, check and connect model, counts and preprocessing for these images.
 
     Args:
         settings: of the run.
-        images: what it is about.
+        images: what it is about; ``None`` where it is about none, and eps a number.
         counts_file: what :func:`load_counts` gave, where it was needed before.
         n_images: of how many images it is a part; by default those of the whole list.
         exact: in full precision throughout, as a choice between corrections must be.
         measure_step: find out which eps is the full correction, also where the settings have a number.
+        optimised: whether the network is rewritten for this machine.
 
     Raises:
         ImbperturbError: the first thing that is wrong, with its remedy.
@@ -101,15 +86,22 @@ def load_pipeline(
     counts, counts_sha256 = counts_file or load_counts(settings.model)
     settings = settle_prior(settings, counts)
     target = select_target(settings, counts)
-    n_images = len(images.everything) if n_images is None else n_images
+    if n_images is None:
+        n_images = 0 if images is None else len(images.everything)
     execution = select_execution(settings.run, n_images, exact=exact)
-    probed = load_probed(settings, counts, images, execution)
+    probed = load_probed(settings, counts, images, execution, optimised=optimised)
+    if probed.model.card is not None:
+        settings, target = _take_card(settings, probed.model.card, counts, exact=exact)
+        execution = select_execution(settings.run, n_images)
     strength = None
     if measure_step or (isinstance(settings.debias.eps, str) and settings.debias.moves_input):
+        assert images is not None, "refused before"
         strength = measure_strength(probed.model, images, counts, settings.debias, probed.preprocessing, execution)
         settings = settle_eps(settings, strength)
     trial = make_trial(probed.input_shape, execution.device, probed.model.fit_batch(2))
-    correction = logit_correction(settings.debias, probed.model, trial, counts)
+    # What a corrected file does to its logits it has done.
+    corrected = probed.model.card is not None
+    correction = None if corrected else logit_correction(settings.debias, probed.model, trial, counts)
     execution, lowered = _lower(settings, probed, execution)
     low = None
     if lowered is not None:
@@ -130,10 +122,21 @@ def load_pipeline(
         preprocessing=probed.preprocessing,
         execution=execution,
         debiased=debiased,
+        input_shape=probed.input_shape,
         low=low,
         low_optimisation=None if lowered is None else lowered.optimisation,
         strength=strength,
     )
+
+
+def _take_card(settings: Settings, card: CorrectedCard, counts: ClassCounts, *, exact: bool) -> tuple[Settings, Tensor]:
+    """The settings, and p*, of a file that is corrected already."""
+    if exact:
+        raise SettingsError(
+            f"{settings.model.model} is corrected already, so that nothing can be chosen or corrected with it: give the"
+            f" model that it was made from ({card.model.file})"
+        )
+    return settle_corrected(settings, card, counts), torch.tensor([one.target for one in card.classes]).double()
 
 
 def make_predictor(pipeline: Pipeline) -> Predictor:
@@ -198,32 +201,6 @@ def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> 
     return replace(execution, notes=tuple(notes))
 
 
-def load_counts(settings: ModelSettings) -> CountsFile:
-    """The class counts that the settings name, and the hash of their file.
-
-    Classes called by index get the names that the model file has; those of the model that is then loaded are held
-    against them once more.
-    """
-    if settings.counts is None:
-        raise SettingsError("no class counts are given; name a JSON file with {class: count} after the model")
-    if settings.model is not None and settings.model.endswith(".json") and not settings.counts.endswith(".json"):
-        raise SettingsError(
-            f"{settings.model}: this is a JSON file in the model's place; the order is MODEL COUNTS IMAGES"
-        )
-    file = read_counts_file(settings.counts)
-    if not file.counts.indexed or settings.model is None:
-        return file
-    found = read_class_names(settings.model, len(file.counts), trust_model_file=settings.trust_model_file)
-    return file if found is None else file._replace(counts=_agree(file.counts, found.names, settings))
-
-
-def _agree(counts: ClassCounts, names: tuple[str, ...], settings: ModelSettings) -> ClassCounts:
-    try:
-        return name_classes(counts, names)
-    except CountsError as error:
-        raise CountsError(f"{settings.counts}: {error}, in {settings.model}; write the counts in that order") from None
-
-
 def select_target(settings: Settings, counts: ClassCounts) -> Tensor:
     """p* as the settings ask for it, (C,) float64."""
     kind, m = settings.debias.target, settings.debias.target_m
@@ -236,58 +213,5 @@ def select_target(settings: Settings, counts: ClassCounts) -> Tensor:
         return load_target(kind, counts)
     if counts.balanced and settings.debias.method == "none":
         return torch.full((len(counts),), 1 / len(counts), dtype=torch.float64)  # nothing asks for a direction
-    with _naming(settings.model.counts):
+    with naming(settings.model.counts):
         return target_distribution(counts, kind, m=m, prior=prior)
-
-
-@contextmanager
-def _naming(path: str | None) -> Iterator[None]:
-    """Put the file a fault lies in before the message of an error that cannot know it."""
-    try:
-        yield
-    except ImbperturbError as error:
-        if path is None or path in str(error):
-            raise
-        raise type(error)(f"{path}: {error}") from error
-
-
-def load_probed(
-    settings: Settings, counts: ClassCounts | None, images: ImageList | None, execution: Execution
-) -> Probed:
-    """Load the model, settle its preprocessing, and try one with the other on the execution's device."""
-    if settings.model.model is None:
-        raise SettingsError("no model is given; name the model file first")
-    size_of = cache(lambda preprocessing: trial_size(preprocessing, images, execution))
-    if settings.preprocess.preset is not None:
-        select_preprocessing(settings.preprocess)  # what is wrong with it need not wait for the model
-
-    def shape_for(own: OwnPreprocessing | None) -> tuple[int, ...]:
-        # While the file is being read nothing is known of its channels; the preset's colour serves until then.
-        provisional = settle_preprocessing(settings.preprocess, own)
-        return (provisional.channels, *size_of(provisional))
-
-    model = load_classifier(
-        settings.model.model,
-        arch=settings.model.arch,
-        factory=settings.model.factory,
-        head_activation=settings.model.head_activation,
-        outputs=settings.model.outputs,
-        trust_model_file=settings.model.trust_model_file,
-        input_shape=shape_for,
-        num_classes=None if counts is None else len(counts),
-        weights=settings.model.weights,
-    )
-    if counts is not None and model.info.classes is not None and len(counts) == model.info.num_classes:
-        _agree(counts, model.info.classes, settings.model)
-    preprocessing = settle_preprocessing(settings.preprocess, model.preprocessing, model.info.in_channels)
-    model.to(execution.device)
-    shape = (preprocessing.channels, *size_of(preprocessing))
-    with _naming(settings.model.model):
-        probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
-    model.network, optimisation = optimise(model.network, make_trial(shape, execution.device, model.fit_batch(2)))
-    return Probed(model, preprocessing, probe, shape, optimisation)
-
-
-def make_trial(shape: tuple[int, int, int], device: torch.device, n: int) -> Tensor:
-    """Random inputs (n, C, H, W) to try a network on, the same every time."""
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -70,19 +70,20 @@ def gradient_signs(
 
     One backward pass for each; arguments and errors as for :func:`gradient_sign`.
     """
-    for _, temperature in loss_specs:
+    for loss, temperature in loss_specs:
         if not temperature > 0:
             raise SettingsError(f"the temperature is {temperature}; it must be above 0 (the paper uses 1000)")
-    directions = [(logit_gradient(loss), temperature) for loss, temperature in loss_specs]
+        logit_gradient(loss)
     with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model):
         # clone: an input made in inference mode cannot be recorded, and a model whose first layer works in
         # place may write neither to a leaf nor to the caller's tensor.
         leaf = x.detach().clone().requires_grad_(True)
         logits = _forward(model, leaf.clone(), target)
         z = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        directions = [loss_direction(z, target, spec) for spec in loss_specs]
         signs = [
-            _sign(logits, leaf, direction(z, target, temperature), last=index == len(directions) - 1)
-            for index, (direction, temperature) in enumerate(directions)
+            _gradient(logits, leaf, v, last=index == len(directions) - 1).sign().to(torch.int8)
+            for index, v in enumerate(directions)
         ]
     return signs, logits.detach()
 
@@ -98,12 +99,15 @@ def project_gradient(model: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
         return _gradient(logits, leaf, direction.to(logits).expand_as(logits), last=True)
 
 
-def _sign(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
-    """Compute the sign of vᵀ ∂z/∂x: of the gradient of the loss, up to a positive factor per sample."""
+def loss_direction(z: Tensor, target: Tensor, spec: LossSpec) -> Tensor:
+    """Compute ∂ℓ/∂z (N, C) at logits z (N, C) up to a positive factor per sample: its largest entry is 1 or -1.
+
+    The backward pass from it has the sign of the loss's gradient.
+    """
+    v = logit_gradient(spec.loss)(z, target, spec.temperature)
     # Only the sign is kept, so any positive factor per sample may go: the 1/T of the true gradient (about
     # 1e-6 an element at T = 1000) would underflow in half precision.
-    v = v / v.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
-    return _gradient(logits, leaf, v, last=last).sign().to(torch.int8)
+    return v / v.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
 
 
 def _gradient(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:

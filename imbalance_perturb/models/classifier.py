@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelOutputError
+from imbalance_perturb.models.corrected_file import CorrectedCard
 from imbalance_perturb.models.outputs import find_logits, follow
 from imbalance_perturb.models.own_preprocessing import OwnPreprocessing
 
@@ -63,6 +64,7 @@ class LoadedClassifier(nn.Module):
         info: what is known of it; ``outputs`` decides whether a logarithm turns its output into logits.
         batch_range: smallest and largest batch that the network takes, ``None`` without a limit.
         preprocessing: what is said of how its images are prepared, where something is.
+        card: of a file that ``export`` wrote, whose logits are corrected already.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class LoadedClassifier(nn.Module):
         *,
         batch_range: tuple[int, int | None] = (1, None),
         preprocessing: OwnPreprocessing | None = None,
+        card: CorrectedCard | None = None,
     ) -> None:
         super().__init__()
         for module in network.modules():
@@ -83,6 +86,7 @@ class LoadedClassifier(nn.Module):
         self.info = info
         self.batch_range = batch_range
         self.preprocessing = preprocessing
+        self.card = card
         self.training = False
 
     def train(self, mode: bool = True) -> LoadedClassifier:

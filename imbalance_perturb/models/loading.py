@@ -20,6 +20,7 @@ from imbalance_perturb.models.class_names import (
     select_class_names,
 )
 from imbalance_perturb.models.classifier import LoadedClassifier, ModelInfo
+from imbalance_perturb.models.corrected_file import CorrectedCard, CorrectedNetwork, attached_card
 from imbalance_perturb.models.folders.building import build_folder
 from imbalance_perturb.models.folders.model_folder import ModelFolder, open_model
 from imbalance_perturb.models.formats.checkpoint import parse_checkpoint, read_checkpoint, read_safetensors
@@ -123,7 +124,10 @@ def _load(
     elif opened.format == "torchscript":
         found, names = open_torchscript(opened, trust=trust), attached_class_names(opened)
     elif opened.format == "export":
+        card = attached_card(opened)
         found, names = open_export(opened, trust=trust), attached_class_names(opened)
+        if card is not None:
+            return _corrected(found, card, opened, asked, input_shape)
     else:
         found, names = _tensors(opened, asked, trust=trust)
     if isinstance(found, Built):
@@ -133,6 +137,23 @@ def _load(
             note = f"--{option.replace('_', '-')} is of no use here: the file brings its own network"
             found = found._replace(notes=(*found.notes, note))
     return _name_classes(_wrap_opaque(found, opened, asked, outputs, input_shape), names, path)
+
+
+def _corrected(
+    found: Opaque, card: CorrectedCard, snapshot: Snapshot, asked: _Asked, input_shape: InputShape
+) -> LoadedClassifier:
+    """What ``export`` wrote, which says of itself all that is otherwise found out."""
+    if card.takes_pixels:
+        raise ModelFileError(
+            f"{snapshot.path}: was exported with its preprocessing, for programs that hand it pixels; give one that was"
+            " exported without --with-preprocessing"
+        )
+    found = found._replace(network=CorrectedNetwork(found.network), kind="torch.export, corrected by imbperturb")
+    loaded = _wrap_opaque(found, snapshot, asked, "logits", lambda _: _shape(input_shape, card.own_preprocessing))
+    loaded.card, loaded.preprocessing = card, card.own_preprocessing
+    note = f"corrected when it was exported, from {card.model.file}: its own predictions are taken, nothing is added"
+    loaded.info = replace(loaded.info, arch=card.model.arch, classes=card.names, notes=(*loaded.info.notes, note))
+    return loaded
 
 
 def _name_classes(loaded: LoadedClassifier, found: list[ClassNames], path: Path) -> LoadedClassifier:

@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imbalance_perturb.inference.inspection import Inspection
+    from imbalance_perturb.models.corrected_file import CorrectedCard
 
 
 def print_inspection(inspection: Inspection) -> None:
     """Print the inspection as tables on stdout."""
+    rows = ((row.name, row.index, row.count, row.target) for row in inspection.classes)
+    _print_tables(_facts(inspection), rows)
+
+
+def print_card(path: str, card: CorrectedCard) -> None:
+    """Print what an exported file says of itself as tables on stdout."""
+    _print_tables(_card_facts(path, card), ((one.name, one.index, one.count, one.target) for one in card.classes))
+
+
+def _print_tables(
+    facts: Iterable[tuple[str, str]], classes: Iterable[tuple[str, int, int | None, float | None]]
+) -> None:
     from rich.table import Table
 
     from imbalance_perturb.reports.terminal import new_console
 
     console = new_console()
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for label, text in _facts(inspection):
-        facts.add_row(label, text)
-    console.print(facts)
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for label, text in facts:
+        shown.add_row(label, text)
+    console.print(shown)
     table = Table(title="classes", title_justify="left")
     for header in ("class", "index", "count", "p*"):
         table.add_column(header, justify="left" if header == "class" else "right", overflow="fold")
-    for row in inspection.classes:
-        count = "" if row.count is None else f"{row.count:,}"
-        table.add_row(row.name, str(row.index), count, "" if row.target is None else f"{row.target:.4f}")
+    for name, index, count, target in classes:
+        shares = "" if count is None else f"{count:,}"
+        table.add_row(name, str(index), shares, "" if target is None else f"{target:.4f}")
     console.print(table)
+
+
+def _card_facts(path: str, card: CorrectedCard) -> Iterator[tuple[str, str]]:
+    source, shape = card.model, " x ".join(map(str, card.input.shape))
+    yield "file", f"{path} ({card.schema})"
+    yield "made from", f"{source.file} ({source.format}{f' {source.arch}' if source.arch else ''})"
+    yield "its SHA-256", source.sha256
+    yield "parameters", f"{source.parameters:,}"
+    yield "takes", f"{card.input.name}, {card.input.dtype}, {shape}"
+    yield "returns", ", ".join(card.outputs)
+    for table, values in (("correction", card.correction), ("preprocessing", card.preprocessing)):
+        said = (f"{name} {value}" for name, value in vars(values).items() if value is not None)
+        yield table, ", ".join(said)
+    yield "counts", f"SHA-256 {card.counts_sha256}"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())
 
 
 def _facts(inspection: Inspection) -> list[tuple[str, str]]:

@@ -22,22 +22,32 @@ README = Path(ip.__file__).parents[1] / "README.md"
 NAMES = re.findall(
     r"\w+",
     """
-    ArchitectureError ClassCounts ClassShares Comparison ComparisonFiles ComparisonOptions CountsError DebiasSettings
-    DeviceError DigitSplits Evaluation GradientSign ImageError ImageFolderError ImageList ImbperturbError
+    ArchitectureError ClassCounts ClassShares Comparison ComparisonFiles ComparisonOptions CorrectedCard CountsError
+    DebiasSettings
+    DeviceError DigitSplits Evaluation ExportOptions ExportSummary GradientSign
+    ImageError ImageFolderError ImageList ImbperturbError
     Inspection InterruptedRunError IntervalOptions LabelledImages LabelsError LoadedClassifier MergeError
     MergeOptions MergeSummary ModelFileError ModelGradientError ModelInfo ModelOutputError ModelSettings
     NothingToCorrectError OutputFileError PerturbedClassifier Pipeline PredictOptions PredictionsError
     PreprocessSettings ProbeResult Progress ResumeError RunSettings RunSummary SelectionRule Settings
     SettingsError SharesOptions TargetError TooManyFailuresError Tuning TuningOptions UntrustedModelError Verification
     VerificationError VerifyOptions __version__ adjust_logits compare_methods count_labels estimate_shares evaluate
-    evaluate_files find_images find_labelled_images gradient_sign inspect_model load_class_counts
+    evaluate_files export_classifier find_images find_labelled_images gradient_sign inspect_model load_class_counts
     load_classifier load_pipeline merge_predictions parse_class_counts parse_target perturb predict_folder
-    probe_classifier read_predictions step target_distribution tune verify_run write_demo
+    probe_classifier read_card read_predictions step target_distribution tune verify_run write_demo
     """,
 )
 
 OPTIONS = [name for name in NAMES if name.endswith(("Options", "Settings"))]
-USE_CASES = ["compare_methods", "estimate_shares", "merge_predictions", "predict_folder", "tune", "verify_run"]
+USE_CASES = [
+    "compare_methods",
+    "estimate_shares",
+    "export_classifier",
+    "merge_predictions",
+    "predict_folder",
+    "tune",
+    "verify_run",
+]
 
 SMALL = ("--preset", "none", "--resize", "64", "--mean", "0.5", "--std", "0.5", "--device", "cpu")
 

@@ -110,7 +110,7 @@ def _optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
     if expected is None:
         return network, Optimisation("as the file has it (its output is not one tensor)", 0.0)
     steps, reasons, candidate = [], [], network
-    folded, reason = _attempt(lambda: _fold_batch_norm(network))
+    folded, reason = _attempt(lambda: fold_batch_norm(network))
     reasons += [reason] if reason else []
     if folded is not None:
         candidate, count = folded
@@ -226,7 +226,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
 
 
-def _fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int]:
+def fold_batch_norm(network: nn.Module) -> tuple[fx.GraphModule, int]:
     """Trace the network and fold batch norm away; returns it and how many. Raises whatever tracing leads to."""
     if isinstance(network, torch.jit.ScriptModule | fx.GraphModule):
         network = convert(network)

@@ -14,7 +14,8 @@ from imbalance_perturb.errors import LabelsError, first_few
 from imbalance_perturb.evaluation.groups import groups_of
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
 from imbalance_perturb.inference.engine import iter_inputs
-from imbalance_perturb.inference.pipeline import Pipeline, load_counts, load_pipeline
+from imbalance_perturb.inference.model_loading import load_counts
+from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 from imbalance_perturb.inference.progress import ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer

@@ -17,7 +17,8 @@ from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import ImageFolderError, SettingsError, first_few
 from imbalance_perturb.evaluation.groups import Groups, groups_of
 from imbalance_perturb.evaluation.results import Interval
-from imbalance_perturb.inference.pipeline import Pipeline, load_counts, load_pipeline
+from imbalance_perturb.inference.model_loading import load_counts
+from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.method.counts import ClassCounts

@@ -1,0 +1,268 @@
+"""Which networks can be exported, whether the files give the same labels, and how fast they are.
+
+    pip install '.[export]' openvino
+    python benchmarks/export.py --part architectures [--results export.jsonl] [--only REGEX]
+    python benchmarks/export.py --part architectures --table
+    python benchmarks/export.py --part speed [--networks resnet50,...] [--threads 2] [--rounds 5] [--write]
+
+``architectures``: all 80 classification architectures of torchvision, untrained, on images as small as they take,
+exported as ``imbperturb export`` does, to ``.pt2`` and ``.onnx``. A network that is exported has passed the proof that
+ends every export; then the labels of 64 images by the file are held against those by autograd. One architecture at a
+time, each in a process of its own; a run that was cut off goes on where it stood, and ``--table`` prints what there is.
+
+``speed``: images/s of plain and corrected predictions through torch eager, this package's engine, the ``.pt2``,
+ONNX Runtime and OpenVINO, side by side in one run, a batch of each in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from corpus import COUNTS, make, settle_norms, spread_logits, subjects
+from measuring import Log, alternate, command_line, describe_machine, progress, table, write_section
+from torch import Tensor
+
+from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.deployment.export import load_for_export, make_file, trace_pipeline
+from imbalance_perturb.deployment.onnx_files import open_onnx
+from imbalance_perturb.deployment.program_files import read_program
+from imbalance_perturb.errors import ImbperturbError
+from imbalance_perturb.inference.pipeline import load_pipeline
+from imbalance_perturb.method.classifier import PerturbedClassifier
+
+FORMATS = (".pt2", ".onnx")
+
+#: Tried first.
+FIRST = ("resnet50", "mobilenet_v2", "densenet169", "efficientnet_b0", "convnext_tiny", "vit_b_16")
+
+#: Images whose labels are compared.
+LABELLED = 64
+
+#: Seconds that one architecture may take.
+MOST_SECONDS = 1800
+
+
+def architectures() -> list[str]:
+    """Torchvision's: those of most use, then the smallest of each kind."""
+    names = [name for name in subjects() if name.startswith("torchvision:")]
+    return sorted(names, key=lambda name: name.partition(":")[2] not in FIRST)
+
+
+def examine(subject: str, results: Path) -> None:
+    """Export one architecture in this process, and write an entry for each format."""
+    warnings.simplefilter("ignore")
+    made = make(subject)
+    name = subject.partition(":")[2]
+    with tempfile.TemporaryDirectory() as folder:
+        path, counts = Path(folder) / "model.pth", Path(folder) / "counts.json"
+        torch.save(made.network.state_dict(), path)
+        counts.write_text(json.dumps(dict(zip(COUNTS.names, COUNTS.counts, strict=True))))
+        parameters = 4 * sum(p.numel() for p in made.network.parameters())
+        settings = Settings(
+            model=ModelSettings(model=str(path), counts=str(counts), arch=made.arch),
+            preprocess=PreprocessSettings(resize=(made.size, made.size), crop="none"),
+        )
+        entry = {"subject": name, "size": made.size, "parameters": parameters}
+        traced: Any = None
+        for kind in FORMATS:
+            began = time.monotonic()
+            try:
+                if traced is None:
+                    traced = trace_pipeline(load_for_export(settings))
+                content, _, proof = make_file(traced, kind)
+                run = open_onnx(content) if kind == ".onnx" else read_program(content)
+                found: dict[str, Any] = {"outcome": "exported", "bytes": len(content), "proof": vars(proof)}
+                found |= compare_labels(run, traced.pipeline.debiased, made.size)
+            except ImbperturbError as error:
+                found = {"outcome": "refused", "why": str(error).replace(str(path), "FILE")[:600]}
+            except Exception as error:  # noqa: BLE001 - a traceback is what this is to find
+                found = {"outcome": "failed", "why": f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"}
+            with results.open("a") as file:
+                file.write(json.dumps({**entry, "format": kind, **found, "seconds": time.monotonic() - began}) + "\n")
+
+
+def compare_labels(run: Any, debiased: PerturbedClassifier, size: int) -> dict[str, Any]:
+    """How many labels, plain and corrected, are the same by a file as by autograd, and how close the others were.
+
+    ``margins``: of the two largest logits by autograd, relative to the largest of all.
+    """
+    x = torch.randn(LABELLED, 3, size, size, generator=torch.Generator().manual_seed(2))
+    same, margins = 0, []
+    for batch in x.split(16):
+        base, corrected = debiased.predict_both(batch)
+        with torch.no_grad():
+            found, found_base = run(batch)
+        for expected, logits in ((base, found_base), (corrected, found)):
+            alike = logits.argmax(1) == expected.argmax(1)
+            margin = expected.topk(2).values.diff(dim=1).abs()[:, 0] / expected.abs().max()
+            same += int(alike.sum())
+            margins += margin[~alike].tolist()
+    return {"labels": 2 * LABELLED, "same": same, "margins": margins}
+
+
+def run_architectures(options: argparse.Namespace) -> None:
+    """Examine what is still missing."""
+    for subject in architectures():
+        there = {entry["format"] for entry in entries(options.results) if f"torchvision:{entry['subject']}" == subject}
+        if there >= set(FORMATS) or not re.search(options.only, subject):
+            continue
+        command = [sys.executable, __file__, "--one", subject, "--results", str(options.results)]
+        try:
+            code = subprocess.run(command, timeout=MOST_SECONDS).returncode
+            why = f"the process ended with {code}"
+        except subprocess.TimeoutExpired:
+            code, why = 1, f"it took more than {MOST_SECONDS} s"
+        name = subject.partition(":")[2]
+        found = {entry["format"]: entry["outcome"] for entry in entries(options.results) if entry["subject"] == name}
+        for kind in set(FORMATS) - found.keys() if code else ():
+            with options.results.open("a") as file:
+                file.write(json.dumps({"subject": name, "format": kind, "outcome": "failed", "why": why}) + "\n")
+        print(subject, found, flush=True)
+
+
+def entries(results: Path) -> Iterator[dict[str, Any]]:
+    """The latest entry for each architecture and format."""
+    latest: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in results.read_text().splitlines() if results.is_file() else []:
+        entry = json.loads(line)
+        latest[entry["subject"], entry["format"]] = entry
+    return iter(latest.values())
+
+
+def report(results: Path) -> Iterator[str]:
+    """The table of architectures."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for entry in entries(results):
+        found.setdefault(entry["subject"], {})[entry["format"]] = entry
+    head = ("architecture", "image", *FORMATS, "file / parameters", "a logit differs by", "clear signs", "same labels")
+    yield f"| {' | '.join(head)} |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for name, kinds in found.items():
+        done = [entry for entry in kinds.values() if entry["outcome"] == "exported"]
+        outcomes = [kinds.get(kind, {"outcome": "not tried"})["outcome"] for kind in FORMATS]
+        words = ["yes" if outcome == "exported" else outcome for outcome in outcomes]
+        size = next(entry["size"] for entry in kinds.values() if "size" in entry) if done else ""
+        ratio = f"{max(e['bytes'] / e['parameters'] for e in done):.2f}" if done else ""
+        difference = f"{max(e['proof']['logit_difference'] for e in done):.1g}" if done else ""
+        signs = f"{min(e['proof']['signs_agreed'] for e in done):.3%}" if done else ""
+        labels = f"{min(e['same'] for e in done)} of {done[0]['labels']}" if done else ""
+        yield f"| {name} | {size} | {' | '.join(words)} | {ratio} | {difference} | {signs} | {labels} |"
+    yield ""
+    for name, kinds in found.items():
+        for kind, entry in kinds.items():
+            if entry["outcome"] != "exported":
+                yield f"- {name}, {kind}: {entry['outcome']}: {entry['why']}"
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Print images/s of every way to compute plain and corrected predictions."""
+    torch.set_num_threads(options.threads)
+    device = torch.device("cpu")
+    log = Log()
+    log.say(f"`{command_line()}`", "", describe_machine(device), "")
+    rows = []
+    for name in options.networks.split(","):
+        progress(name)
+        x = torch.randn(options.batch, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+        with tempfile.TemporaryDirectory() as folder:
+            ways = make_ways(name, x, Path(folder), options.threads)
+            expected = {kind: ways["torch eager", kind]().argmax(1) for kind in ("plain", "corrected")}
+            differing = {way: int((run().argmax(1) != expected[way[1]]).sum()) for way, run in ways.items()}
+            measured = alternate(ways, options.rounds, device)  # type: ignore[type-var]
+        for way in dict.fromkeys(way for way, _ in ways):
+            rates = [options.batch / measured[way, kind].median for kind in ("plain", "corrected")]
+            others = sum(differing[way, kind] for kind in ("plain", "corrected"))
+            rows.append(
+                [f"{name}, {way}", *(f"{rate:.2f}" for rate in rates), f"{2 * len(x) - others} of {2 * len(x)}"]
+            )
+    log.say(*table(["network, by", "plain, images/s", "corrected, images/s", "same labels"], rows))
+    if options.write:
+        write_section("export-speed", "Exported files: how fast they are", log.lines)
+
+
+def make_ways(name: str, x: Tensor, folder: Path, threads: int) -> dict[tuple[str, str], Callable[[], Tensor]]:
+    """Functions that compute the plain or corrected logits of a batch, by where they do."""
+    import openvino
+
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None, num_classes=len(COUNTS)).eval()
+    settle_norms(network, x)
+    spread_logits(network, x)
+    torch.save(network.state_dict(), folder / "model.pth")
+    (folder / "counts.json").write_text(json.dumps(dict(zip(COUNTS.names, COUNTS.counts, strict=True))))
+    ways: dict[tuple[str, str], Callable[[], Tensor]] = {}
+    for kind, method in (("plain", "none"), ("corrected", "perturb")):
+        settings = Settings(
+            model=ModelSettings(model=str(folder / "model.pth"), counts=str(folder / "counts.json"), arch=name),
+            preprocess=PreprocessSettings(resize=(224, 224), crop="none"),
+            debias=DebiasSettings(method=method),
+            run=RunSettings(device="cpu", precision="fp32"),
+        )
+        traced = trace_pipeline(load_for_export(settings))
+        engine = load_pipeline(settings, None).debiased
+        program, (content, *_) = read_program(make_file(traced, ".pt2")[0]), make_file(traced, ".onnx")
+        session = open_onnx(content)
+        (folder / f"{kind}.onnx").write_bytes(content)
+        compiled = openvino.compile_model(folder / f"{kind}.onnx", "CPU", {"INFERENCE_NUM_THREADS": threads})
+        ways["torch eager", kind] = partial(_second, traced.pipeline.debiased.predict_both, x)
+        ways["this package's engine, fp32", kind] = partial(_second, engine.predict_both, x)
+        ways[".pt2", kind] = partial(_first, program, x)
+        ways["ONNX Runtime", kind] = partial(_first, session, x)
+        ways["OpenVINO", kind] = partial(_openvino, compiled, x)
+    return ways
+
+
+def _first(run: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = run(x)[0]
+    return found
+
+
+def _second(run: Any, x: Tensor) -> Tensor:
+    found: Tensor = run(x)[1]
+    return found
+
+
+def _openvino(compiled: Any, x: Tensor) -> Tensor:
+    return torch.from_numpy(compiled(x.numpy())[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--part", choices=["architectures", "speed"], default="architectures")
+    parser.add_argument("--results", type=Path, default=Path("export.jsonl"), help="one line an export, added to")
+    parser.add_argument("--only", default="", help="architectures whose name this expression finds")
+    parser.add_argument("--table", action="store_true", help="print the results, export nothing")
+    parser.add_argument("--one", help="export this one in this process")
+    parser.add_argument("--networks", default="resnet50,mobilenet_v2,densenet169")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="put the figures into RESULTS.md")
+    options = parser.parse_args()
+    if options.part == "speed":
+        speed(options)
+    elif options.table:
+        print(*report(options.results), sep="\n")
+    elif options.one:
+        torch.set_num_threads(1)
+        examine(options.one, options.results)
+    else:
+        run_architectures(options)
+
+
+if __name__ == "__main__":
+    main()

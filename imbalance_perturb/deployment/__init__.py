@@ -1,0 +1,1 @@
+"""The corrected model as one file that needs no autograd."""

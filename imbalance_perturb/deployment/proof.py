@@ -1,0 +1,182 @@
+"""The proof that ends an export: the file computes what the correction by autograd does, in batches of any size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from imbalance_perturb.data.preprocessing import Preprocessing
+from imbalance_perturb.errors import ModelGradientError
+from imbalance_perturb.method.classifier import PerturbedClassifier
+from imbalance_perturb.method.module_state import full_precision
+from imbalance_perturb.method.perturbation import gradient_sign
+
+#: Batch sizes that are tried: a graph may have taken the one that it was traced with, the first, for the only one.
+SIZES = (5, 2, 1)
+#: By how much the height and width of a further batch differ, where any will do.
+OTHER_SIZE = (32, 64)
+
+#: Largest difference of a logit, relative to the largest logit, that counts as rounding in float32; or as many times
+#: what the correction by autograd itself differs from its own in float64, where a network magnifies rounding.
+TOLERANCE, ROUNDINGS = 1e-3, 3
+#: The same of how far the correction moves the logits, relative to that.
+SHIFT_TOLERANCE = 0.1
+#: From which part of an image's largest gradient on a sign is clear, and what share of the clear ones must agree:
+#: rounding that flips an activation at its kink changes more than a few.
+CLEAR, LEAST_AGREED = 0.01, 0.999
+
+#: Logits and base logits (N, C), and the gradient of the first step (N, C, H, W) where there is one, of a batch.
+Candidate = Callable[[Tensor], Sequence[Tensor]]
+
+
+class TrialBatch(NamedTuple):
+    """Random images: ``given`` as the file takes them, and ``x`` as the network does."""
+
+    given: Tensor
+    x: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was compared on random images, plain values.
+
+    Attributes:
+        batches: their sizes.
+        logit_difference: largest difference of a logit, relative to the largest logit.
+        shift_difference: the same of how far the correction moves the logits, relative to how far that is.
+        signs_agreed: share of the clear signs of the gradient that are the same; ``None`` where no step is made.
+    """
+
+    batches: tuple[int, ...]
+    logit_difference: float
+    shift_difference: float
+    signs_agreed: float | None
+
+
+def make_trials(
+    shape: tuple[int, int, int], preprocessing: Preprocessing | None, *, any_size: bool
+) -> list[TrialBatch]:
+    """Make random batches of :data:`SIZES` of images (C, H, W): normalised, or pixels with what is made of them.
+
+    With ``any_size`` a batch of 2 of another size comes last.
+    """
+    channels, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(n, channels, height, width) for n in SIZES]
+    if any_size:
+        shapes.append((2, channels, height + OTHER_SIZE[0], width + OTHER_SIZE[1]))
+    trials = []
+    for size in shapes:
+        if preprocessing is None:
+            x = torch.randn(size, generator=generator)
+            trials.append(TrialBatch(x, x))
+        else:
+            pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+            trials.append(TrialBatch(pixels, preprocessing.normalise(pixels)))
+    return trials
+
+
+def prove(candidate: Candidate, debiased: PerturbedClassifier, trials: Sequence[TrialBatch], what: str) -> Proof:
+    """Hold a graph against the correction by autograd on trial batches.
+
+    Args:
+        candidate: the graph.
+        debiased: the correction around the network as it was loaded.
+        trials: what :func:`make_trials` made.
+        what: the graph, for messages.
+
+    Raises:
+        ModelGradientError: saying where they differ.
+    """
+    found = []
+    for trial in trials:
+        named = f"{what}, batch of {len(trial.x)}"
+        try:
+            found.append(_compare(candidate, debiased, trial, named))
+        except ModelGradientError:
+            rounding = _rounding(debiased, trial.x)
+            if not rounding > TOLERANCE / ROUNDINGS:
+                raise
+            found.append(_compare(candidate, debiased, trial, named, ROUNDINGS * rounding))
+    agreed = [one.signs_agreed for one in found if one.signs_agreed is not None]
+    return Proof(
+        batches=tuple(len(trial.x) for trial in trials),
+        logit_difference=max(one.logit_difference for one in found),
+        shift_difference=max(one.shift_difference for one in found),
+        signs_agreed=min(agreed) if agreed else None,
+    )
+
+
+def _compare(
+    candidate: Candidate, debiased: PerturbedClassifier, trial: TrialBatch, what: str, tolerance: float = TOLERANCE
+) -> Proof:
+    expected_base, expected = debiased.predict_both(trial.x)
+    with torch.no_grad(), full_precision(trial.x.device):
+        logits, base, *gradients = candidate(trial.given)
+    if logits.shape != expected.shape or base.shape != expected.shape:
+        raise ModelGradientError(f"{what}: returned {tuple(logits.shape)}, not {tuple(expected.shape)}")
+    scale = float(expected_base.abs().max().clamp_min(1e-6))
+    difference = max(_largest(base - expected_base), _largest(logits - expected)) / scale
+    if not difference <= tolerance:
+        raise ModelGradientError(f"{what}: logits differ from those by autograd by {difference:.2g} of the largest")
+    shift, expected_shift = logits - base, expected - expected_base
+    moved = float(expected_shift.norm())
+    # What the step moves may be no more than what rounding does.
+    noise = tolerance if tolerance > TOLERANCE else tolerance / 100
+    beyond = max(0.0, float((shift - expected_shift).norm()) - noise * scale * expected.numel() ** 0.5)
+    shift_difference = beyond / moved if moved else beyond
+    if not shift_difference <= SHIFT_TOLERANCE:
+        raise ModelGradientError(
+            f"{what}: the correction moves logits otherwise than by autograd ({shift_difference:.2g})"
+        )
+    _check_labels(logits, expected, 2 * tolerance * scale, what)
+    _check_labels(base, expected_base, 2 * tolerance * scale, what)
+    agreed = _agreed_signs(gradients[0], debiased, trial.x, what) if debiased.active and gradients else None
+    return Proof(
+        batches=(len(trial.x),), logit_difference=difference, shift_difference=shift_difference, signs_agreed=agreed
+    )
+
+
+def _rounding(debiased: PerturbedClassifier, x: Tensor) -> float:
+    """How far both logits in float32 lie from those in float64, relative to the largest; 0 where none can be told."""
+    try:
+        exact = copy.deepcopy(debiased)
+        exact.model.double()
+        expected = torch.stack(exact.predict_both(x.double()))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a program with numbers of its own need not compute in float64
+        return 0.0
+    found = torch.stack(debiased.predict_both(x))
+    return float((found - expected).abs().max() / expected[0].abs().max().clamp_min(1e-6))
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max())
+
+
+def _check_labels(found: Tensor, expected: Tensor, tie: float, what: str) -> None:
+    first, second = expected.topk(2).values.unbind(1)
+    decided = first - second > tie
+    if not torch.equal(found.argmax(1)[decided], expected.argmax(1)[decided]):
+        raise ModelGradientError(f"{what}: labels differ from those by autograd")
+
+
+def _agreed_signs(gradient: Tensor, debiased: PerturbedClassifier, x: Tensor, what: str) -> float:
+    size = gradient.abs().flatten(1)
+    largest = size.amax(1, keepdim=True)
+    if not (largest > 0).all():
+        raise ModelGradientError(f"{what}: the gradient is zero for an image, so it would not be corrected")
+    expected = gradient_sign(
+        debiased.model, x, debiased.target, temperature=debiased.temperature, loss=debiased.loss
+    ).sign
+    clear = size >= CLEAR * largest
+    agreed = float((gradient.sign() == expected).flatten(1)[clear].double().mean())
+    if agreed < LEAST_AGREED:
+        raise ModelGradientError(f"{what}: only {agreed:.2%} of the clear signs of the gradient are those by autograd")
+    return agreed

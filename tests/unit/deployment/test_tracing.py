@@ -1,0 +1,151 @@
+"""The traced graph computes what the correction by autograd does, with forward operators alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imbalance_perturb.deployment.proof import make_trials, prove
+from imbalance_perturb.deployment.tracing import Correction, trace
+from imbalance_perturb.errors import ModelFileError, ModelGradientError
+from imbalance_perturb.method.classifier import PerturbedClassifier
+from imbalance_perturb.method.counts import ClassCounts
+
+COUNTS = ClassCounts(("a", "b", "c"), (90, 30, 3))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4),
+        nn.Hardswish(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 8, 1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+
+
+def small() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1),
+        nn.SiLU(),
+        nn.MaxPool2d(3, 2, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
+class Attending(nn.Module):
+    """Patches, windows turned round, attention and layer norm: what transformers are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = torch.roll(self.patches(x), (1, 1), (2, 3)).flatten(2).transpose(1, 2)
+        y = self.norm(patches)
+        return self.mlp(patches + self.attention(y, y, y, need_weights=False)[0]).mean(1)  # type: ignore[no-any-return]
+
+
+def checked(network: nn.Module, shape: tuple[int, int, int], *, any_size: bool = False, **settings: object) -> float:
+    """Trace the correction of a network and prove it; returns the largest difference of a logit."""
+    debiased = PerturbedClassifier(network.eval().requires_grad_(False), COUNTS, **settings)  # type: ignore[arg-type]
+    trials = make_trials(shape, None, any_size=any_size)
+    graph = trace(Correction(network, debiased), trials[0].given, any_size=any_size)
+    return prove(graph, debiased, trials, "the graph").logit_difference
+
+
+@pytest.mark.parametrize("make", [convolutional, Attending])
+def test_networks(make: Callable[[], nn.Module]) -> None:
+    """Convolutions of all kinds, pooling and activations; attention, layer norm and GELU."""
+    assert checked(make(), (3, 32, 32), eps=0.01) < 1e-5
+
+
+def test_images_of_any_size() -> None:
+    """Strided convolutions and pooling in a graph that knows neither height nor width."""
+    assert checked(small(), (3, 16, 16), eps=0.01, any_size=True) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 2, "clip": (-1.0, 1.0), "loss": "mse", "temperature": 1.0, "tau": 0.5},
+        {"loss": "focal", "eps": torch.tensor([0.01, 0.02, 0.0]).view(1, 3, 1, 1)},
+        {"eps": 0.0, "correction": lambda z: z * torch.tensor([1.0, 2.0, 0.5]) + 1},
+    ],
+)
+def test_corrections(settings: dict[str, object]) -> None:
+    """Every loss, steps, bounds, a step for each channel, and what is done to logits; without a step one pass."""
+    assert checked(small(), (3, 16, 16), **{"eps": 0.01, **settings}) < 1e-5
+
+
+def test_what_is_only_autograds_is_refused_by_name() -> None:
+    """An operator whose gradient is no forward operator here."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    with pytest.raises(ModelFileError, match="adaptive_max_pool2d_backward"):
+        checked(network, (3, 16, 16))
+
+
+def test_a_batch_that_became_a_constant_is_refused() -> None:
+    """A network that is written for one batch size has no graph for any."""
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(5, 3, -1).mean(2)
+
+    with pytest.raises((ModelFileError, ModelGradientError, RuntimeError)):
+        checked(Fixed(), (3, 8, 8))
+
+
+def test_the_proof_finds_what_is_wrong() -> None:
+    """Other logits, a step the other way, and a gradient of zeros are each refused."""
+    network = small().eval().requires_grad_(False)
+    debiased = PerturbedClassifier(network, COUNTS, eps=1e-4)
+    trials = make_trials((3, 16, 16), None, any_size=False)
+    right = Correction(network, debiased)
+
+    def wrong(change: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[Tensor], list[Tensor]]:
+        return lambda x: change(list(right(x)))
+
+    assert prove(right, debiased, trials, "it").signs_agreed == 1.0
+    for change, message in (
+        (lambda found: [found[0] * 1.5, *found[1:]], "logits differ"),
+        (lambda found: [found[1], *found[1:]], "moves logits otherwise"),
+        (lambda found: [*found[:2], -found[2]], "signs"),
+        (lambda found: [*found[:2], found[2] * 0], "the gradient is zero"),
+    ):
+        with pytest.raises(ModelGradientError, match=message):
+            prove(wrong(change), debiased, trials, "it")
+
+
+def test_a_network_that_magnifies_rounding() -> None:
+    """What differs no more than the network's own float32 from its float64 is rounding; more is not."""
+
+    class Cancelling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.layer(x) + 2e5) - 2e5  # type: ignore[no-any-return]
+
+    network = Cancelling().eval().requires_grad_(False)
+    debiased, exact = (PerturbedClassifier(one, COUNTS, eps=0.05) for one in (network, network.layer))
+    trials = make_trials((3, 8, 8), None, any_size=False)
+    assert prove(lambda x: exact.predict_both(x)[::-1], debiased, trials, "it").logit_difference > 1e-3
+    with pytest.raises(ModelGradientError, match="logits differ"):
+        prove(lambda x: [1.5 * z for z in exact.predict_both(x)[::-1]], debiased, trials, "it")
