@@ -1,7 +1,7 @@
 """The three backbones of Section 3.1, pre-trained on ImageNet, with a head of as many classes as needed.
 
-LDAM's head is a cosine of features and class vectors (Cao et al. 2019, Section 3.2), which no torchvision network has:
-`imbperturb predict --factory examples.paper.networks:cosine_mobilenet_v2` builds it.
+LDAM's head is a scaled cosine of features and class vectors (Cao et al. 2019, Section 3.2), which no torchvision
+network has: `imbperturb predict --factory examples.paper.networks:cosine_mobilenet_v2` builds it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,28 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from examples.paper.trainings import LDAM_SCALE
+
 # Where the head is, in each of them.
 HEADS = {"resnet50": "fc", "mobilenet_v2": "classifier.1", "densenet169": "classifier"}
 BACKBONES = tuple(HEADS)
 
 
 class CosineLinear(nn.Module):
-    """Cosine between features (N, D) and the vector of each class -> logits (N, C) in [-1, 1]."""
+    """Cosine between features (N, D) and the vector of each class, times `scale` -> logits (N, C).
 
-    def __init__(self, features: int, classes: int) -> None:
+    The scale is the loss's: without it the softmax of the logits would be nearly uniform, no probability of anything.
+    """
+
+    def __init__(self, features: int, classes: int, scale: float = LDAM_SCALE) -> None:
         super().__init__()
+        self.scale = scale
         self.weight = nn.Parameter(torch.empty(classes, features))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, C)."""
-        return nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight))
+        return self.scale * nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight))
 
 
 def build(backbone: str, classes: int, cosine: bool = False, pretrained: str = "none") -> nn.Module:

@@ -17,7 +17,7 @@ TRAININGS = ("ce", "rs", "rw", "fl", "drs", "ldam")
 COSINE_HEADS = ("ldam",)
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, Section 4: the best of their values
 MAX_MARGIN = 0.5  # Cao et al. 2019: the largest margin, that of the smallest class, C in their Eq. 13 set by it
-LDAM_SCALE = 30.0  # their code's scale of the cosine logits
+LDAM_SCALE = 30.0  # their code's scale of the cosines
 EFFECTIVE_BETA = 0.9999  # their weights of the deferred stage are those of Cui et al. 2019
 
 
@@ -37,7 +37,7 @@ class Training:
         logits = logits.float()
         counts = self.counts.to(logits.device)
         if self.name == "rw":
-            return F.cross_entropy(logits, labels, weight=inverse_frequency(counts))
+            return (inverse_frequency(counts)[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
         if self.name == "fl":
             return focal_loss(logits, labels)
         if self.name == "ldam":
@@ -53,9 +53,11 @@ class Training:
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:
-    """(C,) weights in proportion to 1 / n_c, with mean 1."""
-    weights = 1 / counts.float()
-    return weights / weights.mean()
+    """(C,) weights N / (C n_c), whose mean over the training images is 1: the loss is the mean of the classes' own.
+
+    Divided by the weights of the batch, as torch's `weight=` does, one rare image would be all that its batch says.
+    """
+    return counts.sum() / (len(counts) * counts.float())
 
 
 def effective_number(counts: Tensor) -> Tensor:
@@ -71,11 +73,11 @@ def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def ldam_loss(logits: Tensor, labels: Tensor, counts: Tensor, weights: Tensor | None) -> Tensor:
-    """Cross-entropy of scaled cosines (Cao et al. 2019, Eq. 13).
+    """Cross-entropy of scaled cosines (Cao et al. 2019, Eq. 13): logits (N, C) are `LDAM_SCALE` times cosines.
 
-    The true class has a margin in proportion to n_c^(-1/4) taken off, 0.5 for the smallest class.
+    From the true class's cosine a margin in proportion to n_c^(-1/4) is taken off, 0.5 for the smallest class.
     """
     margins = counts.float() ** -0.25
     margins = margins * (MAX_MARGIN / margins.max())
-    reduced = logits - F.one_hot(labels, logits.shape[1]) * margins[labels][:, None]
-    return F.cross_entropy(LDAM_SCALE * reduced, labels, weight=weights)
+    reduced = logits - LDAM_SCALE * F.one_hot(labels, logits.shape[1]) * margins[labels][:, None]
+    return F.cross_entropy(reduced, labels, weight=weights)

@@ -30,9 +30,11 @@ def test_cross_entropy(name: str) -> None:
 
 
 def test_re_weighting() -> None:
-    """RW weighs each image by 1 / n_c of its class; only the ratios of the weights matter."""
-    weights = (1 / COUNTS.numpy())[LABELS.numpy()]
-    expected = -(weights * of_true_class(LOGITS.numpy())).sum() / weights.sum()
+    """RW weighs each image by N / (C n_c) of its class, so that the weights of all training images are 1 on average."""
+    counts = COUNTS.numpy()
+    weights = counts.sum() / (3 * counts)
+    assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
+    expected = -(weights[LABELS.numpy()] * of_true_class(LOGITS.numpy())).mean()
     assert float(Training("rw", COUNTS).loss(LOGITS, LABELS, late=False)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -47,7 +49,7 @@ def test_focal_loss() -> None:
 def test_ldam(late: bool) -> None:
     """LDAM takes 0.5 (n_min / n_c)^(1/4) off the true class's cosine, scales by 30, and weighs in its second stage."""
     counts = COUNTS.numpy().astype(np.float64)
-    cosines = LOGITS.numpy().astype(np.float64).copy()
+    cosines = LOGITS.numpy().astype(np.float64) / 30  # the head's logits are scaled
     cosines[np.arange(4), LABELS.numpy()] -= (0.5 * (counts.min() / counts) ** 0.25)[LABELS.numpy()]
     weights = (1 / (1 - 0.9999**counts) if late else np.ones(3))[LABELS.numpy()]
     expected = -(weights * of_true_class(30 * cosines)).sum() / weights.sum()
