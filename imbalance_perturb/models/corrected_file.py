@@ -114,6 +114,8 @@ def read_card(path: str | Path) -> CorrectedCard | None:
         ModelFileError: if the file has a card that cannot be read.
     """
     path = Path(path)
+    if not path.is_file():
+        return None
     try:
         with path.open("rb") as file:
             head = file.read(2)

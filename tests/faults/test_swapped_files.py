@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelFileError
-from imbalance_perturb.inference import pipeline
+from imbalance_perturb.inference import model_loading
 from imbalance_perturb.models import load_classifier
 from imbalance_perturb.models.formats import checkpoint, exported_program, snapshot, torchscript
 from tests.biased import PLAIN, Biased, write_biased
@@ -152,14 +152,14 @@ def test_hashes_are_of_what_was_loaded(
     write_biased(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = {name: sha256(Path(name).read_bytes()).hexdigest() for name in ("model.pt", "counts.json")}
-    probe = pipeline.probe_classifier
+    probe = model_loading.probe_classifier
 
     def probe_and_replace(*arguments: Any, **more: Any) -> Any:
         torch.jit.script(Biased().eval()).save("model.pt", _extra_files={"other": b"bytes"})
         Path("counts.json").write_text(json.dumps({"common": 901, "rare": 30}))
         return probe(*arguments, **more)
 
-    monkeypatch.setattr(pipeline, "probe_classifier", probe_and_replace)
+    monkeypatch.setattr(model_loading, "probe_classifier", probe_and_replace)
     finished = Workplace(tmp_path, capsys).run(*command.split(), *PLAIN)
     assert finished.code == 0, finished.err
     data = json.loads(Path(out).read_text())
@@ -173,7 +173,7 @@ def test_labels_and_correction_have_the_same_counts(
     """The counts are read once: labels found by their names cannot meet a model corrected by others."""
     write_biased(tmp_path)
     monkeypatch.chdir(tmp_path)
-    read, times = pipeline.read_counts_file, []
+    read, times = model_loading.read_counts_file, []
 
     def read_and_replace(path: str) -> Any:
         found = read(path)
@@ -181,7 +181,7 @@ def test_labels_and_correction_have_the_same_counts(
         Path("counts.json").write_text(json.dumps({"rare": 30, "common": 900}))
         return found
 
-    monkeypatch.setattr(pipeline, "read_counts_file", read_and_replace)
+    monkeypatch.setattr(model_loading, "read_counts_file", read_and_replace)
     for command in ("tune-eps", "compare"):
         Path("counts.json").write_text(json.dumps({"common": 900, "rare": 30}))
         finished = Workplace(tmp_path, capsys).run(
