@@ -12,7 +12,7 @@ import torch
 
 from examples.paper import networks
 from examples.paper.experiments import Experiment
-from examples.paper.training import Machine
+from examples.paper.settings import Machine
 from examples.paper.trainings import COSINE_HEADS, Training
 
 # Forward passes an image of each stage, about: a prediction has one backward and two forwards; the others sweep a grid.
@@ -83,9 +83,7 @@ def trial(experiment: Experiment, machine: Machine) -> tuple[float, float]:
     chosen = experiment.settings
     training = Training(chosen.training, torch.ones(len(experiment.data.classes)))
     network = networks.build(chosen.backbone, len(experiment.data.classes), chosen.training in COSINE_HEADS)
-    network = network.to(
-        machine.device, memory_format=torch.channels_last if machine.channels_last else torch.contiguous_format
-    )
+    network = network.to(machine.device, memory_format=machine.layout)
     images = torch.randn(min(32, chosen.schedule.batch_size), 3, chosen.size, chosen.size, device=machine.device)
     labels = torch.zeros(len(images), dtype=torch.long, device=machine.device)
 

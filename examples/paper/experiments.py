@@ -29,10 +29,12 @@ from pathlib import Path
 import numpy as np
 
 from examples.paper.datasets import DataSet, Table
-from examples.paper.folders import locked, whole
+from examples.paper.folders import locked
 from examples.paper.folds import Split, split
-from examples.paper.training import Machine, Schedule, train
+from examples.paper.settings import Machine, Settings
+from examples.paper.training import train
 from examples.paper.trainings import COSINE_HEADS
+from imbalance_perturb.files.writing import open_whole, write_json, write_whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -42,29 +44,6 @@ SWEEPS = {
     "figure3-temperature": ["--eps-grid", "0.001", "--temperatures", "1,10,100,1000,10000,100000"],
 }
 LATER = ("compare", *SWEEPS)  # when Table 2 has all its rows
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a folder of results is of, whatever machine makes it."""
-
-    data: str
-    backbone: str
-    training: str
-    fold: int
-    folds: str
-    size: int
-    pretrained: str
-    freeze: int
-    validation_parts: int
-    limit: int | None
-    precision: str
-    methods: str
-    schedule: Schedule
-
-    def folder(self, out: Path) -> Path:
-        """Where it lies: data set / backbone / training / fold."""
-        return out / self.data / self.backbone / self.training / f"fold-{self.fold}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +79,7 @@ class Experiment:
             names |= {"official-paper": "official-paper.csv", "official-tuned": "official-tuned.csv"}
         names |= {"compare": "compare.json"}
         if self.figure3:
-            names |= {"figure3-eps": "figure3-eps.json", "figure3-temperature": "figure3-temperature.json"}
+            names |= {stage: f"{stage}.json" for stage in SWEEPS}
         return {stage: self.folder / name for stage, name in names.items()}
 
     @property
@@ -151,31 +130,18 @@ class Experiment:
             assert self.data.official is not None
             tables["official"] = self.data.official
         for name, table in tables.items():
-            whole(self.folder / f"{name}.csv", lambda path, table=table: write_table(path, table, self.data.classes))
+            write_table(self.folder / f"{name}.csv", table, self.data.classes)
         lines = "".join(
             f"{key} = {json.dumps(value)}\n" for key, value in self.data.preprocess(self.settings.size).items()
         )
-        whole(self.folder / "imbperturb.toml", lambda path: path.write_text(f"[preprocess]\n{lines}"))
+        write_whole(self.folder / "imbperturb.toml", f"[preprocess]\n{lines}".encode())
         named = {name: int(n) for name, n in zip(self.data.classes, counts, strict=True)}
-        whole(self.folder / "counts.json", lambda path: path.write_text(json.dumps(named, indent=1) + "\n"))
-        whole(path, lambda part: part.write_text(json.dumps(wanted, indent=1) + "\n"))
+        write_json(self.folder / "counts.json", named)
+        write_json(path, wanted)
 
     def train(self, machine: Machine, report: Callable[[str], None]) -> None:
         """Train the network, or go on with it."""
-        chosen = self.settings
-        train(
-            self.folder,
-            self.data,
-            self.split.train,
-            chosen.backbone,
-            chosen.training,
-            chosen.size,
-            chosen.schedule,
-            machine,
-            self.pretrained,
-            chosen.freeze,
-            report,
-        )
+        train(self.folder, self.data, self.split.train, self.settings, machine, self.pretrained, report)
 
     def command(self, stage: str, machine: Machine) -> None:
         """Run the `imbperturb` command of a stage in the folder."""
@@ -219,7 +185,7 @@ def imbperturb(folder: Path, *words: str) -> None:
 
 def write_table(path: Path, table: Table, classes: tuple[str, ...]) -> None:
     """image,label and, where ids exist, group."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with open_whole(path) as stream:
         writer = csv.writer(stream)
         writer.writerow(["image", "label", *(["group"] if table.groups else [])])
         for i, image in enumerate(table.images):
@@ -228,4 +194,4 @@ def write_table(path: Path, table: Table, classes: tuple[str, ...]) -> None:
 
 def note_seconds(path: Path, stage: str, seconds: float) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
-    whole(path, lambda part: part.write_text(json.dumps({**known, stage: round(seconds, 1)}, indent=1) + "\n"))
+    write_json(path, {**known, stage: round(seconds, 1)})

@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from examples.paper.folders import whole
 from examples.paper.results import Cell
+from imbalance_perturb.files.writing import open_whole
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -82,6 +82,7 @@ def curve(group: Sequence[Cell], sweep: str, by: str) -> tuple[list[float], list
 
 
 def save(figure: Any, path: Path) -> Path:
-    whole(path, lambda part: figure.savefig(part, dpi=130, format="png"))
+    with open_whole(path, binary=True) as stream:
+        figure.savefig(stream, dpi=130, format="png")
     plt.close(figure)
     return path

@@ -1,18 +1,11 @@
-"""What keeps a folder of results right: files that are whole or not there, and one process at work in it."""
+"""One process at work in a folder of results."""
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-def whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Nothing half-written under the final name."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
 
 
 @contextmanager

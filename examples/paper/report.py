@@ -16,8 +16,8 @@ import typer
 from scipy import stats
 
 from examples.paper.figures import draw_recalls, draw_sweeps
-from examples.paper.folders import whole
 from examples.paper.results import FIGURES, Cell, by_row, finished, gain, mean_sd
+from imbalance_perturb.files.writing import write_whole
 
 TABLE_2 = Path(__file__).with_name("table2.csv")
 NAMES = {"resnet50": "ResNet50", "mobilenet_v2": "MobileNetV2", "densenet169": "DenseNet169"}
@@ -37,11 +37,8 @@ def main(runs: Annotated[Path, typer.Argument(help="The --out of examples.paper.
         methods(rows),
         models(cells),
     ]
-    whole(runs / "report.md", lambda path: path.write_text("\n\n".join(filter(None, sections)) + "\n"))
-    whole(
-        runs / "report.json",
-        lambda path: path.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n"),
-    )
+    write_whole(runs / "report.md", ("\n\n".join(filter(None, sections)) + "\n").encode())
+    write_whole(runs / "report.json", (json.dumps([asdict(cell) for cell in cells], indent=1) + "\n").encode())
     pictures = [draw_recalls(rows, runs / "figure2.png"), draw_sweeps(cells, runs / "figure3.png")]
     for path in (runs / "report.md", runs / "report.json", *filter(None, pictures)):
         typer.echo(path)

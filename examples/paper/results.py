@@ -112,7 +112,7 @@ def score(predictions: Path, labels: Path) -> Scored:
     with labels.open(newline="") as stream:
         grouped = "group" in next(csv.reader(stream))
     found = ip.evaluate_files(predictions, labels, group="group" if grouped else None)
-    eps = json.loads(predictions.with_suffix(".run.json").read_text())["settings"]["debias"]["eps"]
+    eps = found.run["settings"]["debias"]["eps"]
     error = {}
     for figure in FIGURES:
         interval = found.differences[figure].interval

@@ -17,9 +17,9 @@ import typer
 
 from examples.paper.datasets import LOADERS, DataSet, octmnist, skin7, xray6
 from examples.paper.estimates import list_left
-from examples.paper.experiments import Experiment, Settings
+from examples.paper.experiments import Experiment
 from examples.paper.networks import BACKBONES
-from examples.paper.training import Machine, Schedule
+from examples.paper.settings import Machine, Schedule, Settings
 from examples.paper.trainings import TRAININGS
 
 METHODS = "none,perturb,la,perturb+la,tau-norm,offsets,p2p,random-sign,minus-eps"
@@ -127,7 +127,7 @@ def main(
             schedule=schedule,
         )
         experiments.append(Experiment(settings, opened, out, weights.source, how in swept))
-    machine = Machine(device or ("cuda" if torch.cuda.is_available() else "cpu"), precision, channels_last, workers)
+    machine = Machine(device or ("cuda" if torch.cuda.is_available() else "cpu"), channels_last, workers)
     if list_only:
         list_left(experiments, machine, typer.echo)
         return

@@ -6,63 +6,21 @@ import csv
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from examples.paper import networks
 from examples.paper.datasets import DataSet, Table
-from examples.paper.folders import whole
+from examples.paper.settings import Machine, Settings
 from examples.paper.trainings import COSINE_HEADS, Training
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Optimiser and schedule of Section 3.1; lengths in epochs, fractions allowed.
-
-    defer: when DRS and LDAM begin their second stage, as a share of all epochs (0.8: 160 of 200 in Cao et al. 2019).
-    """
-
-    epochs: int = 200
-    batch_size: int = 32
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 1.0
-    decay: float = 0.1
-    decay_every: float = 50.0
-    defer: float = 0.8
-    seed: int = 0
-
-    def rate(self, epoch: float) -> float:
-        """Learning rate when so many epochs are done: linear warm-up, then `decay` after every `decay_every`."""
-        warm = min(1.0, epoch / self.warmup) if self.warmup else 1.0
-        return self.learning_rate * warm * self.decay ** math.floor(epoch / self.decay_every + 1e-9)
-
-    def late(self, epoch: int) -> bool:
-        """Whether this epoch (from 0) is of the deferred stage."""
-        return epoch >= self.defer * self.epochs - 1e-9
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How it is computed: on which device, in `precision` fp32 or bf16 (autocast).
-
-    workers: processes that read images; with none, each is read once and kept in memory as it is after the resize.
-    """
-
-    device: str = "cpu"
-    precision: str = "fp32"
-    channels_last: bool = False
-    workers: int = 0
+from imbalance_perturb.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from imbalance_perturb.files.writing import open_whole, write_whole
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -80,7 +38,7 @@ class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
                 v2.RandomHorizontalFlip(),
                 v2.ToImage(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(MEAN), list(STD)),
+                v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD)),
             ]
         )
 
@@ -106,26 +64,23 @@ def train(
     folder: Path,
     data: DataSet,
     table: Table,
-    backbone: str,
-    name: str,
-    size: int,
-    schedule: Schedule,
+    settings: Settings,
     machine: Machine,
     pretrained: str,
-    freeze: int,
     report: Callable[[str], None],
 ) -> None:
     """Train until `folder`/model.safetensors is there; `folder`/state.pt and log.csv are of the last whole epoch.
 
-    The first `freeze` blocks of the backbone stay as they are pre-trained, their batch statistics with them.
+    pretrained: where the first weights come from, as :func:`networks.build` takes it.
     """
+    schedule = settings.schedule
     counts = torch.from_numpy(np.bincount(table.labels, minlength=len(data.classes)))
-    training = Training(name, counts)
+    training = Training(settings.training, counts)
     torch.manual_seed(schedule.seed)
-    network = networks.build(backbone, len(data.classes), cosine=name in COSINE_HEADS, pretrained=pretrained)
-    layout = torch.channels_last if machine.channels_last else torch.contiguous_format
-    network = network.to(machine.device, memory_format=layout)
-    frozen = networks.blocks(network)[:freeze]
+    cosine = settings.training in COSINE_HEADS
+    network = networks.build(settings.backbone, len(data.classes), cosine=cosine, pretrained=pretrained)
+    network = network.to(machine.device, memory_format=machine.layout)
+    frozen = networks.blocks(network)[: settings.freeze]
     for block in frozen:
         block.requires_grad_(False)
     optimiser = torch.optim.SGD(
@@ -134,7 +89,7 @@ def train(
         momentum=schedule.momentum,
         weight_decay=schedule.weight_decay,
     )
-    pictures = Pictures(data, table, size, cache=not machine.workers)
+    pictures = Pictures(data, table, settings.size, cache=not machine.workers)
     log: list[dict[str, float]] = []
     state_file = folder / "state.pt"
     if state_file.exists():
@@ -143,13 +98,14 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         log = state["log"]
     for epoch in range(len(log), schedule.epochs):
-        log.append(one_epoch(network, frozen, optimiser, pictures, training, schedule, machine, epoch))
+        log.append(one_epoch(network, frozen, optimiser, pictures, training, settings, machine, epoch))
         state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "log": log}
-        whole(state_file, lambda path, state=state: torch.save(state, path))
-        whole(folder / "log.csv", lambda path: write_log(path, log))
+        with open_whole(state_file, binary=True) as stream:
+            torch.save(state, stream)
+        write_log(folder / "log.csv", log)
         report("epoch {epoch:.0f} of {}: loss {loss:.3f}, {seconds:.0f} s".format(schedule.epochs, **log[-1]))
     tensors = {key: tensor.contiguous().cpu() for key, tensor in network.state_dict().items()}
-    whole(folder / "model.safetensors", lambda path: save_file(tensors, path))
+    write_whole(folder / "model.safetensors", save(tensors))
     state_file.unlink()
 
 
@@ -159,12 +115,12 @@ def one_epoch(
     optimiser: torch.optim.Optimizer,
     pictures: Pictures,
     training: Training,
-    schedule: Schedule,
+    settings: Settings,
     machine: Machine,
     epoch: int,
 ) -> dict[str, float]:
     """All chance of an epoch comes from the seed and its number: a training cut off ends as one that was not."""
-    begun = time.perf_counter()
+    begun, schedule = time.perf_counter(), settings.schedule
     torch.manual_seed(1_000_003 * schedule.seed + epoch)
     late = schedule.late(epoch)
     order = training.order(pictures.table.labels, torch.Generator().manual_seed(schedule.seed * 1009 + epoch), late)
@@ -178,11 +134,9 @@ def one_epoch(
     for step, (images, labels) in enumerate(images_of):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(epoch + (step + 0.5) / len(batches))
-        images = images.to(
-            machine.device, memory_format=torch.channels_last if machine.channels_last else torch.contiguous_format
-        )
+        images = images.to(machine.device, memory_format=machine.layout)
         labels = labels.to(machine.device)
-        with torch.autocast(machine.device.split(":")[0], torch.bfloat16, enabled=machine.precision == "bf16"):
+        with torch.autocast(machine.device.split(":")[0], torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = network(images)
         loss = training.loss(logits, labels, late)
         optimiser.zero_grad(set_to_none=True)
@@ -203,7 +157,7 @@ def one_epoch(
 
 
 def write_log(path: Path, log: list[dict[str, float]]) -> None:
-    with path.open("w", newline="") as stream:
+    with open_whole(path) as stream:
         writer = csv.DictWriter(stream, fieldnames=list(log[0]))
         writer.writeheader()
         writer.writerows(log)

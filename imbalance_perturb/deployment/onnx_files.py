@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imbalance_perturb.deployment.program_files import quietly
-from imbalance_perturb.errors import ModelFileError, OutputFileError, first_line
+from imbalance_perturb.deployment.program_files import quietly, reason
+from imbalance_perturb.errors import ModelFileError, OutputFileError
 from imbalance_perturb.models.corrected_file import CARD, CorrectedCard
 
 #: What the exporter and the proof need.
@@ -20,9 +20,6 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 #: A protobuf file holds less than this.
 _MOST_BYTES = 2**31 - 2**20
-
-#: Characters of a reason: what an exporter says may hold a whole graph.
-_MOST_REASON = 300
 
 
 def check_packages() -> None:
@@ -60,7 +57,7 @@ def onnx_bytes(program: torch.export.ExportedProgram, x: Tensor, card: Corrected
                 verbose=False,
             )
     except Exception as error:  # whatever the exporter raises for an operator that it does not know
-        raise ModelFileError(f"the graph cannot be written as ONNX: {first_line(error)[:_MOST_REASON]}") from error
+        raise ModelFileError(f"the graph cannot be written as ONNX: {reason(error)}") from error
     assert made is not None
     made.model.metadata_props[CARD] = json.dumps(card.to_dict())
     for node in made.model.graph:
@@ -100,7 +97,7 @@ def open_onnx(content: bytes) -> Callable[[Tensor], Sequence[Tensor]]:
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base but this
-        raise ModelFileError(f"ONNX Runtime cannot read the model: {first_line(error)[:_MOST_REASON]}") from error
+        raise ModelFileError(f"ONNX Runtime cannot read the model: {reason(error)}") from error
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Sequence[Tensor]:

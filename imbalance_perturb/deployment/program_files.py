@@ -33,9 +33,7 @@ def make_program(graph: fx.GraphModule, x: Tensor, *, any_size: bool) -> torch.e
         with quietly():
             program = torch.export.export(graph, (x,), dynamic_shapes=(sizes,))
     except Exception as error:  # whatever the exporter raises for a graph of a network's make
-        raise ModelFileError(
-            f"the network's graph cannot be exported for any batch size: {first_line(error)[:_MOST_REASON]}"
-        ) from error
+        raise ModelFileError(f"the network's graph cannot be exported for any batch size: {reason(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the machine that it was made on
     return program
@@ -54,6 +52,11 @@ def read_program(content: bytes) -> nn.Module:
     with quietly():
         module: nn.Module = torch.export.load(io.BytesIO(content)).module()
     return module
+
+
+def reason(error: BaseException) -> str:
+    """Why torch's tracers and exporters gave up, on one line of bounded length."""
+    return first_line(error)[:_MOST_REASON]
 
 
 @contextmanager

@@ -17,13 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.deployment.lowering import lowering_table
 from imbalance_perturb.deployment.pooling_gradients import adaptive_avg_pool
-from imbalance_perturb.deployment.program_files import quietly
-from imbalance_perturb.errors import ModelFileError, first_line
+from imbalance_perturb.deployment.program_files import quietly, reason
+from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.perturbation import LossSpec, loss_direction, step
-
-#: Characters of a reason: what a tracer says may hold a whole graph.
-_MOST_REASON = 300
 
 #: What only autograd computes: none of it may be left.
 _OF_AUTOGRAD = re.compile(r"backward|_vjp|_jvp")
@@ -128,7 +125,7 @@ def trace(correction: Correction, x: Tensor, *, any_size: bool) -> fx.GraphModul
             traced = make_fx(run, decomposition_table=lowering_table(), tracing_mode="symbolic")(tensors, images)
     except Exception as error:  # a network's own code runs on symbols, and raises anything
         raise ModelFileError(
-            f"the network cannot be traced into a graph for any batch size: {first_line(error)[:_MOST_REASON]}"
+            f"the network cannot be traced into a graph for any batch size: {reason(error)}"
         ) from error
     graph = _with_parameters(traced, named)
     refuse_autograd(graph)

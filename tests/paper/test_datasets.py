@@ -16,9 +16,9 @@ from torchvision.transforms import v2
 from examples.paper import networks
 from examples.paper.datasets import OCT_CLASSES, octmnist, select_chest_images, skin7, xray6
 from examples.paper.folds import split
-from examples.paper.training import MEAN, STD, Pictures
+from examples.paper.training import Pictures
 from imbalance_perturb.config.settings import PreprocessSettings
-from imbalance_perturb.data.preprocessing import make_geometry, select_preprocessing
+from imbalance_perturb.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, make_geometry, select_preprocessing
 
 
 def test_the_papers_chest_images(shared_dir: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_commands_see_what_the_training_saw(small_skin7: Path) -> None:
     path = data.train.images[3]
     shown = v2.functional.center_crop(Pictures(data, data.train, size, cache=False).read(path), [size, size])
     expected = v2.functional.normalize(
-        v2.functional.to_dtype(v2.functional.to_image(shown), torch.float32, True), MEAN, STD
+        v2.functional.to_dtype(v2.functional.to_image(shown), torch.float32, True), IMAGENET_MEAN, IMAGENET_STD
     )
     settings = data.preprocess(size)
     assert settings == {"resize": 43, "crop": 32}

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from examples.paper import experiments, report, results
 from examples.paper.datasets import skin7
-from examples.paper.experiments import Experiment, Settings
+from examples.paper.experiments import Experiment
 from examples.paper.folders import locked
 from examples.paper.run import main
-from examples.paper.training import Machine, Schedule
+from examples.paper.settings import Machine, Schedule, Settings
 from imbalance_perturb.cli.app import main as imbperturb
 
 ROOT = Path(__file__).resolve().parents[2]

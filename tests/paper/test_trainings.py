@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.paper.training import Schedule
+from examples.paper.settings import Schedule
 from examples.paper.trainings import Training
 
 COUNTS = torch.tensor([600, 30, 5])
