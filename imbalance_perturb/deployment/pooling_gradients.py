@@ -1,4 +1,4 @@
-"""Pooling and the gradients at its input, without scatter: equalities, convolutions and products."""
+"""Pooling and the gradients at its input, without scatter: equalities, shifted sums and products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from imbalance_perturb.deployment.convolution_gradient import cut, transposed_convolution
+from imbalance_perturb.deployment.convolution_gradient import cut
 
 aten = torch.ops.aten
 
@@ -43,10 +43,14 @@ def max_pool_backward(
         largest = torch.maximum(largest, values)
     parts, open_ = [], torch.ones_like(grad)
     for values in shifted:
-        first = torch.where(values == largest, open_, 0.0)
+        first = open_ * (values == largest)
         parts.append(first * grad)
         open_ = open_ - first
-    return _spread(parts, x, kernel, stride, padding, dilation)
+    rows = [
+        _spread(3, parts[first : first + kernel[1]], x.shape[3], stride[1], padding[1], dilation[1])
+        for first in range(0, len(parts), kernel[1])
+    ]
+    return _spread(2, rows, x.shape[2], stride[0], padding[0], dilation[0])
 
 
 def _padded(
@@ -67,23 +71,35 @@ def _padded(
     return padded
 
 
-def _spread(
-    parts: Sequence[Tensor],
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """Add up values (N, C, h, w) at the places of their windows: one for each place, or a single one for all."""
-    height, width = parts[0].shape[2:]
-    if len(parts) == 1:
-        weight = torch.ones((1, 1, *kernel), dtype=x.dtype, device=x.device)
-    else:
-        places = kernel[0] * kernel[1]
-        weight = torch.eye(places, dtype=x.dtype, device=x.device).reshape(places, 1, *kernel)
-    stacked = torch.stack(list(parts), 2).reshape(-1, len(parts), height, width)
-    return transposed_convolution(stacked, weight, x.shape[2:], stride, padding, dilation, 1).reshape(x.shape)
+def _spread(axis: int, parts: Sequence[Tensor], size: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """Add up values (N, C, h, w), one for each place of a window along an axis, at those places.
+
+    What falls on each remainder of the stride is added up first, then these are interleaved.
+    """
+    most = dilation * (len(parts) - 1) // stride
+    sums: list[Tensor | None] = [None] * stride
+    for place, part in enumerate(parts):
+        shift, phase = divmod(place * dilation, stride)
+        moved = _with_zeros(part, axis, shift, most - shift)
+        before = sums[phase]
+        sums[phase] = moved if before is None else before + moved
+    given = next(one for one in sums if one is not None)
+    filled = [torch.zeros_like(given) if one is None else one for one in sums]
+    shape = list(given.shape)
+    shape[axis] *= stride
+    spread = filled[0] if stride == 1 else torch.stack(filled, axis + 1).reshape(shape)
+    # Places after the last window have no value of their own.
+    short = padding + size - shape[axis]
+    more = max(0, short) if isinstance(short, int) else stride - 1
+    return _with_zeros(spread, axis, 0, more).narrow(axis, padding, size)
+
+
+def _with_zeros(values: Tensor, axis: int, before: int, after: int) -> Tensor:
+    if not before and not after:
+        return values
+    around = [before, after] if axis == 3 else [0, 0, before, after]
+    padded: Tensor = aten.constant_pad_nd(values, around, 0.0)
+    return padded
 
 
 def avg_pool_backward(
@@ -105,7 +121,8 @@ def avg_pool_backward(
         share = grad / (kernel[0] * kernel[1])
     else:
         share = grad / _window_sizes(x, grad.shape[2:], kernel, stride, padding, count_include_pad)
-    return _spread([share], x, kernel, stride, padding, (1, 1))
+    row = _spread(3, [share] * kernel[1], x.shape[3], stride[1], padding[1], 1)
+    return _spread(2, [row] * kernel[0], x.shape[2], stride[0], padding[0], 1)
 
 
 def _window_sizes(

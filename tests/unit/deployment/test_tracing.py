@@ -136,16 +136,23 @@ def test_a_network_that_magnifies_rounding() -> None:
     """What differs no more than the network's own float32 from its float64 is rounding; more is not."""
 
     class Cancelling(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, added: float) -> None:
             super().__init__()
-            self.layer = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+            self.first = nn.Sequential(nn.Flatten(), nn.Linear(192, 32))
+            self.last, self.added = nn.Linear(32, 3), added
 
         def forward(self, x: Tensor) -> Tensor:
-            return (self.layer(x) + 2e5) - 2e5  # type: ignore[no-any-return]
+            return self.last(((self.first(x) + self.added) - self.added).relu())  # type: ignore[no-any-return]
 
-    network = Cancelling().eval().requires_grad_(False)
-    debiased, exact = (PerturbedClassifier(one, COUNTS, eps=0.05) for one in (network, network.layer))
+    rounding, exact = (Cancelling(added).eval().requires_grad_(False) for added in (2e5, 0.0))
+    exact.load_state_dict(rounding.state_dict())
+    debiased = PerturbedClassifier(rounding, COUNTS, eps=0.05)
     trials = make_trials((3, 8, 8), None, any_size=False)
-    assert prove(lambda x: exact.predict_both(x)[::-1], debiased, trials, "it").logit_difference > 1e-3
-    with pytest.raises(ModelGradientError, match="logits differ"):
-        prove(lambda x: [1.5 * z for z in exact.predict_both(x)[::-1]], debiased, trials, "it")
+    right = Correction(exact, PerturbedClassifier(exact, COUNTS, eps=0.05))
+    proof = prove(right, debiased, trials, "it")
+    assert proof.logit_difference > 1e-3
+    assert proof.signs_agreed is not None
+    assert 0.9 < proof.signs_agreed < 0.999
+    for factors, message in (((1.5, 1, 1), "logits differ"), ((1, 1, -1), "signs")):
+        with pytest.raises(ModelGradientError, match=message):
+            prove(lambda x, f=factors: [a * z for a, z in zip(f, right(x), strict=True)], debiased, trials, "it")
