@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from examples.paper.results import Cell
+from examples.paper.results import NAMES, Cell
 from imbalance_perturb.files.writing import open_whole
 
 mpl.use("Agg")
@@ -29,19 +29,20 @@ def draw_recalls(rows: dict[tuple[str, str, str], list[Cell]], path: Path) -> Pa
         scored = [cell.parts["test-paper"] for cell in cells]
         places = np.arange(len(cells[0].classes))
         for shift, colour, name, recalls in (
-            (-0.2, PLAIN, training.upper(), [s.base_recalls for s in scored]),
-            (0.2, OURS, f"{training.upper()}+ours", [s.recalls for s in scored]),
+            (-0.2, PLAIN, "plain", [s.base_recalls for s in scored]),
+            (0.2, OURS, "+ours", [s.recalls for s in scored]),
         ):
             values = np.array(recalls, dtype=float)
             spread = values.std(axis=0, ddof=1) if len(values) > 1 else None
             axis.bar(
                 places + shift, values.mean(axis=0), 0.38, color=colour, label=name, yerr=spread, error_kw={"lw": 0.8}
             )
-        axis.set(title=f"{data}, {backbone}", ylim=(0, 1), xticks=places, ylabel="recall" if axis in axes[:, 0] else "")
+        axis.set(ylim=(0, 1), xticks=places, ylabel="recall" if axis in axes[:, 0] else "")
+        axis.set_title(f"{data}, {NAMES[backbone]}, {training.upper()}", fontsize=10)
         axis.set_xticklabels(
             cells[0].classes, rotation=0 if len(max(cells[0].classes, key=len)) < 6 else 30, fontsize=8
         )
-        axis.legend(fontsize=8, frameon=False, loc="lower left")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     for axis in axes.flat[len(rows) :]:
         axis.set_visible(False)
     return save(figure, path)
@@ -52,14 +53,14 @@ def draw_sweeps(cells: Sequence[Cell], path: Path) -> Path | None:
     swept: dict[str, list[Cell]] = {}
     for cell in cells:
         if len(cell.sweeps) == 2:
-            swept.setdefault(f"{cell.backbone} {cell.training.upper()}", []).append(cell)
+            swept.setdefault(f"{NAMES[cell.backbone]}, {cell.training.upper()}", []).append(cell)
     if not swept:
         return None
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     for number, (name, group) in enumerate(swept.items()):
         colour = f"C{number}"
         eps, mcr = curve(group, "figure3-eps", "eps")
-        left.plot(eps, mcr, "o-", ms=3, color=colour, label=f"{name}+ours ({len(group)} folds)")
+        left.plot(eps, mcr, "o-", ms=3, color=colour, label=f"{name}+ours (folds: {len(group)})")
         left.axhline(mcr[0], color=colour, ls="--", lw=0.9)
         temperature, by_temperature = curve(group, "figure3-temperature", "temperature")
         right.plot(temperature, by_temperature, "o-", ms=3, color=colour)

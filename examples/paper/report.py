@@ -16,11 +16,10 @@ import typer
 from scipy import stats
 
 from examples.paper.figures import draw_recalls, draw_sweeps
-from examples.paper.results import FIGURES, Cell, by_row, finished, gain, mean_sd
+from examples.paper.results import FIGURES, NAMES, Cell, by_row, finished, gain, mean_sd
 from imbalance_perturb.files.writing import write_whole
 
 TABLE_2 = Path(__file__).with_name("table2.csv")
-NAMES = {"resnet50": "ResNet50", "mobilenet_v2": "MobileNetV2", "densenet169": "DenseNet169"}
 TIE = 1e-12  # figures are shares of whole images
 Rows = dict[tuple[str, str, str], list[Cell]]
 
@@ -153,7 +152,19 @@ def methods(rows: Rows) -> str:
             )
             line.append(" / ".join(f"{value:.1f}" for value in values) or "-")
         lines.append(row_of(line))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *unavailable(rows)])
+
+
+def unavailable(rows: Rows) -> list[str]:
+    """Why a method has no figure in the table."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    for (data, backbone, training), cells in rows.items():
+        for cell in cells:
+            for name, method in cell.methods.items():
+                if not method["available"]:
+                    where = f"{data}, {NAMES[backbone]}, {training.upper()}, fold {cell.fold}"
+                    missing.setdefault((name, method["reason"]), []).append(where)
+    return [f"- {name}: {reason} ({'; '.join(where)})" for (name, reason), where in missing.items()]
 
 
 def models(cells: Sequence[Cell]) -> str:

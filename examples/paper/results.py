@@ -18,6 +18,7 @@ import imbalance_perturb as ip
 from examples.paper.networks import BACKBONES
 from examples.paper.trainings import TRAININGS
 
+NAMES = {"resnet50": "ResNet50", "mobilenet_v2": "MobileNetV2", "densenet169": "DenseNet169"}
 FIGURES = ("mcr", "scr", "accuracy")
 
 
