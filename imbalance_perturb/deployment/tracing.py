@@ -128,6 +128,7 @@ def trace(correction: Correction, x: Tensor, *, any_size: bool) -> fx.GraphModul
             f"the network cannot be traced into a graph for any batch size: {reason(error)}"
         ) from error
     graph = _with_parameters(traced, named)
+    without_mutation(graph)
     refuse_autograd(graph)
     return graph
 
@@ -155,6 +156,31 @@ def _with_parameters(traced: fx.GraphModule, named: dict[str, Tensor]) -> fx.Gra
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
+
+
+def without_mutation(graph: fx.GraphModule) -> None:
+    """Have what works in place return a new tensor: exporters are several times as slow where they must do this.
+
+    Left as it is: what works in place on a view, or on what a view was taken of.
+    """
+    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    for node, place in order.items():
+        operator = node.target
+        if not isinstance(operator, torch._ops.OpOverload) or not operator._schema.is_mutable:
+            continue
+        name = operator._schema.name.removeprefix("aten::").removesuffix("_")
+        functional = getattr(getattr(torch.ops.aten, name, None), operator._overloadname, None)
+        changed = node.args[0]
+        if functional is None or _is_view(changed) or any(_is_view(user) for user in changed.users):
+            continue
+        node.target = functional
+        changed.replace_all_uses_with(node, delete_user_cb=lambda user, place=place: order[user] > place)
+    graph.recompile()
+
+
+def _is_view(node: fx.Node) -> bool:
+    operator = node.target
+    return isinstance(operator, torch._ops.OpOverload) and operator.is_view
 
 
 def refuse_autograd(graph: fx.GraphModule) -> None:

@@ -156,3 +156,34 @@ def test_a_network_that_magnifies_rounding() -> None:
     for factors, message in (((1.5, 1, 1), "logits differ"), ((1, 1, -1), "signs")):
         with pytest.raises(ModelGradientError, match=message):
             prove(lambda x, f=factors: [a * z for a, z in zip(f, right(x), strict=True)], debiased, trials, "it")
+
+
+class InPlace(nn.Module):
+    """What is changed in place is used again, and so is a view of what is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.second(nn.functional.relu_(y))
+        z += y  # after ReLU, which it was not when it was made
+        w = z * 1.5
+        half = w[:, :2]
+        half.clamp_(-0.2, 0.2)  # changes w, too
+        return self.head((w + half.sum(1, keepdim=True)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_what_works_in_place() -> None:
+    """Nothing does in the graph but on views, and it computes the same."""
+    network = InPlace().eval().requires_grad_(False)
+    debiased = PerturbedClassifier(network, COUNTS, eps=0.01)
+    trials = make_trials((3, 8, 8), None, any_size=False)
+    graph = trace(Correction(network, debiased), trials[0].given, any_size=False)
+    assert prove(graph, debiased, trials, "the graph").logit_difference < 1e-5
+    operators = [node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    mutating = {str(one) for one in operators if one._schema.is_mutable}
+    assert "aten.clamp_.default" in mutating
+    assert not mutating & {"aten.relu_.default", "aten.add_.Tensor"}
