@@ -175,9 +175,7 @@ def make_file(traced: Traced, suffix: str) -> tuple[bytes, CorrectedCard, Proof]
         else:
             content = program_bytes(traced.program, card)
             gradient, file = traced.graph, read_program(content)
-        proof = prove(gradient, debiased, trials, "the graph")
-        final = prove(file, debiased, trials, "the file")
-    return content, card, replace(final, signs_agreed=proof.signs_agreed)
+        return content, card, prove(gradient, file, debiased, trials)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def check_packages() -> None:
 
 
 def onnx_bytes(program: torch.export.ExportedProgram, x: Tensor, card: CorrectedCard) -> tuple[bytes, bytes]:
-    """Convert a program to ONNX: the file with its card, and for the proof one that also returns the first gradient.
+    """Convert a program to ONNX: the file with its card, and for the proof one that also returns the gradients.
 
     Raises:
         ModelFileError: naming what ONNX has no operator for, or if the parameters do not fit into one file.
@@ -73,13 +73,13 @@ def onnx_bytes(program: torch.export.ExportedProgram, x: Tensor, card: Corrected
 
 
 def _with_gradient(proto: Any) -> Any:
-    """The same model that returns what the first step takes the sign of, too."""
+    """The same model that returns what each step takes the sign of, too."""
     import onnx
 
     model = copy.deepcopy(proto)
-    gradient = next((node.input[0] for node in model.graph.node if node.op_type == "Sign"), None)
-    if gradient is not None:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(gradient, onnx.TensorProto.FLOAT, None))
+    gradients = [node.input[0] for node in model.graph.node if node.op_type == "Sign"]
+    for name in gradients:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return model
 
 

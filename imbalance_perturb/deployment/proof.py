@@ -14,7 +14,7 @@ from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ModelGradientError
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.module_state import full_precision
-from imbalance_perturb.method.perturbation import gradient_sign
+from imbalance_perturb.method.perturbation import gradient_sign, step
 
 #: Batch sizes that are tried: a graph may have taken the one that it was traced with, the first, for the only one.
 SIZES = (5, 2, 1)
@@ -22,7 +22,7 @@ SIZES = (5, 2, 1)
 OTHER_SIZE = (32, 64)
 
 #: Largest difference of a logit, relative to the largest logit, that counts as rounding in float32; or as many times
-#: what the correction by autograd itself differs from its own in float64, where a network magnifies rounding.
+#: what the network's own differ from those in float64, where it magnifies rounding.
 TOLERANCE, ROUNDINGS = 1e-3, 3
 #: The same of how far the correction moves the logits, relative to that.
 SHIFT_TOLERANCE = 0.1
@@ -31,7 +31,7 @@ SHIFT_TOLERANCE = 0.1
 #: differ in by autograd, where few activations decide how many signs that is.
 CLEAR, FLIPPED, FLIPS = 0.01, 0.001, 10
 
-#: Logits and base logits (N, C), and the gradient of the first step (N, C, H, W) where there is one, of a batch.
+#: Logits and base logits (N, C), and perhaps the gradient (N, C, H, W) of each step, of a batch.
 Candidate = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -48,9 +48,10 @@ class Proof:
 
     Attributes:
         batches: their sizes.
-        logit_difference: largest difference of a logit, relative to the largest logit.
+        logit_difference: largest difference of a logit, relative to the largest logit: plain ones from the network's,
+            corrected ones from the network's for images that are moved by the same signs.
         shift_difference: the same of how far the correction moves the logits, relative to how far that is.
-        signs_agreed: share of the clear signs of the gradient that are the same; ``None`` where no step is made.
+        signs_agreed: share of the clear signs of the gradients that are autograd's; ``None`` where no step is made.
     """
 
     batches: tuple[int, ...]
@@ -82,28 +83,30 @@ def make_trials(
     return trials
 
 
-def prove(candidate: Candidate, debiased: PerturbedClassifier, trials: Sequence[TrialBatch], what: str) -> Proof:
-    """Hold a graph against the correction by autograd on trial batches.
+def prove(graph: Candidate, file: Candidate, debiased: PerturbedClassifier, trials: Sequence[TrialBatch]) -> Proof:
+    """Hold a graph and its file against the correction by autograd on trial batches.
+
+    Rounding decides the sign of a gradient next to 0, and where an activation is at its kink more than that one. So
+    signs are compared where they are clear, and logits for images that are moved by the same signs.
 
     Args:
-        candidate: the graph.
+        graph: returns the gradient of each step, too.
+        file: the same as it is to be written.
         debiased: the correction around the network as it was loaded.
         trials: what :func:`make_trials` made.
-        what: the graph, for messages.
 
     Raises:
         ModelGradientError: saying where they differ.
     """
     found = []
     for trial in trials:
-        named = f"{what}, batch of {len(trial.x)}"
         try:
-            found.append(_compare(candidate, debiased, trial, named))
+            found.append(_compare(graph, file, debiased, trial))
         except ModelGradientError:
             exact = _in_float64(debiased, trial.x)
             if exact is None:
                 raise
-            found.append(_compare(candidate, debiased, trial, named, exact))
+            found.append(_compare(graph, file, debiased, trial, exact))
     agreed = [one.signs_agreed for one in found if one.signs_agreed is not None]
     return Proof(
         batches=tuple(len(trial.x) for trial in trials),
@@ -114,41 +117,84 @@ def prove(candidate: Candidate, debiased: PerturbedClassifier, trials: Sequence[
 
 
 def _compare(
-    candidate: Candidate,
+    graph: Candidate,
+    file: Candidate,
     debiased: PerturbedClassifier,
     trial: TrialBatch,
-    what: str,
     exact: PerturbedClassifier | None = None,
 ) -> Proof:
-    expected_base, expected = debiased.predict_both(trial.x)
     with torch.no_grad(), full_precision(trial.x.device):
-        logits, base, *gradients = candidate(trial.given)
-    if logits.shape != expected.shape or base.shape != expected.shape:
-        raise ModelGradientError(f"{what}: returned {tuple(logits.shape)}, not {tuple(expected.shape)}")
-    scale = float(expected_base.abs().max().clamp_min(1e-6))
-    tolerance = TOLERANCE
+        logits, base, *gradients = graph(trial.given)
+        written, written_base = file(trial.given)
+    what = f"batch of {len(trial.x)}"
+    plain, moved, agreed = debiased.predict_plain(trial.x), trial.x, None
+    if debiased.active:
+        moved, agreed = _follow(gradients, debiased, exact, trial.x, f"the graph, {what}")
+    corrected = debiased.predict_perturbed(moved)
+    scale, tolerance = float(plain.abs().max().clamp_min(1e-6)), TOLERANCE
     if exact is not None:
-        rounding = torch.stack(exact.predict_both(trial.x.double())) - torch.stack((expected_base, expected))
-        tolerance = max(TOLERANCE, ROUNDINGS * _largest(rounding) / scale)
-    difference = max(_largest(base - expected_base), _largest(logits - expected)) / scale
+        rounding = [
+            exact.predict_plain(trial.x.double()) - plain,
+            exact.predict_perturbed(moved.double()) - corrected,
+        ]
+        tolerance = max(TOLERANCE, ROUNDINGS * max(map(_largest, rounding)) / scale)
+    limits = _Limits(scale, tolerance)
+    differences = [
+        _check_logits(found, (corrected, plain), limits, f"{name}, {what}")
+        for name, found in (("the graph", (logits, base)), ("the file", (written, written_base)))
+    ]
+    return Proof(
+        batches=(len(trial.x),),
+        logit_difference=max(logit for logit, _ in differences),
+        shift_difference=max(shift for _, shift in differences),
+        signs_agreed=agreed,
+    )
+
+
+class _Limits(NamedTuple):
+    """The largest logit, and what part of it a difference may be."""
+
+    scale: float
+    tolerance: float
+
+
+def _follow(
+    gradients: Sequence[Tensor], debiased: PerturbedClassifier, exact: PerturbedClassifier | None, x: Tensor, what: str
+) -> tuple[Tensor, float]:
+    """Move images by the signs of the gradients, each held against autograd's where it was taken."""
+    if len(gradients) != debiased.steps:
+        raise ModelGradientError(f"{what}: {len(gradients)} signs are taken for {debiased.steps} steps")
+    agreed = 1.0
+    for gradient in gradients:
+        agreed = min(agreed, _agreed_signs(gradient, debiased, exact, x, what))
+        x = step(x, gradient.sign(), debiased.eps.to(x), debiased.clip)
+    return x, agreed
+
+
+def _check_logits(
+    found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], limits: _Limits, what: str
+) -> tuple[float, float]:
+    """Check corrected and plain logits; returns by how much they and the way between them differ at most."""
+    for one, other in zip(found, expected, strict=True):
+        if one.shape != other.shape:
+            raise ModelGradientError(f"{what}: returned {tuple(one.shape)}, not {tuple(other.shape)}")
+    scale, tolerance = limits
+    difference = max(_largest(one - other) for one, other in zip(found, expected, strict=True)) / scale
     if not difference <= tolerance:
         raise ModelGradientError(f"{what}: logits differ from those by autograd by {difference:.2g} of the largest")
-    shift, expected_shift = logits - base, expected - expected_base
+    shift, expected_shift = found[0] - found[1], expected[0] - expected[1]
     moved = float(expected_shift.norm())
     # What the step moves may be no more than what rounding does.
-    noise = tolerance if tolerance > TOLERANCE else tolerance / 100
-    beyond = max(0.0, float((shift - expected_shift).norm()) - noise * scale * expected.numel() ** 0.5)
+    noise = tolerance if tolerance > TOLERANCE else TOLERANCE / 100
+    beyond = max(0.0, float((shift - expected_shift).norm()) - noise * scale * shift.numel() ** 0.5)
     shift_difference = beyond / moved if moved else beyond
     if not shift_difference <= SHIFT_TOLERANCE:
         raise ModelGradientError(
             f"{what}: the correction moves logits otherwise than by autograd ({shift_difference:.2g})"
         )
-    _check_labels(logits, expected, 2 * tolerance * scale, what)
-    _check_labels(base, expected_base, 2 * tolerance * scale, what)
-    agreed = _agreed_signs(gradients[0], debiased, exact, trial.x, what) if debiased.active and gradients else None
-    return Proof(
-        batches=(len(trial.x),), logit_difference=difference, shift_difference=shift_difference, signs_agreed=agreed
-    )
+    for one, other in zip(found, expected, strict=True):
+        _check_labels(one, other, 2 * tolerance * scale, what)
+    return difference, shift_difference
 
 
 def _in_float64(debiased: PerturbedClassifier, x: Tensor) -> PerturbedClassifier | None:

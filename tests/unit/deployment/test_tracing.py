@@ -66,7 +66,7 @@ def checked(network: nn.Module, shape: tuple[int, int, int], *, any_size: bool =
     debiased = PerturbedClassifier(network.eval().requires_grad_(False), COUNTS, **settings)  # type: ignore[arg-type]
     trials = make_trials(shape, None, any_size=any_size)
     graph = trace(Correction(network, debiased), trials[0].given, any_size=any_size)
-    return prove(graph, debiased, trials, "the graph").logit_difference
+    return prove(graph, lambda x: graph(x)[:2], debiased, trials).logit_difference
 
 
 @pytest.mark.parametrize("make", [convolutional, Attending])
@@ -121,7 +121,7 @@ def test_the_proof_finds_what_is_wrong() -> None:
     def wrong(change: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[Tensor], list[Tensor]]:
         return lambda x: change(list(right(x)))
 
-    assert prove(right, debiased, trials, "it").signs_agreed == 1.0
+    assert prove(right, lambda x: right(x)[:2], debiased, trials).signs_agreed == 1.0
     for change, message in (
         (lambda found: [found[0] * 1.5, *found[1:]], "logits differ"),
         (lambda found: [found[1], *found[1:]], "moves logits otherwise"),
@@ -129,7 +129,31 @@ def test_the_proof_finds_what_is_wrong() -> None:
         (lambda found: [*found[:2], found[2] * 0], "the gradient is zero"),
     ):
         with pytest.raises(ModelGradientError, match=message):
-            prove(wrong(change), debiased, trials, "it")
+            prove(wrong(change), lambda x: right(x)[:2], debiased, trials)
+    with pytest.raises(ModelGradientError, match="the file, batch of 5: the correction moves logits otherwise"):
+        prove(right, lambda x: [right(x)[1], right(x)[1]], debiased, trials)
+    with pytest.raises(ModelGradientError, match="1 signs are taken for 2 steps"):
+        prove(right, lambda x: right(x)[:2], PerturbedClassifier(network, COUNTS, eps=1e-4, steps=2), trials)
+
+
+def test_signs_next_to_zero() -> None:
+    """Where the gradient is next to 0 its sign is rounding's; the logits must be those of the image so moved."""
+    network = small().eval().requires_grad_(False)
+    debiased = PerturbedClassifier(network, COUNTS, eps=0.1)
+    trials = make_trials((3, 16, 16), None, any_size=False)
+    right = Correction(network, debiased)
+
+    def flipped(x: Tensor) -> list[Tensor]:
+        _, base, gradient = right(x)
+        unclear = gradient.abs() < 0.009 * gradient.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+        assert unclear.any()
+        gradient = torch.where(unclear, -gradient, gradient)
+        with torch.no_grad():
+            return [network(x - 0.1 * gradient.sign()), base, gradient]
+
+    assert prove(flipped, lambda x: flipped(x)[:2], debiased, trials).logit_difference < 1e-5
+    with pytest.raises(ModelGradientError, match="logits"):
+        prove(lambda x: [right(x)[0], *flipped(x)[1:]], lambda x: flipped(x)[:2], debiased, trials)
 
 
 def test_a_network_that_magnifies_rounding() -> None:
@@ -149,13 +173,18 @@ def test_a_network_that_magnifies_rounding() -> None:
     debiased = PerturbedClassifier(rounding, COUNTS, eps=0.05)
     trials = make_trials((3, 8, 8), None, any_size=False)
     right = Correction(exact, PerturbedClassifier(exact, COUNTS, eps=0.05))
-    proof = prove(right, debiased, trials, "it")
+    proof = prove(right, lambda x: right(x)[:2], debiased, trials)
     assert proof.logit_difference > 1e-3
     assert proof.signs_agreed is not None
     assert 0.9 < proof.signs_agreed < 0.999
     for factors, message in (((1.5, 1, 1), "logits differ"), ((1, 1, -1), "signs")):
         with pytest.raises(ModelGradientError, match=message):
-            prove(lambda x, f=factors: [a * z for a, z in zip(f, right(x), strict=True)], debiased, trials, "it")
+            prove(
+                lambda x, f=factors: [a * z for a, z in zip(f, right(x), strict=True)],
+                lambda x: right(x)[:2],
+                debiased,
+                trials,
+            )
 
 
 class InPlace(nn.Module):
@@ -182,7 +211,7 @@ def test_what_works_in_place() -> None:
     debiased = PerturbedClassifier(network, COUNTS, eps=0.01)
     trials = make_trials((3, 8, 8), None, any_size=False)
     graph = trace(Correction(network, debiased), trials[0].given, any_size=False)
-    assert prove(graph, debiased, trials, "the graph").logit_difference < 1e-5
+    assert prove(graph, lambda x: graph(x)[:2], debiased, trials).logit_difference < 1e-5
     operators = [node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     mutating = {str(one) for one in operators if one._schema.is_mutable}
     assert "aten.clamp_.default" in mutating
