@@ -13,6 +13,7 @@ from torch import Tensor
 from imbalance_perturb.config.settings import INTERPOLATIONS, PreprocessSettings
 from imbalance_perturb.data.pixels import MAX_PIXELS
 from imbalance_perturb.errors import ImageError, SettingsError
+from imbalance_perturb.method.torchvision_import import import_torchvision
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,6 +128,7 @@ def make_geometry(preprocessing: Preprocessing) -> Callable[[Pixels], Tensor]:
     uint8, or float32 for an image of more than 8 bits. The function raises :class:`ImageError` for an image that
     cannot be resized or is smaller than the crop.
     """
+    import_torchvision()
     from torchvision.transforms import v2
 
     p = preprocessing
@@ -267,6 +269,7 @@ def _preset(name: str) -> Preprocessing:
         return Preprocessing(256, (224, 224), IMAGENET_MEAN, IMAGENET_STD, "bilinear", "rgb")
     if name == "none":
         return Preprocessing(None, None, (0.0,), (1.0,), "bilinear", "rgb")
+    import_torchvision()
     from torchvision.models import get_weight
 
     try:

@@ -110,9 +110,12 @@ def _describe_versions() -> Versions:
     import numpy as np
     import PIL
     import torch
-    import torchvision
 
     import imbalance_perturb
+    from imbalance_perturb.method.torchvision_import import import_torchvision
+
+    import_torchvision()
+    import torchvision
 
     return Versions(
         imbalance_perturb=imbalance_perturb.__version__,

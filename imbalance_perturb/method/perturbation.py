@@ -112,7 +112,9 @@ def loss_direction(z: Tensor, target: Tensor, spec: LossSpec) -> Tensor:
 
 def _gradient(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
     try:
-        (gradient,) = torch.autograd.grad(logits, leaf, v.to(logits.dtype), retain_graph=not last, allow_unused=True)
+        # Of the product, whose gradient at the logits is v itself: with v as an argument torch imports sympy first.
+        product = (logits * v.to(logits.dtype)).sum()
+        (gradient,) = torch.autograd.grad(product, leaf, retain_graph=not last, allow_unused=True)
     except RuntimeError as error:
         # Only what says that there is no derivative: out of memory, say, is another matter.
         if any(sign in str(error) for sign in _NO_DERIVATIVE):

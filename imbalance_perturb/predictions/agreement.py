@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from scipy.special import bdtrc, betaincinv
-
 from imbalance_perturb.files.typed_json import Count
 
 #: Share of labels that may differ from the full computation's before a run warns.
@@ -81,6 +79,8 @@ class Agreement:
         differ = self.sampled - self.agreed
         if not self.sampled or differ == self.sampled:
             return 1.0 if self.sampled else None
+        from scipy.special import betaincinv
+
         # Recomputed images are right by construction; the sample speaks for the others.
         return float(betaincinv(differ + 1, self.agreed, LEVEL)) * (1 - self.share_recomputed)
 
@@ -88,7 +88,11 @@ class Agreement:
     def warning(self) -> str | None:
         """One line where more sampled labels differ than chance would let them at a tolerable share."""
         differ = self.sampled - self.agreed
-        if differ == 0 or float(bdtrc(differ - 1, self.sampled, TOLERATED)) >= 1 - LEVEL:
+        if differ == 0:
+            return None
+        from scipy.special import bdtrc
+
+        if float(bdtrc(differ - 1, self.sampled, TOLERATED)) >= 1 - LEVEL:
             return None
         remedy = "--precision fp32" if self.low_dtype else "--no-close-calls-only"
         if self.low_dtype and self.close_calls_only:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from imbalance_perturb.method.torchvision_import import import_torchvision
+
 #: Rows of the head in a skeleton: a number that no layer inside a network has.
 _MARK = 1013
 
@@ -28,8 +30,10 @@ class EmptyOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty:
             kwargs["device"] = "meta"
-        elif args and isinstance(args[0], Tensor) and args[0].is_meta and func.__name__ in _FILLERS:
-            return args[0]
+        # torch.nn.init hands its tensor over by name.
+        filled = args[0] if args else kwargs.get("tensor")
+        if isinstance(filled, Tensor) and filled.is_meta and func.__name__ in _FILLERS:
+            return filled
         return func(*args, **kwargs)
 
 
@@ -56,6 +60,7 @@ class Skeleton(NamedTuple):
 
 def classification_names() -> list[str]:
     """Every classification architecture that the installed torchvision has."""
+    import_torchvision()
     import torchvision
 
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
@@ -69,6 +74,7 @@ def is_counter(name: str) -> bool:
 
 def build_skeleton(name: str, **kwargs: Any) -> nn.Module:
     """A torchvision network by name with its parameters on the meta device, in eval mode."""
+    import_torchvision()
     import torchvision
 
     if name in ("googlenet", "inception_v3"):
