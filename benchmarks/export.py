@@ -2,7 +2,7 @@
 
     pip install '.[export]' openvino
     python benchmarks/export.py --part architectures [--results export.jsonl] [--only REGEX]
-    python benchmarks/export.py --part architectures --table
+    python benchmarks/export.py --part architectures --table [--write]
     python benchmarks/export.py --part speed [--networks resnet50,...] [--threads 2] [--rounds 5] [--write]
 
 ``architectures``: all 80 classification architectures of torchvision, untrained, on images as small as they take,
@@ -165,6 +165,9 @@ def report(results: Path) -> Iterator[str]:
         for kind, entry in kinds.items():
             if entry["outcome"] != "exported":
                 yield f"- {name}, {kind}: {entry['outcome']}: {entry['why']}"
+            elif entry["margins"]:
+                margins = ", ".join(f"{margin:.2g}" for margin in entry["margins"])
+                yield f"- {name}, {kind}: other labels where the two largest logits differ by {margins} of the largest"
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -256,7 +259,11 @@ def main() -> None:
     if options.part == "speed":
         speed(options)
     elif options.table:
-        print(*report(options.results), sep="\n")
+        lines = list(report(options.results))
+        print(*lines, sep="\n")
+        if options.write:
+            command = "`python benchmarks/export.py --part architectures`, then `--table --write`"
+            write_section("export-architectures", "Exported files: which networks", [command, "", *lines])
     elif options.one:
         torch.set_num_threads(1)
         examine(options.one, options.results)
