@@ -212,7 +212,7 @@ def test_images_of_their_own_sizes_are_merged_with_a_note(workplace: Workplace) 
 def test_parts_without_images_are_merged(workplace: Workplace) -> None:
     """Parts that no image fell into take part in the merge, with nothing to add."""
     predict(workplace, "whole.csv")
-    parts = predict_parts(workplace, n=12)
+    parts = predict_parts(workplace, n=7)  # by its hash no image falls into the first
     assert workplace.run("merge", *parts, "-o", "merged.csv").code == 0
     assert Path("merged.csv").read_bytes() == Path("whole.csv").read_bytes()
     assert 0 in [part["images"] for part in read_run("merged.run.json")["parts"]]
