@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from imbalance_perturb import ClassCounts, PerturbedClassifier
 from imbalance_perturb.cli.app import main
 from imbalance_perturb.files.writing import FORMATS, sha256
 from imbalance_perturb.predictions.run_file import run_path
@@ -497,6 +500,37 @@ def test_no_torch_is_loaded(folder: Folder) -> None:
         "except SystemExit: sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skin7
+def test_skin7_fold_0_equals_the_reference(folder: Folder, shared_dir: Path, skin7_counts: ClassCounts) -> None:
+    """Predictions of the Skin7 checkpoint on fold 0 evaluate to the reference figures, to four digits."""
+    data = shared_dir / "data" / "skin7"
+    with (data / "labels.csv").open() as stream:
+        chosen = [(row["image"], row["label"]) for row in csv.DictReader(stream) if row["fold"] == "0"]
+    checkpoint = shared_dir / "models" / "skin7_efficientnet_lite0.torchscript.pt"
+    debiased = PerturbedClassifier(torch.jit.load(checkpoint).eval(), skin7_counts, eps=0.001)
+    mean, std = (np.array(v, dtype=np.float32) for v in ((0.7626, 0.5453, 0.5714), (0.1404, 0.1519, 0.1685)))
+    rows = []
+    for start in range(0, len(chosen), 64):
+        batch = chosen[start : start + 64]
+        pixels = []
+        for image, _ in batch:
+            with Image.open(data / "images" / image) as opened:
+                small = opened.convert("RGB").resize((112, 112), Image.Resampling.BILINEAR)
+            pixels.append((np.asarray(small, dtype=np.float32) / 255 - mean) / std)
+        base, perturbed = debiased.predict_both(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
+        for (image, label), first, second in zip(batch, base.argmax(1), perturbed.argmax(1), strict=True):
+            rows.append((image, label, skin7_counts.names[int(first)], skin7_counts.names[int(second)]))
+    write_predictions(folder.path / "skin7.csv", rows)
+    folder.write("labels.csv", "image,label\n" + "".join(f"{image},{label}\n" for image, label in chosen))
+    folder.write("counts.json", json.dumps(skin7_counts.to_dict()))
+    found = folder.json("skin7.csv", "--counts", "counts.json")
+    for kind, mcr, scr, accuracy in (("base", 0.5903, 0.3913, 0.8079), ("perturbed", 0.6294, 0.5217, 0.8129)):
+        assert found[kind]["mcr"] == pytest.approx(mcr, abs=5e-5)
+        assert found[kind]["scr"] == pytest.approx(scr, abs=5e-5)
+        assert found[kind]["accuracy"] == pytest.approx(accuracy, abs=5e-5)
+    assert found["changed"]["total"] / found["n"] == pytest.approx(0.029, abs=5e-4)
 
 
 def test_by_groups_of_a_column(folder: Folder) -> None:

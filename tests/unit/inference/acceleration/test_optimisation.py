@@ -60,9 +60,8 @@ def gradient(network: nn.Module, x: Tensor) -> Tensor:
 def test_the_optimised_network_computes_the_same(name: str, path: str) -> None:
     """Logits and the input's gradient move by rounding only, with or without autograd, at other sizes too."""
     model = trained_like(name)
-    # Where bfloat16 is emulated, a transformer's products take most of a minute for four images.
-    n, size = (2, 224) if name.startswith("vit") else (4, 96)
-    x = torch.randn(n, 3, size, size)
+    size = 224 if name.startswith("vit") else 96
+    x = torch.randn(4, 3, size, size)
     with torch.no_grad():
         expected = model(x)
     network, done = optimise(copy.deepcopy(model), x[:2])
@@ -107,9 +106,8 @@ def test_two_gradients_from_one_forward_pass_agree_with_one_each(name: str) -> N
 def test_the_low_precision_network_stands_beside_the_full_one(name: str) -> None:
     """bfloat16 gives float32 logits and gradients near the full network's, which stays exactly as it was."""
     model = trained_like(name)
-    # Where bfloat16 is emulated, a transformer's products take most of a minute for four images.
-    n, size = (2, 224) if name.startswith("vit") else (4, 96)
-    x = torch.randn(n, 3, size, size)
+    size = 224 if name.startswith("vit") else 96
+    x = torch.randn(4, 3, size, size)
     network, _ = optimise(model, x[:2])
     with torch.no_grad():
         before = network(x)
