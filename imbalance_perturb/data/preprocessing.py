@@ -128,8 +128,7 @@ def make_geometry(preprocessing: Preprocessing) -> Callable[[Pixels], Tensor]:
     uint8, or float32 for an image of more than 8 bits. The function raises :class:`ImageError` for an image that
     cannot be resized or is smaller than the crop.
     """
-    import_torchvision()
-    from torchvision.transforms import v2
+    v2 = import_torchvision().transforms.v2
 
     p = preprocessing
     interpolation = v2.InterpolationMode(p.interpolation)
@@ -269,9 +268,7 @@ def _preset(name: str) -> Preprocessing:
         return Preprocessing(256, (224, 224), IMAGENET_MEAN, IMAGENET_STD, "bilinear", "rgb")
     if name == "none":
         return Preprocessing(None, None, (0.0,), (1.0,), "bilinear", "rgb")
-    import_torchvision()
-    from torchvision.models import get_weight
-
+    get_weight = import_torchvision().models.get_weight
     try:
         transforms = get_weight(name).transforms()
         resize, crop = list(transforms.resize_size), list(transforms.crop_size)

@@ -47,7 +47,7 @@ def convolution_backward(
             None,
             None,
         )
-    return transposed_convolution(grad, weight, x.shape[2:], stride, padding, dilation, groups), None, None
+    return _transposed_convolution(grad, weight, x.shape[2:], stride, padding, dilation, groups), None, None
 
 
 def _flipped(weight: Tensor, groups: int) -> Tensor:
@@ -61,7 +61,7 @@ def _flipped(weight: Tensor, groups: int) -> Tensor:
     return swapped.flip(turned) if turned else swapped
 
 
-def transposed_convolution(
+def _transposed_convolution(
     values: Tensor,
     weight: Tensor,
     size: Sequence[int],

@@ -114,14 +114,11 @@ def _describe_versions() -> Versions:
     import imbalance_perturb
     from imbalance_perturb.method.torchvision_import import import_torchvision
 
-    import_torchvision()
-    import torchvision
-
     return Versions(
         imbalance_perturb=imbalance_perturb.__version__,
         python=platform.python_version(),
         torch=str(torch.__version__),
-        torchvision=torchvision.__version__,
+        torchvision=import_torchvision().__version__,
         pillow=PIL.__version__,
         numpy=np.__version__,
         pydicom=_installed("pydicom"),

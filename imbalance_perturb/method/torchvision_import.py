@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -18,15 +18,16 @@ _COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
 _LATER = "is_compile_supported"
 
 
-def import_torchvision() -> None:
+def import_torchvision() -> Any:
     """Import torchvision with its networks and transforms; the compiler is imported if it is ever asked for.
 
     torchvision asks for it twice: for a function that its ``roi_align`` calls, and to keep the compiler out of one of
     its own functions.
     """
-    if "torchvision" not in sys.modules and _COMPILER not in sys.modules:
-        with _without_compiler():
-            importlib.import_module("torchvision.transforms.v2")
+    apart = "torchvision" in sys.modules or _COMPILER in sys.modules
+    with nullcontext() if apart else _without_compiler():
+        importlib.import_module("torchvision.transforms.v2")
+    return sys.modules["torchvision"]
 
 
 class _Later(ModuleType):

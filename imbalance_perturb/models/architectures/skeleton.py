@@ -60,10 +60,8 @@ class Skeleton(NamedTuple):
 
 def classification_names() -> list[str]:
     """Every classification architecture that the installed torchvision has."""
-    import_torchvision()
-    import torchvision
-
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    models = import_torchvision().models
+    names: list[str] = models.list_models(module=models)
     return names
 
 
@@ -74,15 +72,13 @@ def is_counter(name: str) -> bool:
 
 def build_skeleton(name: str, **kwargs: Any) -> nn.Module:
     """A torchvision network by name with its parameters on the meta device, in eval mode."""
-    import_torchvision()
-    import torchvision
-
+    models = import_torchvision().models
     if name in ("googlenet", "inception_v3"):
         # The auxiliary heads serve training only.
         kwargs = {"aux_logits": False, "init_weights": False, **kwargs}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), EmptyOnMeta():
         warnings.simplefilter("ignore")
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **kwargs)
+        network: nn.Module = models.get_model(name, weights=None, **kwargs)
     return network.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -61,12 +61,17 @@ class Attending(nn.Module):
         return self.mlp(patches + self.attention(y, y, y, need_weights=False)[0]).mean(1)  # type: ignore[no-any-return]
 
 
+def without_gradients(graph: Callable[[Tensor], Sequence[Tensor]]) -> Callable[[Tensor], Sequence[Tensor]]:
+    """What a file returns of a graph."""
+    return lambda x: graph(x)[:2]
+
+
 def checked(network: nn.Module, shape: tuple[int, int, int], *, any_size: bool = False, **settings: object) -> float:
     """Trace the correction of a network and prove it; returns the largest difference of a logit."""
     debiased = PerturbedClassifier(network.eval().requires_grad_(False), COUNTS, **settings)  # type: ignore[arg-type]
     trials = make_trials(shape, None, any_size=any_size)
     graph = trace(Correction(network, debiased), trials[0].given, any_size=any_size)
-    return prove(graph, lambda x: graph(x)[:2], debiased, trials).logit_difference
+    return prove(graph, without_gradients(graph), debiased, trials).logit_difference
 
 
 @pytest.mark.parametrize("make", [convolutional, Attending])
@@ -121,7 +126,7 @@ def test_the_proof_finds_what_is_wrong() -> None:
     def wrong(change: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[Tensor], list[Tensor]]:
         return lambda x: change(list(right(x)))
 
-    assert prove(right, lambda x: right(x)[:2], debiased, trials).signs_agreed == 1.0
+    assert prove(right, without_gradients(right), debiased, trials).signs_agreed == 1.0
     for change, message in (
         (lambda found: [found[0] * 1.5, *found[1:]], "logits differ"),
         (lambda found: [found[1], *found[1:]], "moves logits otherwise"),
@@ -129,11 +134,11 @@ def test_the_proof_finds_what_is_wrong() -> None:
         (lambda found: [*found[:2], found[2] * 0], "the gradient is zero"),
     ):
         with pytest.raises(ModelGradientError, match=message):
-            prove(wrong(change), lambda x: right(x)[:2], debiased, trials)
+            prove(wrong(change), without_gradients(right), debiased, trials)
     with pytest.raises(ModelGradientError, match="the file, batch of 5: the correction moves logits otherwise"):
         prove(right, lambda x: [right(x)[1], right(x)[1]], debiased, trials)
     with pytest.raises(ModelGradientError, match="1 signs are taken for 2 steps"):
-        prove(right, lambda x: right(x)[:2], PerturbedClassifier(network, COUNTS, eps=1e-4, steps=2), trials)
+        prove(right, without_gradients(right), PerturbedClassifier(network, COUNTS, eps=1e-4, steps=2), trials)
 
 
 def test_signs_next_to_zero() -> None:
@@ -151,9 +156,9 @@ def test_signs_next_to_zero() -> None:
         with torch.no_grad():
             return [network(x - 0.1 * gradient.sign()), base, gradient]
 
-    assert prove(flipped, lambda x: flipped(x)[:2], debiased, trials).logit_difference < 1e-5
+    assert prove(flipped, without_gradients(flipped), debiased, trials).logit_difference < 1e-5
     with pytest.raises(ModelGradientError, match="logits"):
-        prove(lambda x: [right(x)[0], *flipped(x)[1:]], lambda x: flipped(x)[:2], debiased, trials)
+        prove(lambda x: [right(x)[0], *flipped(x)[1:]], without_gradients(flipped), debiased, trials)
 
 
 def test_a_network_that_magnifies_rounding() -> None:
@@ -173,7 +178,7 @@ def test_a_network_that_magnifies_rounding() -> None:
     debiased = PerturbedClassifier(rounding, COUNTS, eps=0.05)
     trials = make_trials((3, 8, 8), None, any_size=False)
     right = Correction(exact, PerturbedClassifier(exact, COUNTS, eps=0.05))
-    proof = prove(right, lambda x: right(x)[:2], debiased, trials)
+    proof = prove(right, without_gradients(right), debiased, trials)
     assert proof.logit_difference > 1e-3
     assert proof.signs_agreed is not None
     assert 0.9 < proof.signs_agreed < 1 - FLIPPED
@@ -181,7 +186,7 @@ def test_a_network_that_magnifies_rounding() -> None:
         with pytest.raises(ModelGradientError, match=message):
             prove(
                 lambda x, f=factors: [a * z for a, z in zip(f, right(x), strict=True)],
-                lambda x: right(x)[:2],
+                without_gradients(right),
                 debiased,
                 trials,
             )
@@ -211,7 +216,7 @@ def test_what_works_in_place() -> None:
     debiased = PerturbedClassifier(network, COUNTS, eps=0.01)
     trials = make_trials((3, 8, 8), None, any_size=False)
     graph = trace(Correction(network, debiased), trials[0].given, any_size=False)
-    assert prove(graph, lambda x: graph(x)[:2], debiased, trials).logit_difference < 1e-5
+    assert prove(graph, without_gradients(graph), debiased, trials).logit_difference < 1e-5
     operators = [node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     mutating = {str(one) for one in operators if one._schema.is_mutable}
     assert "aten.clamp_.default" in mutating
