@@ -7,8 +7,10 @@
 
 ``architectures``: all 80 classification architectures of torchvision, untrained, on images as small as they take,
 exported as ``imbperturb export`` does, to ``.pt2`` and ``.onnx``. A network that is exported has passed the proof that
-ends every export; then the labels of 64 images by the file are held against those by autograd. One architecture at a
-time, each in a process of its own; a run that was cut off goes on where it stood, and ``--table`` prints what there is.
+ends every export; then the labels of 64 images by the file are held against those by autograd around the network as it
+is, those that ``predict --precision fp32`` computes, and autograd's against its own for one image at a time, which is
+what rounding alone changes. One architecture at a time, each in a process of its own; a run that was cut off goes on
+where it stood, and ``--table`` prints what there is.
 
 ``speed``: images/s of plain and corrected predictions through torch eager, this package's engine, the ``.pt2``,
 ONNX Runtime and OpenVINO, side by side in one run, a batch of each in every round.
@@ -25,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +88,7 @@ def examine(subject: str, results: Path) -> None:
                 content, _, proof = make_file(traced, kind)
                 run = open_onnx(content) if kind == ".onnx" else read_program(content)
                 found: dict[str, Any] = {"outcome": "exported", "bytes": len(content), "proof": vars(proof)}
-                found |= compare_labels(run, traced.pipeline.debiased, made.size)
+                found |= compare_labels(run, traced.pipeline.debiased, predictor(settings), made.size)
             except ImbperturbError as error:
                 found = {"outcome": "refused", "why": str(error).replace(str(path), "FILE")[:600]}
             except Exception as error:  # noqa: BLE001 - a traceback is what this is to find
@@ -94,23 +97,39 @@ def examine(subject: str, results: Path) -> None:
                 file.write(json.dumps({**entry, "format": kind, **found, "seconds": time.monotonic() - began}) + "\n")
 
 
-def compare_labels(run: Any, debiased: PerturbedClassifier, size: int) -> dict[str, Any]:
-    """How many labels, plain and corrected, are the same by a file as by autograd, and how close the others were.
+def predictor(settings: Settings) -> PerturbedClassifier:
+    """The correction as ``predict --precision fp32`` computes it."""
+    return load_pipeline(replace(settings, run=RunSettings(device="cpu", precision="fp32")), None).debiased
 
-    ``margins``: of the two largest logits by autograd, relative to the largest of all.
+
+def compare_labels(run: Any, debiased: PerturbedClassifier, engine: PerturbedClassifier, size: int) -> dict[str, Any]:
+    """How many labels, plain and corrected, a file has in common with autograd and ``predict``.
+
+    Args:
+        run: the file, as a function of a batch.
+        debiased: the correction by autograd around the network as it is.
+        engine: that of ``predict``.
+        size: height and width of the images.
+
+    Returns:
+        ``labels`` compared; ``same`` as by autograd, with the ``margins`` of the others: of the two largest logits by
+        autograd, relative to the largest of all; ``predicted``: same as by ``predict``; ``alone``: autograd's same as
+        its own for one image at a time.
     """
     x = torch.randn(LABELLED, 3, size, size, generator=torch.Generator().manual_seed(2))
-    same, margins = 0, []
+    same, predicted, alone, margins = 0, 0, 0, []
     for batch in x.split(16):
-        base, corrected = debiased.predict_both(batch)
+        expected = torch.cat(debiased.predict_both(batch))
         with torch.no_grad():
             found, found_base = run(batch)
-        for expected, logits in ((base, found_base), (corrected, found)):
-            alike = logits.argmax(1) == expected.argmax(1)
-            margin = expected.topk(2).values.diff(dim=1).abs()[:, 0] / expected.abs().max()
-            same += int(alike.sum())
-            margins += margin[~alike].tolist()
-    return {"labels": 2 * LABELLED, "same": same, "margins": margins}
+        labels, own = torch.cat([found_base, found]).argmax(1), expected.argmax(1)
+        both = [torch.cat(logits) for logits in zip(*map(debiased.predict_both, batch.split(1)), strict=True)]
+        margin = expected.topk(2).values.diff(dim=1).abs()[:, 0] / expected.abs().max()
+        same += int((labels == own).sum())
+        margins += margin[labels != own].tolist()
+        predicted += int((labels == torch.cat(engine.predict_both(batch)).argmax(1)).sum())
+        alone += int((torch.cat(both).argmax(1) == own).sum())
+    return {"labels": 2 * LABELLED, "same": same, "margins": margins, "predicted": predicted, "alone": alone}
 
 
 def run_architectures(options: argparse.Namespace) -> None:
@@ -147,9 +166,10 @@ def report(results: Path) -> Iterator[str]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for entry in entries(results):
         found.setdefault(entry["subject"], {})[entry["format"]] = entry
-    head = ("architecture", "image", *FORMATS, "file / parameters", "a logit differs by", "clear signs", "same labels")
+    compared = ("labels by autograd", "by `predict`", "autograd's one by one")
+    head = ("architecture", "image", *FORMATS, "file / parameters", "a logit differs by", "clear signs", *compared)
     yield f"| {' | '.join(head)} |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield f"|{' --- |' * len(head)}"
     for name, kinds in found.items():
         done = [entry for entry in kinds.values() if entry["outcome"] == "exported"]
         outcomes = [kinds.get(kind, {"outcome": "not tried"})["outcome"] for kind in FORMATS]
@@ -159,7 +179,8 @@ def report(results: Path) -> Iterator[str]:
         difference = f"{max(e['proof']['logit_difference'] for e in done):.1g}" if done else ""
         signs = f"{min(e['proof']['signs_agreed'] for e in done):.3%}" if done else ""
         labels = f"{min(e['same'] for e in done)} of {done[0]['labels']}" if done else ""
-        yield f"| {name} | {size} | {' | '.join(words)} | {ratio} | {difference} | {signs} | {labels} |"
+        others = [min((e[key] for e in done if key in e), default="") for key in ("predicted", "alone")]
+        yield f"| {name} | {size} | {' | '.join((*words, ratio, difference, signs, labels, *map(str, others)))} |"
     yield ""
     for name, kinds in found.items():
         for kind, entry in kinds.items():
