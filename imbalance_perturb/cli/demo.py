@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,15 +60,16 @@ def run_demo(folder: Path, announce: Callable[[str], None]) -> None:
         OutputFileError: if the folder is not empty or cannot be written.
         ImbperturbError: if one of the commands fails.
     """
+    from imbalance_perturb.cli.app import app  # whose commands are this one, too
+
     announce(describe_digits(folder, write_demo(folder)))
-    for command in COMMANDS:
-        for line in ("", command.why, f"$ imbperturb {shlex.join(command.arguments)}"):
-            announce(line)
-        result = subprocess.run(
-            [sys.executable, "-P", "-m", "imbalance_perturb", *command.arguments], cwd=folder, check=False
-        )
-        if result.returncode != 0:
-            raise ImbperturbError(f"'imbperturb {command.arguments[0]}' ended with exit code {result.returncode}")
+    with chdir(folder):
+        for command in COMMANDS:
+            for line in ("", command.why, f"$ imbperturb {shlex.join(command.arguments)}"):
+                announce(line)
+            # In this process: torch is loaded once.
+            if code := app(args=list(command.arguments), prog_name="imbperturb", standalone_mode=False):
+                raise ImbperturbError(f"'imbperturb {command.arguments[0]}' ended with exit code {code}")
     announce("")
     announce(f"Everything is in {folder}: change eps in imbperturb.toml, or point the commands at your own model.")
 

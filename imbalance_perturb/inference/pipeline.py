@@ -14,7 +14,7 @@ from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import SettingsError, first_line
 from imbalance_perturb.inference.acceleration.optimisation import Optimisation, compiled, lower
 from imbalance_perturb.inference.auto_eps import measure_strength, settle_eps
-from imbalance_perturb.inference.batching import TRIED, measure_batch_size, usual_batch_size
+from imbalance_perturb.inference.batching import MULTIPLE, TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.inference.correction import logit_correction, make_debiased, settle_corrected, settle_prior
 from imbalance_perturb.inference.execution import Execution, select_execution
 from imbalance_perturb.inference.model_loading import Probed, load_counts, load_probed, make_trial, naming
@@ -32,6 +32,9 @@ from imbalance_perturb.predictions.making import StepStrength
 #: Fewest images of a run whose batch size is measured: that takes the time of some dozens of images.
 MEASURED_FROM = 2000
 
+#: Fewest images for which a network is rewritten: that and its trial take the time of about so many.
+OPTIMISED_FROM = 16
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -39,7 +42,7 @@ class Pipeline:
 
     ``counts_sha256`` is of the bytes that the counts were read from, as that in ``model.info`` is of the model's.
     ``settings`` have a number for eps; ``strength`` says how it was found, where it was asked for as ``auto``.
-    ``input_shape`` (C, H, W) is what the model was tried on.
+    ``input_shape`` (C, H, W) is what the model was tried on, ``n_images`` are those of the list, 0 where there is none.
     ``debiased`` is the correction in full precision, ``low`` the same in low precision where the execution has one.
     """
 
@@ -54,6 +57,7 @@ class Pipeline:
     execution: Execution
     debiased: PerturbedClassifier
     input_shape: tuple[int, int, int]
+    n_images: int = 0
     low: PerturbedClassifier | None = None
     low_optimisation: Optimisation | None = None
     strength: StepStrength | None = None
@@ -78,7 +82,7 @@ def load_pipeline(
         n_images: of how many images it is a part; by default those of the whole list.
         exact: in full precision throughout, as a choice between corrections must be.
         measure_step: find out which eps is the full correction, also where the settings have a number.
-        optimised: whether the network is rewritten for this machine.
+        optimised: whether the network may be rewritten for this machine; it is where images enough follow.
 
     Raises:
         ImbperturbError: the first thing that is wrong, with its remedy.
@@ -89,6 +93,8 @@ def load_pipeline(
     if n_images is None:
         n_images = 0 if images is None else len(images.everything)
     execution = select_execution(settings.run, n_images, exact=exact)
+    if execution.low_dtype is None and not settings.run.compile and 0 < n_images < OPTIMISED_FROM:
+        optimised = False
     probed = load_probed(settings, counts, images, execution, optimised=optimised)
     if probed.model.card is not None:
         settings, target = _take_card(settings, probed.model.card, counts, exact=exact)
@@ -123,6 +129,7 @@ def load_pipeline(
         execution=execution,
         debiased=debiased,
         input_shape=probed.input_shape,
+        n_images=n_images,
         low=low,
         low_optimisation=None if lowered is None else lowered.optimisation,
         strength=strength,
@@ -149,8 +156,9 @@ def make_predictor(pipeline: Pipeline) -> Predictor:
         close_calls_only=execution.close_calls_only,
         low_name=execution.low_name,
         batch_size=execution.batch_size,
-        # Images that keep a size of their own are often alone in their batch: filled up they would cost four times.
-        alike=pipeline.preprocessing.size is not None,
+        # Images that keep a size of their own are often alone in their batch: filled up they would cost four times,
+        # as would a list of one image.
+        alike=pipeline.preprocessing.size is not None and not 0 < pipeline.n_images < MULTIPLE,
     )
 
 

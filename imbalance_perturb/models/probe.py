@@ -26,8 +26,8 @@ class ProbeResult:
     Attributes:
         num_classes: C.
         gradient_nonzero: share of the input's elements whose gradient is not zero, in (0, 1].
-        repeat_difference: largest absolute difference of the logits between two runs on the same batch.
-        batch_difference: the same between an image alone and in the batch.
+        repeat_difference: largest absolute difference of the logits between two runs on the same images.
+        batch_difference: the same between an image alone and in a batch: those two runs, where they agree.
         seconds: that the probe took.
     """
 
@@ -56,29 +56,25 @@ def probe_classifier(model: nn.Module, input_shape: tuple[int, ...], *, num_clas
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *input_shape, generator=generator).to(parameter.device)
     with full_precision(x.device):
-        logits = _logits(model, x)
-        _check_logits(logits, num_classes)
+        alone = _alone(model, x)
+        _check_logits(alone, num_classes)
+        # What is quantised has no gradient, and may depend on its batch for another reason than training.
+        share, logits = _try_gradient(model, x, alone.shape[1])
         scale = float(logits.abs().max().clamp_min(1e-6))
-        repeat = _largest_difference(logits, _logits(model, x))
-        if repeat > REPEAT_TOLERANCE * scale:
+        difference = repeat = _largest_difference(logits[:1], alone)
+        if difference > REPEAT_TOLERANCE * scale:  # rounding, the other images, or chance
+            repeat = _check_repeated(model, x, scale)
+        if difference > BATCH_TOLERANCE * scale:
             raise ModelOutputError(
-                f"the model gives other logits for the same images when run again (they differ by up to {repeat:.3g}):"
-                " it was saved in training mode, with dropout or the like in it; call model.eval() and export it again"
-            )
-        # First: what is quantised has no gradient, and may depend on its batch for another reason than training.
-        share = _nonzero_share(model, x, logits.shape[1])
-        alone = _largest_difference(logits[:1], _alone(model, x[:1]))
-        if alone > BATCH_TOLERANCE * scale:
-            raise ModelOutputError(
-                f"the model's logits for an image depend on the other images in its batch (by up to {alone:.3g}):"
+                f"the model's logits for an image depend on the other images in its batch (by up to {difference:.3g}):"
                 " it was saved in training mode, with batch normalisation over the batch in it, or traced with a batch"
                 " size as a constant, so that images mix; call model.eval() and export it again, with any batch size"
             )
     return ProbeResult(
-        num_classes=logits.shape[1],
+        num_classes=alone.shape[1],
         gradient_nonzero=share,
         repeat_difference=repeat,
-        batch_difference=alone,
+        batch_difference=difference,
         seconds=time.perf_counter() - began,
     )
 
@@ -99,13 +95,26 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _alone(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits of the first image alone."""
     try:
-        return _logits(model, x)
+        return _logits(model, x[:1])
     except ModelOutputError as error:
+        _logits(model, x)  # fails, too, where it is not for being alone
         raise ModelOutputError(
             "the model takes two images but fails on one alone; if it holds batch normalisation in training mode,"
             f" call model.eval() and export it again ({error})"
         ) from error
+
+
+def _check_repeated(model: nn.Module, x: Tensor, scale: float) -> float:
+    """By how much the logits of two runs on the same batch differ, which is no more than rounding."""
+    repeat = _largest_difference(_logits(model, x), _logits(model, x))
+    if repeat > REPEAT_TOLERANCE * scale:
+        raise ModelOutputError(
+            f"the model gives other logits for the same images when run again (they differ by up to {repeat:.3g}):"
+            " it was saved in training mode, with dropout or the like in it; call model.eval() and export it again"
+        )
+    return repeat
 
 
 def _check_logits(logits: Tensor, num_classes: int | None) -> None:
@@ -123,11 +132,12 @@ def _check_logits(logits: Tensor, num_classes: int | None) -> None:
         )
 
 
-def _nonzero_share(model: nn.Module, x: Tensor, classes: int) -> float:
+def _try_gradient(model: nn.Module, x: Tensor, classes: int) -> tuple[float, Tensor]:
+    """The share of the input's elements with a gradient that is not zero, and the logits."""
     # Any direction but a uniform one: the logits of an untrained network are nearly uniform.
     ramp = torch.arange(1, classes + 1, dtype=torch.float64)
     try:
-        sign = gradient_sign(model, x, ramp / ramp.sum()).sign
+        sign, logits = gradient_sign(model, x, ramp / ramp.sum())
     except torch.OutOfMemoryError:
         raise
     except ModelGradientError as error:
@@ -141,7 +151,7 @@ def _nonzero_share(model: nn.Module, x: Tensor, classes: int) -> float:
     share = float((sign != 0).double().mean())
     if not share:
         raise ModelGradientError(f"the gradient at the model's input is zero everywhere; {_GRADIENT_REMEDY}")
-    return share
+    return share, logits
 
 
 #: What nn.MultiheadAttention and nn.TransformerEncoderLayer become in a trace made without autograd.

@@ -72,7 +72,7 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         ("runs", f"{inspection.optimisation.path} (logits move by {inspection.optimisation.difference:.1g} at most)"),
         ("precision", inspection.precision),
         ("gradient", f"finite, non-zero at {probe.gradient_nonzero:.1%} of the input"),
-        ("repeatable", f"same batch twice: largest difference {probe.repeat_difference:.2g}"),
+        ("repeatable", f"same images twice: largest difference {probe.repeat_difference:.2g}"),
         ("batch", f"image alone against in a batch: largest difference {probe.batch_difference:.2g}"),
         ("seconds", f"{probe.seconds:.2f}"),
     ]

@@ -92,7 +92,7 @@ def test_inspect_shows_the_table(workplace: Workplace) -> None:
     """inspect shows what the file holds, how the trial went, and class -> index -> count -> p*."""
     finished = workplace.run("inspect", "model.pth", "counts.json", *SMALL)
     assert finished.code == 0, finished.err
-    for text in ("shufflenet_v2_x0_5", "finite, non-zero at", "same batch twice", "p*", "900"):
+    for text in ("shufflenet_v2_x0_5", "finite, non-zero at", "same images twice", "p*", "900"):
         assert text in finished.out
     data = json.loads(workplace.run("inspect", "model.pth", "counts.json", *SMALL, "--json").out)
     target = target_distribution(ClassCounts(("a", "b", "c", "d"), (900, 90, 30, 3))).tolist()

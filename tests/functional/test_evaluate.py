@@ -512,8 +512,8 @@ def test_skin7_fold_0_equals_the_reference(folder: Folder, shared_dir: Path, ski
     debiased = PerturbedClassifier(torch.jit.load(checkpoint).eval(), skin7_counts, eps=0.001)
     mean, std = (np.array(v, dtype=np.float32) for v in ((0.7626, 0.5453, 0.5714), (0.1404, 0.1519, 0.1685)))
     rows = []
-    for start in range(0, len(chosen), 64):
-        batch = chosen[start : start + 64]
+    for start in range(0, len(chosen), 16):
+        batch = chosen[start : start + 16]
         pixels = []
         for image, _ in batch:
             with Image.open(data / "images" / image) as opened:

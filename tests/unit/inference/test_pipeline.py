@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,27 @@ def test_the_predictor_takes_the_executions_batches(place: Path) -> None:
     found = make_predictor(made).predict(torch.rand(5, 3, 32, 32))
     assert len(found.logits) == 5
     assert max(sizes) == 2
+
+
+def test_few_images_take_what_few_images_are_worth(place: Path) -> None:
+    """A short list is not worth a rewritten network, nor one image a batch of four; a part of a long list is."""
+    sizes: list[int] = []
+
+    def run(n_images: int | None, **run: object) -> str:
+        asked, images = settings(place, **run)
+        asked = replace(asked, preprocess=PreprocessSettings(preset="none", resize=(32, 32), crop="none"))
+        made = load_pipeline(asked, images, n_images=n_images)
+        handle = made.model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        sizes.clear()
+        make_predictor(made).predict(torch.randn(1, *made.input_shape))
+        handle.remove()
+        return made.optimisation.path
+
+    assert run(1) == "as the file has it (few images)"
+    assert set(sizes) == {1}
+    assert run(None) == "as the file has it (few images)"  # the folder's five
+    assert set(sizes) == {4}
+    assert "batch norm folded" in run(16)
+    assert set(sizes) == {4}
+    for asked in ({"compile": True}, {"precision": "bf16"}):
+        assert "batch norm folded" in run(5, **asked)

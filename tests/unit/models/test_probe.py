@@ -55,7 +55,7 @@ def test_a_sound_model_passes_and_is_measured() -> None:
     found = probe_classifier(model, SHAPE, num_classes=4)
     assert found.num_classes == 4
     assert 0.9 < found.gradient_nonzero <= 1
-    assert found.repeat_difference == 0
+    assert found.repeat_difference <= found.batch_difference
     assert found.batch_difference < 1e-5
     assert found.seconds > 0
     assert model.training

@@ -18,7 +18,7 @@ from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.acceleration import compilation, convolution, optimisation
 from imbalance_perturb.inference.acceleration.optimisation import LowPrecision, compiled, lower, optimise
 from imbalance_perturb.inference.inspection import inspect_model
-from imbalance_perturb.inference.pipeline import load_pipeline, make_predictor
+from imbalance_perturb.inference.pipeline import OPTIMISED_FROM, load_pipeline, make_predictor
 
 SHAPE = (3, 16, 16)
 
@@ -119,7 +119,7 @@ def test_whatever_a_stage_raises_the_network_runs(stage: str, place: Path, monke
     monkeypatch.setattr(f"{optimisation.__name__}.{stage}", failing)
     found = inspect_model(settings(place)).optimisation
     assert "not rewritten: 'boom'" in found.path
-    made = load_pipeline(settings(place), find_images(place))
+    made = load_pipeline(settings(place), find_images(place), n_images=OPTIMISED_FROM)
     assert made.optimisation.path == found.path
     x = torch.rand(5, *SHAPE)
     torch.testing.assert_close(make_predictor(made).predict(x).base, small()(x), rtol=1e-4, atol=1e-5)

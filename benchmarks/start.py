@@ -1,0 +1,156 @@
+"""A whole run as its user waits for it: process, imports, loading, calibration, images; beside plain scripts.
+
+    python benchmarks/start.py [--networks resnet50,mobilenet_v2,resnet18] [--images 1,320] [--rounds 5] [--write]
+
+For each network and number of images three commands run in turns, each a process of its own:
+
+- ``imbperturb predict``: plain and corrected predictions;
+- an eager script: the plain prediction as most people write it, torchvision's transforms, a DataLoader, batches of 16;
+- a tuned script: the same with batch norm folded, channels-last, and bfloat16 where the CPU has it.
+
+Wall clock and seconds of the processor, medians; ratios are of the medians of wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from corpus import COUNTS, settle_norms, spread_logits
+from measuring import Log, alternate, command_line, describe_machine, progress, table, write_section
+from subjects import write_photographs
+
+from imbalance_perturb.inference.execution import fast_dtype
+
+#: Images that differ; more are links to these.
+DISTINCT = 320
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import models, transforms
+
+network, state, folder, tuned, dtype = sys.argv[1:]
+model = models.get_model(network, weights=None, num_classes=CLASSES)
+model.load_state_dict(torch.load(state, map_location="cpu"))
+model.eval()
+transform = transforms.Compose([
+    transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
+    transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+])
+paths = sorted(Path(folder).glob("*.jpg"))
+
+
+class Images(Dataset):
+    def __len__(self):
+        return len(paths)
+
+    def __getitem__(self, index):
+        return transform(Image.open(paths[index]).convert("RGB"))
+
+
+if tuned == "tuned":
+    from torch.fx.experimental.optimization import fuse
+
+    model = fuse(model).to(memory_format=torch.channels_last)
+loader = DataLoader(Images(), batch_size=16, num_workers=CORES if len(paths) > 16 else 0)
+with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+    labels = []
+    for x in loader:
+        x = x.contiguous(memory_format=torch.channels_last) if tuned == "tuned" else x
+        labels += model(x).argmax(1).tolist()
+for path, label in zip(paths, labels):
+    print(path.name, label)
+"""
+
+
+def commands(network: str, folder: Path, images: Path) -> dict[str, list[str]]:
+    """The three, by what they are called."""
+    state, script = str(folder / f"{network}.pth"), str(folder / "script.py")
+    low = "fp32" if fast_dtype(torch.device("cpu")) is None else "bf16"
+    ours = ["-m", "imbalance_perturb", "predict", state, str(folder / "counts.json"), str(images), "--arch", network]
+    return {
+        "imbperturb predict": [sys.executable, *ours, "-o", str(folder / "out.csv"), "--quiet"],
+        "eager script": [sys.executable, script, network, state, str(images), "eager", "fp32"],
+        "tuned script": [sys.executable, script, network, state, str(images), "tuned", low],
+    }
+
+
+def run(command: list[str], folder: Path) -> float:
+    """Run one to its end; returns the seconds of the processor that it and its children took."""
+    for left in folder.glob("out.*"):
+        left.unlink()
+    before = os.times()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def make_network(name: str, folder: Path) -> None:
+    """A checkpoint whose every layer matters, untrained."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None, num_classes=len(COUNTS))
+    x = torch.randn(16, 3, 224, 224)
+    settle_norms(network, x)
+    spread_logits(network, x)
+    torch.save(network.state_dict(), folder / f"{name}.pth")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--networks", default="resnet50,mobilenet_v2,resnet18")
+    parser.add_argument("--images", default="1,320", help="numbers of images of a run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="put the figures into RESULTS.md")
+    options = parser.parse_args()
+    log, rows = Log(), []
+    log.say(f"`{command_line()}`", "", describe_machine(torch.device("cpu")), "")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        (folder / "counts.json").write_text(json.dumps(dict(zip(COUNTS.names, COUNTS.counts, strict=True))))
+        script = SCRIPT.replace("CLASSES", str(len(COUNTS))).replace("CORES", str(os.cpu_count()))
+        (folder / "script.py").write_text(script)
+        for network in options.networks.split(","):
+            make_network(network, folder)
+        for n in map(int, options.images.split(",")):
+            images = folder / f"images{n}"
+            write_photographs(images, n, DISTINCT, (300, 400))
+            for network in options.networks.split(","):
+                progress(f"{network}, {n} images")
+                ways = commands(network, folder, images)
+                contenders: dict[str, Callable[[], float]] = {
+                    name: partial(run, command, folder) for name, command in ways.items()
+                }
+                began = time.perf_counter()
+                for contender in list(contenders.values()) if n == 1 else []:
+                    contender()  # files in the machine's memory
+                measured = alternate(contenders, options.rounds, torch.device("cpu"))
+                progress(f"{time.perf_counter() - began:.0f} s")
+                walls = [measured[name].median for name in ways]
+                processor = [sorted(measured[name].found)[options.rounds // 2] for name in ways]
+                ours, eager, tuned = walls
+                seconds = [f"{wall:.1f} ({cpu:.1f})" for wall, cpu in zip(walls, processor, strict=True)]
+                rows.append([f"{network}, {n}", *seconds, f"{ours / eager:.2f}", f"{ours / tuned:.2f}"])
+                print(rows[-1], flush=True)
+    head = ["network, images", *(f"{name}, s (of the processor)" for name in ways), "ours / eager", "ours / tuned"]
+    log.say(*table(head, rows))
+    if options.write:
+        write_section("start", "Whole runs", log.lines)
+
+
+if __name__ == "__main__":
+    main()
