@@ -69,13 +69,16 @@ class Execution:
         return words + (f" ({'; '.join(self.notes)})" if self.notes else "")
 
 
-def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool = False) -> Execution:
+def select_execution(
+    settings: RunSettings, n_images: int | None, *, exact: bool = False, cores: int | None = None
+) -> Execution:
     """Settle what the settings leave to the machine.
 
     Args:
         settings: what is asked for.
         n_images: in the run; ``None`` where that is not known, and taken for many.
         exact: for a choice between corrections, which must not depend on rounding: ``auto`` is fp32.
+        cores: of the machine that the run may use; by default those that this process has.
 
     Raises:
         DeviceError: if the device asked for is not there.
@@ -83,7 +86,7 @@ def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool
     """
     device = select_device(settings.device)
     batch_size = settings.batch_size or usual_batch_size(device.type)
-    workers, takes_turns = _settle_workers(settings.workers, device, n_images)
+    workers, takes_turns = _settle_workers(settings.workers, device, n_images, cores or _cores())
     if exact:
         _check_exact(settings)
         return Execution(
@@ -114,20 +117,20 @@ def select_execution(settings: RunSettings, n_images: int | None, *, exact: bool
     )
 
 
-def _settle_workers(wanted: int | None, device: torch.device, n_images: int | None) -> tuple[int, bool]:
+def _settle_workers(wanted: int | None, device: torch.device, n_images: int | None, cores: int) -> tuple[int, bool]:
     """Choose the number of worker processes, and whether decoding and computing take turns."""
     if device.type == "cuda":
-        spare, takes_turns = _cores() - 1, False
+        spare, takes_turns = cores - 1, False
     else:
         # The threads of a pass wait for the slowest of them: a worker that takes the core of one stops them all.
-        spare = _cores() - torch.get_num_threads()
+        spare = cores - torch.get_num_threads()
         takes_turns = spare < (wanted or 1)
     if wanted is not None:
         return wanted, takes_turns and wanted > 0
     if n_images is not None and n_images <= _FEW:
         # Not 0, even so: an image that ends the process decoding it must not end the run.
         return 1, False
-    return max(1, min(_MOST_WORKERS, _cores() if takes_turns else spare)), takes_turns
+    return max(1, min(_MOST_WORKERS, cores if takes_turns else spare)), takes_turns
 
 
 def _check_exact(settings: RunSettings) -> None:

@@ -72,6 +72,7 @@ def load_pipeline(
     n_images: int | None = None,
     measure_step: bool = False,
     optimised: bool = True,
+    cores: int | None = None,
 ) -> Pipeline:
     """Load, check and connect model, counts and preprocessing for these images.
 
@@ -83,6 +84,7 @@ def load_pipeline(
         exact: in full precision throughout, as a choice between corrections must be.
         measure_step: find out which eps is the full correction, also where the settings have a number.
         optimised: whether the network may be rewritten for this machine; it is where images enough follow.
+        cores: of the machine that the run may use; by default those that this process has.
 
     Raises:
         ImbperturbError: the first thing that is wrong, with its remedy.
@@ -92,13 +94,13 @@ def load_pipeline(
     target = select_target(settings, counts)
     if n_images is None:
         n_images = 0 if images is None else len(images.everything)
-    execution = select_execution(settings.run, n_images, exact=exact)
+    execution = select_execution(settings.run, n_images, exact=exact, cores=cores)
     if execution.low_dtype is None and not settings.run.compile and 0 < n_images < OPTIMISED_FROM:
         optimised = False
     probed = load_probed(settings, counts, images, execution, optimised=optimised)
     if probed.model.card is not None:
         settings, target = _take_card(settings, probed.model.card, counts, exact=exact)
-        execution = select_execution(settings.run, n_images)
+        execution = select_execution(settings.run, n_images, cores=cores)
     strength = None
     if measure_step or (isinstance(settings.debias.eps, str) and settings.debias.moves_input):
         assert images is not None, "refused before"

@@ -81,10 +81,17 @@ class DecoderPool:
         make_decoder: called in each worker.
         workers: how many.
         timeout: seconds that a worker may take for one image, while it is waited for.
+        start_method: how processes are started; ``None`` forks them where that is safe.
     """
 
-    def __init__(self, make_decoder: Callable[[], Decoder], workers: int, timeout: float) -> None:
+    def __init__(
+        self, make_decoder: Callable[[], Decoder], workers: int, timeout: float, start_method: str | None = None
+    ) -> None:
         self._make_decoder, self._workers, self._timeout = make_decoder, workers, timeout
+        # Forked where that is safe: a fresh interpreter in each worker has to import torch again.
+        self._context = multiprocessing.get_context(start_method or ("fork" if sys.platform == "linux" else "spawn"))
+        if start_method == "forkserver":
+            self._context.set_forkserver_preload(["imbalance_perturb.inference.decoding.workers"])
         self._numbers = itertools.count()
         self._under_way: dict[int, tuple[list[str], Future[Any]]] = {}
         # Images that took too long: those of them that come again are not waited for again.
@@ -205,13 +212,11 @@ class DecoderPool:
 
     def _open(self) -> ProcessPoolExecutor:
         release_freed_memory()
-        # Forked where that is safe: a fresh interpreter in each worker has to import torch again.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        in_hand = InHand(context, self._workers)
+        in_hand = InHand(self._context, self._workers)
         self._watch = Watch(in_hand, self._timeout)
         return ProcessPoolExecutor(
             self._workers,
-            mp_context=context,
+            mp_context=self._context,
             initializer=_start_worker,
             initargs=(self._make_decoder, in_hand),
         )

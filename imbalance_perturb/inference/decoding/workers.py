@@ -21,7 +21,7 @@ from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry
 from imbalance_perturb.errors import ImageError
 from imbalance_perturb.inference.decoding.decoder_pool import Decoded, DecoderPool, in_slices
 
-__all__ = ["DecodedBatch", "in_slices", "iter_decoded"]
+__all__ = ["DecodedBatch", "Decoders", "in_slices", "iter_decoded"]
 
 #: Of a file read for the system's cache no more than so many bytes, in pieces.
 _READ_BYTES, _PIECE_BYTES = 64 << 20, 1 << 20
@@ -79,6 +79,57 @@ class _Decoder:
                 left -= len(piece)
 
 
+class Decoders:
+    """Decodes one list of images after the other, in processes that stay ready between them.
+
+    Args:
+        root: what the names are relative to.
+        preprocessing: says how to decode and resize.
+        workers: processes; 0 decodes in this one, which an image may end or hold up.
+        takes_turns: whether workers decode a slice together while it is waited for, and only read files in between;
+            else they decode ahead, each its own slice.
+        image_timeout: seconds that a worker may take for one image, while it is waited for; then it is replaced, and
+            the image has an error.
+        start_method: of the processes, as ``multiprocessing`` names it; ``None`` for the fastest that is safe in a
+            process of one's own.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        preprocessing: Preprocessing,
+        workers: int,
+        *,
+        takes_turns: bool = False,
+        image_timeout: float = IMAGE_TIMEOUT,
+        start_method: str | None = None,
+    ) -> None:
+        make_decoder = partial(_Decoder, root, preprocessing)
+        self._decoder = None if workers else make_decoder()
+        self._pool = DecoderPool(make_decoder, workers, image_timeout, start_method) if workers else None
+        self._takes_turns = takes_turns
+
+    def iter_decoded(self, slices: Iterator[list[str]]) -> Iterator[DecodedBatch]:
+        """Decode images, a batch for each slice, in order.
+
+        Every name of the slices is in the batches, as often as there, usable or with its error.
+
+        Args:
+            slices: names of the images that make a batch together; taken a little ahead of what is asked for.
+        """
+        if self._decoder is not None:
+            for names in slices:
+                yield _collate(names, [self._decoder.decode(name) for name in names])
+        if self._pool is not None:
+            for names, decoded in (self._pool.decode_in_turn if self._takes_turns else self._pool.decode_ahead)(slices):
+                yield _collate(names, decoded)
+
+    def close(self) -> None:
+        """End the processes after their current image; one that does not finish it is killed."""
+        if self._pool is not None:
+            self._pool.close()
+
+
 def iter_decoded(
     root: Path,
     slices: Iterator[list[str]],
@@ -88,31 +139,12 @@ def iter_decoded(
     takes_turns: bool = False,
     image_timeout: float = IMAGE_TIMEOUT,
 ) -> Generator[DecodedBatch]:
-    """Decode images, a batch for each slice, in order.
-
-    Every name of the slices is in the batches, as often as there, usable or with its error.
-
-    Args:
-        root: what the names are relative to.
-        slices: names of the images that make a batch together; taken a little ahead of what is asked for.
-        preprocessing: says how to decode and resize.
-        workers: processes; 0 decodes in this one, which an image may end or hold up.
-        takes_turns: whether workers decode a slice together while it is waited for, and only read files in between;
-            else they decode ahead, each its own slice.
-        image_timeout: seconds that a worker may take for one image, while it is waited for; then it is replaced, and
-            the image has an error.
-    """
-    if workers == 0:
-        decoder = _Decoder(root, preprocessing)
-        for names in slices:
-            yield _collate(names, [decoder.decode(name) for name in names])
-        return
-    pool = DecoderPool(partial(_Decoder, root, preprocessing), workers, image_timeout)
+    """Decode one list of images, a batch for each slice, in order; arguments as for :class:`Decoders`."""
+    decoders = Decoders(root, preprocessing, workers, takes_turns=takes_turns, image_timeout=image_timeout)
     try:
-        for names, decoded in (pool.decode_in_turn if takes_turns else pool.decode_ahead)(slices):
-            yield _collate(names, decoded)
+        yield from decoders.iter_decoded(slices)
     finally:
-        pool.close()
+        decoders.close()
 
 
 def _collate(names: list[str], decoded: Sequence[Decoded]) -> DecodedBatch:

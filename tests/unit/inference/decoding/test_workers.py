@@ -146,7 +146,7 @@ def test_workers_end_when_nobody_asks_for_more(images: ImageList) -> None:
     """Leaving early ends the worker processes."""
     batches = decode(images, 4, 2)
     next(batches)
-    pool = batches.gi_frame.f_locals["pool"]  # type: ignore[attr-defined]
+    pool = batches.gi_frame.f_locals["decoders"]._pool  # type: ignore[attr-defined]
     processes = list(pool._pool._processes.values())
     assert all(process.is_alive() for process in processes)
     batches.close()  # type: ignore[attr-defined]
@@ -231,7 +231,7 @@ def test_leaving_early_does_not_wait_for_a_stalled_image(images: ImageList, monk
     batches = iter_decoded(images.root, in_slices(images.names, 4), PREPROCESSING, 2, image_timeout=600)
     next(batches)
     time.sleep(1)
-    processes = list(batches.gi_frame.f_locals["pool"]._pool._processes.values())
+    processes = list(batches.gi_frame.f_locals["decoders"]._pool._pool._processes.values())
     start = time.monotonic()
     batches.close()
     assert time.monotonic() - start < 20
