@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from imbalance_perturb.config.allowed import auto_factor
 from imbalance_perturb.config.settings import DebiasSettings, Settings
 from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.image_samples import MEASURED, strength_positions
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ImageFolderError
 from imbalance_perturb.inference.execution import Execution
@@ -22,8 +22,8 @@ from imbalance_perturb.method.step_strength import full_eps, prior_gradient_norm
 from imbalance_perturb.models import LoadedClassifier
 from imbalance_perturb.predictions.making import StepStrength
 
-#: Images that are drawn, from all of a run whichever part of it this is, and at a time.
-SAMPLED, _BATCH = 64, 16
+#: Images at a time.
+_BATCH = 16
 
 
 def settle_eps(settings: Settings, strength: StepStrength) -> Settings:
@@ -43,7 +43,7 @@ def measure_strength(
     debias: DebiasSettings,
     preprocessing: Preprocessing,
     execution: Execution,
-    sampled: int = SAMPLED,
+    sampled: int = MEASURED,
 ) -> StepStrength:
     """Measure on at most ``sampled`` images which eps is the full correction, in units of the settings.
 
@@ -51,9 +51,8 @@ def measure_strength(
         ImageFolderError: if none of the sampled images can be used.
         CountsError, ModelGradientError: as for :func:`full_eps`.
     """
-    everything = images.everything
-    drawn = np.random.default_rng(0).choice(len(everything), min(sampled, len(everything)), replace=False)
-    names = [everything[index] for index in sorted(drawn.tolist())]
+    # Drawn from all of a run, whichever part of it this is.
+    names = [images.everything[index] for index in strength_positions(len(images.everything), sampled)]
     unit = preprocessing.pixel_eps(1.0) if debias.eps_space == "pixel" else torch.tensor(1.0)
     prior = select_prior(debias.prior, counts)
     norms, errors = [], []

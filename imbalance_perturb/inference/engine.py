@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.image_samples import CALIBRATED, calibration_positions
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ModelGradientError
-from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
+from imbalance_perturb.inference.decoding.workers import DecodedBatch, Decoders, in_slices, iter_decoded
 from imbalance_perturb.inference.execution import Execution
 from imbalance_perturb.inference.predictor import Predicted, Predictor
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow
 
-#: Images that a predictor is calibrated on, and the most of them in one batch.
-CALIBRATED, _CALIBRATION_BATCH = 64, 16
+#: Most images of a batch that a predictor is calibrated on.
+_CALIBRATION_BATCH = 16
 
 
 class InputGroup(NamedTuple):
@@ -62,7 +63,7 @@ def iter_inputs(
 
 def _decode(
     images: ImageList, slices: Iterator[list[str]], preprocessing: Preprocessing, execution: Execution
-) -> Iterator[DecodedBatch]:
+) -> Generator[DecodedBatch]:
     return iter_decoded(
         images.root,
         slices,
@@ -107,7 +108,23 @@ def sample_names(images: ImageList, count: int = CALIBRATED, seed: int = 0) -> l
     Of a shard it is the whole list's sample, so that all shards are calibrated alike.
     """
     names = images.everything
-    return sorted(random.Random(seed).sample(names, count)) if len(names) > count else list(names)
+    return sorted(names[index] for index in calibration_positions(len(names), count, seed))
+
+
+def calibrate(predictor: Predictor, images: ImageList, preprocessing: Preprocessing, execution: Execution) -> None:
+    """Calibrate a predictor that needs it, on the usable ones of :func:`sample_names`, and predict nothing."""
+    if predictor.needs_calibration:
+        slices = list(in_slices(sample_names(images), execution.group_size))
+        with closing(_decode(images, iter(slices), preprocessing, execution)) as decoded:
+            _calibrate(predictor, decoded, preprocessing, execution)
+
+
+def _calibrate(
+    predictor: Predictor, decoded: Iterator[DecodedBatch], preprocessing: Preprocessing, execution: Execution
+) -> None:
+    sampled = _iter_normalised(decoded, preprocessing, execution, Stopwatch(), DeepImages())
+    most = min(execution.batch_size, _CALIBRATION_BATCH)
+    predictor.calibrate(part for batch in sampled for _, x in batch.groups for part in torch.split(x, most))
 
 
 def iter_predictions(
@@ -119,12 +136,14 @@ def iter_predictions(
     probabilities: bool = False,
     stopwatch: Stopwatch | None = None,
     deep: DeepImages | None = None,
+    decoders: Decoders | None = None,
 ) -> Generator[list[PredictionRow]]:
     """Predict all images, plain and corrected; yields a list of rows for each batch, in order.
 
     Exactly one row for each name; an image that cannot be decoded, or whose gradient or output is not finite,
     has its reason in ``error``. Memory does not grow with the number of images. A predictor that needs calibration
     is calibrated first, on the usable ones of :func:`sample_names`. ``deep`` gets the images of more than 8 bits.
+    ``decoders`` that stay open for other lists are used where they are given.
     """
     stopwatch, deep = stopwatch or Stopwatch(), deep or DeepImages()
     sample: list[list[str]] = []
@@ -132,13 +151,10 @@ def iter_predictions(
         sample = list(in_slices(sample_names(images), execution.group_size))
     # One stream for both: workers start once, and decode the run's first images while the predictor is calibrated.
     slices = chain(sample, in_slices(images.names, execution.group_size))
-    decoded = _decode(images, slices, preprocessing, execution)
+    decoded = _decode(images, slices, preprocessing, execution) if decoders is None else decoders.iter_decoded(slices)
     if sample:
         with stopwatch.timing("calibration", execution.device):
-            first = islice(decoded, len(sample))
-            sampled = _iter_normalised(first, preprocessing, execution, Stopwatch(), DeepImages())
-            most = min(execution.batch_size, _CALIBRATION_BATCH)
-            predictor.calibrate(part for batch in sampled for _, x in batch.groups for part in torch.split(x, most))
+            _calibrate(predictor, islice(decoded, len(sample)), preprocessing, execution)
     for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch, deep):
         rows: list[PredictionRow | None] = [
             None if error is None else PredictionRow(name, error=error)
