@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from imbalance_perturb.inference.pipeline import load_pipeline as load_pipeline
     from imbalance_perturb.inference.prediction_job import PredictOptions as PredictOptions
     from imbalance_perturb.inference.prediction_job import predict_folder as predict_folder
+    from imbalance_perturb.inference.progress import LoadedPipeline as LoadedPipeline
     from imbalance_perturb.inference.progress import Progress as Progress
     from imbalance_perturb.inference.share_estimation import ClassShares as ClassShares
     from imbalance_perturb.inference.share_estimation import SharesOptions as SharesOptions

@@ -30,7 +30,7 @@ from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
     from imbalance_perturb.data.image_files import ImageList
-    from imbalance_perturb.inference.pipeline import Pipeline
+    from imbalance_perturb.inference.progress import LoadedPipeline
     from imbalance_perturb.predictions.shards import Shard
     from imbalance_perturb.selection.comparison.results import Comparison
 
@@ -144,7 +144,7 @@ class _ComparisonNarrator(Narrator):
     def found(self, images: ImageList, shard: Shard | None = None) -> None:
         """Nothing: the comparison's notes tell of the images."""
 
-    def correction(self, pipeline: Pipeline) -> str:
+    def correction(self, pipeline: LoadedPipeline) -> str:
         debias = pipeline.settings.debias
         return f"perturbation: T {debias.temperature:g}, {debias.loss}, target {debias.target}"
 

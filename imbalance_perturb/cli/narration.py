@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from imbalance_perturb.data.image_files import ImageList
     from imbalance_perturb.inference.folder_prediction import RunSummary
     from imbalance_perturb.inference.inspection import Inspection
-    from imbalance_perturb.inference.pipeline import Pipeline
-    from imbalance_perturb.models import ModelInfo, ProbeResult
-    from imbalance_perturb.predictions.making import StepStrength
+    from imbalance_perturb.inference.progress import LoadedPipeline
+    from imbalance_perturb.models import ModelInfo
+    from imbalance_perturb.predictions.making import ModelEntry, StepStrength
     from imbalance_perturb.predictions.shards import Shard
 
 #: Without a terminal, a plain line of progress is printed this often.
@@ -62,24 +62,23 @@ class Narrator(Progress):
         if unread := sum(map(is_unread, images.names)):
             self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
-    def loaded(self, pipeline: Pipeline) -> None:
+    def loaded(self, pipeline: LoadedPipeline) -> None:
         """Say what will be done to an image, and where, before it starts."""
-        execution = pipeline.execution
-        self.model(pipeline.model.info, pipeline.probe)
-        for note in pipeline.counts.notes:
+        self.model(pipeline.model, pipeline.probe_seconds)
+        for note in pipeline.counts_notes:
             self.line(f"note: {note}")
-        self.line(f"each image: {pipeline.preprocessing.describe()}")
+        self.line(f"each image: {pipeline.preprocessing}")
         self.line(self.correction(pipeline))
         self.line(
-            f"running on {execution.device_name} ({execution.device}), {execution.describe_precision()}, batches of"
-            f" {execution.batch_size}, {execution.workers} workers; network: {pipeline.optimisation.path}"
+            f"running on {pipeline.device_name} ({pipeline.device}), {pipeline.precision}, batches of"
+            f" {pipeline.batch_size}, {pipeline.workers} workers; network: {pipeline.network}"
         )
 
-    def model(self, info: ModelInfo, probe: ProbeResult) -> None:
+    def model(self, info: ModelInfo | ModelEntry, seconds: float) -> None:
         """Say what the model file holds, and every assumption made about it."""
         self.line(
             f"model: {info.path}: {info.format}{f' {info.arch}' if info.arch else ''}, {info.num_classes} classes,"
-            f" {info.parameters / 1e6:.1f} M parameters (tried in {probe.seconds:.1f} s)"
+            f" {info.parameters / 1e6:.1f} M parameters (tried in {seconds:.1f} s)"
         )
         for note in info.notes:
             self.line(f"  note: {note}")
@@ -92,7 +91,7 @@ class Narrator(Progress):
 
     def inspection(self, inspection: Inspection) -> None:
         """Say what the model is and what will be done to an image."""
-        self.model(inspection.model, inspection.probe)
+        self.model(inspection.model, inspection.probe.seconds)
         self.line(f"each image: {inspection.preprocessing.describe()}")
 
     def summary(self, summary: RunSummary) -> None:
@@ -140,12 +139,12 @@ class Narrator(Progress):
         """Leave the bar where it is."""
         self._counter.close()
 
-    def correction(self, pipeline: Pipeline) -> str:
+    def correction(self, pipeline: LoadedPipeline) -> str:
         """Describe the correction in a line; others do where the settings alone do not say it: many are to be tried."""
         d = pipeline.settings.debias
         shares = describe_prior(d)
         adjusted = f"logit adjustment, tau {d.used_tau:g}" if d.used_tau and d.method != "tau-norm" else ""
-        if not pipeline.debiased.active and pipeline.model.card is None:
+        if not pipeline.active:
             what = {
                 "tau-norm": f"tau-normalisation, tau {d.used_tau:g}",
                 "offsets": "offsets of the logits",

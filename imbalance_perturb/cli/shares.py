@@ -26,7 +26,7 @@ from imbalance_perturb.cli.settings import find_recipe, resolve_settings
 from imbalance_perturb.errors import printable
 
 if TYPE_CHECKING:
-    from imbalance_perturb.inference.pipeline import Pipeline
+    from imbalance_perturb.inference.progress import LoadedPipeline
     from imbalance_perturb.inference.share_estimation import ClassShares
 
 #: Images that failed and are named; the file has all of them.
@@ -83,7 +83,7 @@ def shares(
 
 
 class _SharesNarrator(Narrator):
-    def correction(self, pipeline: Pipeline) -> str:
+    def correction(self, pipeline: LoadedPipeline) -> str:
         return "class shares: by EM from the plain model's probabilities, one pass an image"
 
     def end(self, estimated: ClassShares, out: Path) -> None:

@@ -34,7 +34,7 @@ from imbalance_perturb.errors import SettingsError
 
 if TYPE_CHECKING:
     from imbalance_perturb.config.settings import ModelSettings
-    from imbalance_perturb.inference.pipeline import Pipeline
+    from imbalance_perturb.inference.progress import LoadedPipeline
     from imbalance_perturb.selection.rule import SelectionRule
     from imbalance_perturb.selection.tuning.eps_tuning import TuningOptions
     from imbalance_perturb.selection.tuning.results import Tuning
@@ -182,7 +182,7 @@ class _TuningNarrator(Narrator):
         super().__init__(quiet)
         self._options = options
 
-    def correction(self, pipeline: Pipeline) -> str:
+    def correction(self, pipeline: LoadedPipeline) -> str:
         debias = pipeline.settings.debias
         variants = self._options.variants(debias, pipeline.strength)
         loss_specs = len({variant.loss_spec for variant in variants})

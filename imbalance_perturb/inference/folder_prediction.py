@@ -4,40 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.errors import ImbperturbError, InterruptedRunError, TooManyFailuresError
+from imbalance_perturb.errors import InterruptedRunError, TooManyFailuresError
 from imbalance_perturb.files.writing import STDOUT, write_json
-from imbalance_perturb.inference.auto_eps import SAMPLED, measure_strength
-from imbalance_perturb.inference.engine import iter_predictions
-from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.failure_limit import FailureLimit
-from imbalance_perturb.inference.pipeline import Pipeline, make_predictor
 from imbalance_perturb.inference.progress import Progress
-from imbalance_perturb.inference.provenance import describe_making, describe_run
-from imbalance_perturb.inference.stopwatch import Stopwatch
+from imbalance_perturb.inference.provenance import describe_list, describe_run
+from imbalance_perturb.inference.row_source import DoneSlice, RowSource
 from imbalance_perturb.predictions.agreement import Agreement
-from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.frames import pandas_notes
 from imbalance_perturb.predictions.journal import Journal, open_journal
+from imbalance_perturb.predictions.making import Making
 from imbalance_perturb.predictions.progress_file import rows_path
 from imbalance_perturb.predictions.resuming import find_finished, read_state
-from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
 from imbalance_perturb.predictions.run_file import RunFile, run_path
 from imbalance_perturb.predictions.run_state import RunState, Standing
 from imbalance_perturb.predictions.shards import Shard
-from imbalance_perturb.predictions.writing import open_rows
-
-#: One image in so many tells how strong the eps of a finished run was: that may take no time to speak of.
-_TOLD_OF = 50
-
-#: From here on the step of the log target is along the log prior (docs/theory.md; the paper's Fig. 2).
-LARGE_TEMPERATURE = 100
+from imbalance_perturb.predictions.writing import csv_rows, open_stdout
 
 
 @dataclass(frozen=True)
@@ -73,13 +60,10 @@ class RunSummary:
 
 
 def write_predictions(
-    pipeline: Pipeline,
+    source: RowSource,
     images: ImageList,
     out: str,
     *,
-    probabilities: bool,
-    bom: bool,
-    margin: bool,
     resume: bool | None,
     shard: Shard | None,
     failures: FailureLimit,
@@ -90,12 +74,9 @@ def write_predictions(
     What can be refused before a model is loaded has been, by :func:`predict_folder`.
 
     Args:
-        pipeline: the checked model and its surroundings.
+        source: computes the rows.
         images: what to predict.
         out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
-        probabilities: whether rows carry the probabilities of all classes.
-        bom: whether the CSV begins with a byte-order mark, by which Excel knows it for UTF-8.
-        margin: whether rows carry the difference of the two largest corrected probabilities.
         resume: go on with an unfinished run's rows, or start anew; ``None`` starts where there are none.
         shard: which part of all images these are, for the run file.
         failures: how many images may fail.
@@ -108,29 +89,29 @@ def write_predictions(
         InterruptedRunError: if ``progress`` said to stop.
         OutputFileError: if the rows cannot be written.
     """
-    classes = pipeline.counts.names if probabilities else ()
-    layout = RowLayout(classes, pipeline.settings.run.close_calls_only, bom, margin)
-    run = _Run(pipeline, images, failures, progress, probabilities)
+    run = _Run(source, images, failures, progress)
     if out == STDOUT:
-        with open_rows(out, layout) as write, progress.counting(len(images)):
-            for rows in run.iter_rows():
-                for row in rows:
-                    write(row)
+        with open_stdout() as stream, progress.counting(len(images)):
+            stream.write(csv_rows(source.layout).header)
+            for done in run.iter_done():
+                stream.write(done.text)
         return run.summary(None)
     path = Path(out)
-    made_by = describe_making(pipeline, images, layout, path.suffix, shard)
+    made_by = Making(**source.machine, images=describe_list(images, shard))
     if resume:
         finished = find_finished(path, made_by)
         if finished is not None:
-            return _summary_of(finished, path, pipeline)
-    with open_journal(path, layout, made_by.to_dict(), resume=bool(resume)) as (journal, mark):
+            return _summary_of(finished, path, made_by)
+    with open_journal(path, source.layout, made_by.to_dict(), resume=bool(resume)) as (journal, mark):
         if mark is not None:
             run.resume(read_state(path, mark), mark.rows)
+        elif source.begins_settled:
+            journal.commit(run.state().to_dict())
         with progress.counting(len(images), journal.count):
             with _naming_rows(journal, path):
-                for rows in run.iter_rows():
-                    with run.stopwatch.timing("write"):
-                        journal.write(rows)
+                for done in run.iter_done():
+                    with source.stopwatch.timing("write"):
+                        journal.append(done.text, done.images)
                         journal.commit(run.state().to_dict())
             journal.finish()
             summary = run.summary(path)
@@ -140,87 +121,49 @@ def write_predictions(
     return summary
 
 
-def tell_strength(pipeline: Pipeline, images: ImageList) -> float | None:
-    """How strong the step of a finished run was, as a share of the full correction, from a few of its images.
-
-    ``None`` where the step is not along the log prior, or no image can tell.
-    """
-    d = pipeline.settings.debias
-    along_prior = d.target == "log" and d.target_m is None and d.temperature >= LARGE_TEMPERATURE and d.steps == 1
-    if not (pipeline.debiased.active and along_prior):
-        return None
-    strength = pipeline.strength
-    if strength is None:
-        few = max(8, min(SAMPLED, len(images) // _TOLD_OF))
-        try:
-            strength = measure_strength(
-                pipeline.model, images, pipeline.counts, d, pipeline.preprocessing, pipeline.execution, few
-            )
-        except (ImbperturbError, torch.OutOfMemoryError):
-            return None  # the rows are written; this line is not worth an error
-    assert not isinstance(d.eps, str)
-    return d.eps / strength.full_eps
-
-
 class _Run:
     """One run over the images, from where it stands."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        images: ImageList,
-        failures: FailureLimit,
-        progress: Progress,
-        probabilities: bool,
-    ) -> None:
-        self._pipeline, self._images, self._failures = pipeline, images, failures
-        self._progress, self._probabilities = progress, probabilities
-        self.stopwatch, self.predictor, self.deep = Stopwatch(), make_predictor(pipeline), DeepImages()
+    def __init__(self, source: RowSource, images: ImageList, failures: FailureLimit, progress: Progress) -> None:
+        self._source, self._images, self._failures, self._progress = source, images, failures, progress
         self._standing, self._resumed = Standing(), 0
         self._start = time.perf_counter()
 
-    def iter_rows(self) -> Iterator[list[PredictionRow]]:
-        """Rows of the images that are left, a batch at a time; each is counted before it comes."""
-        left = replace(self._images, names=self._images.names[self._standing.images :])
-        pipeline = self._pipeline
-        batches = iter_predictions(
-            self.predictor,
-            left,
-            pipeline.preprocessing,
-            pipeline.execution,
-            probabilities=self._probabilities,
-            stopwatch=self.stopwatch,
-            deep=self.deep,
-        )
-        with applied(pipeline.execution), closing(batches):
-            for rows in batches if len(left) else ():
-                broken = [row for row in rows if row.error is not None]
-                self._failures.check(self._standing.failed, broken)
-                self._standing.add(rows, broken)
-                yield rows
-                self._progress.advance(len(rows))
-                self._progress.check_stop(self._standing.images, len(self._images))
+    def iter_done(self) -> Iterator[DoneSlice]:
+        """Rows of the images that are left, some at a time; each is counted before it comes."""
+        source, progress = self._source, self._progress
+        for done in source.iter_done(self._images.names, self._standing.images, self._check_stop):
+            self._failures.check(self._standing.failed, done.broken)
+            self._standing.add(done.images, done.changed, done.broken)
+            yield done
+            if not source.begins_settled:
+                progress.advance(done.images)
+            self._check_stop()
+
+    def _check_stop(self) -> None:
+        self._progress.check_stop(self._standing.images, len(self._images))
 
     def state(self) -> RunState:
         """All that going on from here needs."""
         return RunState(
             standing=replace(self._standing, earlier_seconds=self._seconds()),
-            seconds=self.stopwatch.seconds,
-            predictor=self.predictor.state(),
-            deep=self.deep,
+            seconds=self._source.stopwatch.seconds,
+            predictor=self._source.state(),
+            deep=self._source.deep,
         )
 
     def resume(self, state: RunState, rows: int) -> None:
         """Start from where an earlier run stood when it had so many rows."""
         self._standing, self._resumed = state.standing, rows
-        self.stopwatch.seconds.update(state.seconds)
-        self.predictor.restore(state.predictor)
-        self.deep = state.deep
+        self._source.resume(state)
 
     def summary(self, path: Path | None) -> RunSummary:
         """Sum up the run so far."""
-        standing, pipeline = self._standing, self._pipeline
-        approximate = pipeline.low is not None or pipeline.execution.close_calls_only
+        standing, machine = self._standing, self._source.machine
+        execution = machine["execution"]
+        agreement = None
+        if execution.low_network is not None or execution.close_calls_only:
+            agreement = Agreement.of_state(self._source.state(), execution.precision, execution.low_dtype)
         return RunSummary(
             total=len(self._images),
             done=standing.done,
@@ -230,11 +173,11 @@ class _Run:
             predictions=None if path is None else str(path),
             run=None if path is None else str(run_path(path)),
             first_errors=tuple(standing.first_errors),
-            agreement=self.predictor.summary() if approximate else None,
+            agreement=agreement,
             resumed=self._resumed,
-            assumptions=pipeline.model.info.assumptions,
-            warnings=self.deep.warnings,
-            notes=pandas_notes(pipeline.counts.names, ".csv" if path is None else path.suffix),
+            assumptions=machine["model"].assumptions,
+            warnings=self._source.deep.warnings,
+            notes=pandas_notes([one.name for one in machine["classes"]], ".csv" if path is None else path.suffix),
         )
 
     def _seconds(self) -> float:
@@ -257,7 +200,7 @@ def _naming_rows(journal: Journal, path: Path) -> Iterator[None]:
         ) from None
 
 
-def _summary_of(run: RunFile, path: Path, pipeline: Pipeline) -> RunSummary:
+def _summary_of(run: RunFile, path: Path, made_by: Making) -> RunSummary:
     """The summary of a run that had ended before, from its run file."""
     images = run.images
     return RunSummary(
@@ -270,7 +213,7 @@ def _summary_of(run: RunFile, path: Path, pipeline: Pipeline) -> RunSummary:
         run=str(run_path(path)),
         first_errors=(),
         resumed=images.total,
-        assumptions=pipeline.model.info.assumptions,
+        assumptions=made_by.model.assumptions,
         warnings=run.warnings,
-        notes=pandas_notes(pipeline.counts.names, path.suffix),
+        notes=pandas_notes([one.name for one in made_by.classes], path.suffix),
     )

@@ -11,7 +11,8 @@ from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.files.writing import STDOUT
 from imbalance_perturb.inference.failure_limit import select_limit
-from imbalance_perturb.inference.progress import ProgressLike, as_progress
+from imbalance_perturb.inference.progress import LoadedPipeline, ProgressLike, as_progress
+from imbalance_perturb.inference.row_source import OutputForm
 from imbalance_perturb.predictions.journal import check_place
 from imbalance_perturb.predictions.resuming import check_unfinished, recorded_batch_size
 from imbalance_perturb.predictions.shards import Shard, parse_shard
@@ -56,6 +57,10 @@ class PredictOptions:
         """The part that ``shard`` names, ``None`` for all images."""
         return None if self.shard is None else parse_shard(self.shard)
 
+    def form(self, out: str) -> OutputForm:
+        """What the predictions file ``out`` is to look like."""
+        return OutputForm(".csv" if out == STDOUT else Path(out).suffix, self.probs, self.bom, self.margin)
+
 
 def predict_folder(
     settings: Settings | Pipeline,
@@ -97,26 +102,19 @@ def predict_folder(
     check_unfinished(out, options.resume)
 
     # Only now: what is wrong with a path need not wait for torch.
-    from imbalance_perturb.inference.folder_prediction import tell_strength, write_predictions
+    from imbalance_perturb.inference.folder_prediction import write_predictions
+    from imbalance_perturb.inference.local_rows import LocalRows
     from imbalance_perturb.inference.pipeline import load_pipeline
 
     if isinstance(settings, Settings):
         if options.resume and settings.run.batch_size is None:
             settings = replace(settings, run=replace(settings.run, batch_size=recorded_batch_size(out)))
         pipeline = load_pipeline(settings, found)
-        progress.loaded(pipeline)
+        progress.loaded(LoadedPipeline.of(pipeline))
     else:
         pipeline = settings
+    source = LocalRows(pipeline, found, options.form(out))
     summary = write_predictions(
-        pipeline,
-        found,
-        out,
-        probabilities=options.probs,
-        bom=options.bom,
-        margin=options.margin,
-        resume=options.resume,
-        shard=part,
-        failures=failures,
-        progress=progress,
+        source, found, out, resume=options.resume, shard=part, failures=failures, progress=progress
     )
-    return replace(summary, strength=tell_strength(pipeline, found))
+    return replace(summary, strength=source.strength(found))

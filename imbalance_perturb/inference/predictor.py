@@ -19,7 +19,7 @@ from torch import Tensor
 from imbalance_perturb.config.settings import PRECISIONS
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.batching import Passes
-from imbalance_perturb.inference.close_calls import SAFETY, Reach, are_doubtful, close_bound, fit_reach
+from imbalance_perturb.inference.close_calls import Reach, are_doubtful, close_bound, fit_reach
 from imbalance_perturb.inference.sampling import sample
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.classifier import PerturbedClassifier
@@ -166,25 +166,7 @@ class Predictor:
 
     def summary(self) -> Agreement:
         """Summarise the run so far: its counts and the bounds that decided."""
-        bounds, tally = self._bounds, self._tally
-        return Agreement(
-            precision="fp32" if self._low is None else self._precision,
-            low_dtype=None if self._low is None else self._low_name,
-            close_calls_only=self._close_calls_only,
-            notes=tuple(bounds.notes),
-            calibrated_on=bounds.calibrated_on,
-            safety=SAFETY,
-            base_bound=bounds.base,
-            bound=bounds.corrected,
-            reach_slope=None if bounds.reach is None else bounds.reach[0],
-            reach_spread=None if bounds.reach is None else bounds.reach[1],
-            images=tally.images,
-            recomputed=tally.recomputed,
-            corrected=tally.corrected,
-            sampled=tally.sampled,
-            base_agreed=tally.base_agreed,
-            agreed=tally.agreed,
-        )
+        return Agreement.of_state(self.state(), self._precision, self._low_name)
 
     @property
     def most_at_once(self) -> int | None:

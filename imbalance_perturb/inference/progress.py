@@ -4,14 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from imbalance_perturb.errors import InterruptedRunError
+from imbalance_perturb.predictions.making import ModelEntry, StepStrength
 
 if TYPE_CHECKING:
+    from imbalance_perturb.config.settings import Settings
     from imbalance_perturb.data.image_files import ImageList
     from imbalance_perturb.inference.pipeline import Pipeline
     from imbalance_perturb.predictions.shards import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedPipeline:
+    """What a pipeline is, as plain values: it may be loaded on another machine than it is told of.
+
+    Attributes:
+        model: the model file and what was found in it.
+        probe_seconds: for which the model was tried.
+        counts_notes: what was made of the counts' file.
+        preprocessing: what is done to each image, in words.
+        settings: of the run, with a number for eps.
+        active: whether a correction is computed with the network: the input is moved, or the file corrects itself.
+        strength: how eps was found, where it was asked for as ``auto``.
+        device, device_name: where it runs, as torch and as people call it.
+        precision: in words.
+        batch_size: images a batch.
+        workers: decoding processes.
+        network: how the network's passes were sped up, in words.
+    """
+
+    model: ModelEntry
+    probe_seconds: float
+    counts_notes: tuple[str, ...]
+    preprocessing: str
+    settings: Settings
+    active: bool
+    strength: StepStrength | None
+    device: str
+    device_name: str
+    precision: str
+    batch_size: int
+    workers: int
+    network: str
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> LoadedPipeline:
+        """Describe a pipeline that is loaded here."""
+        execution = pipeline.execution
+        return cls(
+            model=ModelEntry(**asdict(pipeline.model.info)),
+            probe_seconds=pipeline.probe.seconds,
+            counts_notes=tuple(pipeline.counts.notes),
+            preprocessing=pipeline.preprocessing.describe(),
+            settings=pipeline.settings,
+            active=pipeline.debiased.active or pipeline.model.card is not None,
+            strength=pipeline.strength,
+            device=str(execution.device),
+            device_name=execution.device_name,
+            precision=execution.describe_precision(),
+            batch_size=execution.batch_size,
+            workers=execution.workers,
+            network=pipeline.optimisation.path,
+        )
 
 
 class Progress:
@@ -23,7 +80,7 @@ class Progress:
     def found(self, images: ImageList, shard: Shard | None = None) -> None:
         """These images are what the work is about, or ``shard`` of them; nothing is loaded yet."""
 
-    def loaded(self, pipeline: Pipeline) -> None:
+    def loaded(self, pipeline: LoadedPipeline) -> None:
         """The model is loaded and checked; no image has been computed yet."""
 
     def started(self, total: int, done: int = 0) -> None:

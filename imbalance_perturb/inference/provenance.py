@@ -7,11 +7,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imbalance_perturb.data.image_files import ImageList, iter_sizes
 from imbalance_perturb.files.writing import sha256
-from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.making import (
     ClassEntry,
@@ -30,37 +29,49 @@ from imbalance_perturb.predictions.run_file import RUN_SCHEMA, RunExecution, Run
 from imbalance_perturb.predictions.run_state import RunState
 from imbalance_perturb.predictions.shards import Shard, files_sha256, list_sha256
 
+if TYPE_CHECKING:
+    from imbalance_perturb.inference.pipeline import Pipeline
+
 
 def describe_making(
     pipeline: Pipeline, images: ImageList, layout: RowLayout, suffix: str, shard: Shard | None = None
 ) -> Making:
     """Everything that makes the rows: versions, files, settings, machine and images."""
+    return Making(**describe_machine(pipeline, layout, suffix), images=describe_list(images, shard))
+
+
+def describe_machine(pipeline: Pipeline, layout: RowLayout, suffix: str) -> dict[str, Any]:
+    """All entries of :func:`describe_making` but that of the images: what the machine with the model knows."""
     classes = zip(pipeline.counts.names, pipeline.counts.counts, pipeline.target.tolist(), strict=True)
-    return Making(
-        versions=_describe_versions(),
-        model=ModelEntry(**asdict(pipeline.model.info)),
-        counts=CountsEntry(path=pipeline.settings.model.counts, sha256=pipeline.counts_sha256),
-        classes=tuple(
+    return {
+        "versions": _describe_versions(),
+        "model": ModelEntry(**asdict(pipeline.model.info)),
+        "counts": CountsEntry(path=pipeline.settings.model.counts, sha256=pipeline.counts_sha256),
+        "classes": tuple(
             ClassEntry(index=index, name=name, count=count, target=p) for index, (name, count, p) in enumerate(classes)
         ),
-        settings=pipeline.settings,
-        preprocessing=PreprocessingEntry(**asdict(pipeline.preprocessing)),
-        execution=_describe_execution(pipeline),
-        output=OutputEntry(
+        "settings": pipeline.settings,
+        "preprocessing": PreprocessingEntry(**asdict(pipeline.preprocessing)),
+        "execution": _describe_execution(pipeline),
+        "output": OutputEntry(
             format=suffix.lower(), probabilities=bool(layout.classes), bom=layout.bom, margin=layout.margin
         ),
-        images=MakingImages(
-            source=str(images.source),
-            sources=tuple(map(str, images.sources or (images.source,))),
-            total=len(images),
-            shard=shard,
-            list_total=len(images.everything),
-            list_sha256=list_sha256(images.everything),
-            files_sha256=files_sha256(images.everything, iter_sizes(images.root, images.everything)),
-            ignored_files=dict(images.ignored),
-            hidden=HiddenEntry(**images.hidden.to_dict()),
-        ),
-        strength=pipeline.strength,
+        "strength": pipeline.strength,
+    }
+
+
+def describe_list(images: ImageList, shard: Shard | None = None) -> MakingImages:
+    """The entry of the images: what the machine with the list knows."""
+    return MakingImages(
+        source=str(images.source),
+        sources=tuple(map(str, images.sources or (images.source,))),
+        total=len(images),
+        shard=shard,
+        list_total=len(images.everything),
+        list_sha256=list_sha256(images.everything),
+        files_sha256=files_sha256(images.everything, iter_sizes(images.root, images.everything)),
+        ignored_files=dict(images.ignored),
+        hidden=HiddenEntry(**images.hidden.to_dict()),
     )
 
 

@@ -17,7 +17,7 @@ from imbalance_perturb.errors import ImageFolderError, SettingsError
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline, make_predictor
-from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
+from imbalance_perturb.inference.progress import LoadedPipeline, Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.method.class_shares import fit_shares, resample_shares, share_interval
 from imbalance_perturb.predictions.deep_images import DeepImages
@@ -116,7 +116,7 @@ def estimate_shares(
     progress.found(found, None)
     settings = replace(settings, debias=DebiasSettings(method="none"))
     pipeline = load_pipeline(settings, found, exact=True)
-    progress.loaded(pipeline)
+    progress.loaded(LoadedPipeline.of(pipeline))
     deep = DeepImages()
     posteriors, errors = _collect(pipeline, found, progress, deep)
     if len(posteriors) == 0:

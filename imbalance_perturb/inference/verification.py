@@ -15,7 +15,7 @@ from imbalance_perturb.errors import PredictionsError, SettingsError
 from imbalance_perturb.files.writing import FORMATS
 from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.places import find_counts, find_images, find_predictions
-from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
+from imbalance_perturb.inference.progress import LoadedPipeline, Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_making
 from imbalance_perturb.inference.rerun import RerunOptions, iter_again, load_again, settle_again
 from imbalance_perturb.predictions.reading import iter_images, iter_rows
@@ -140,7 +140,7 @@ class _Again:
         if not len(self._images):
             return {}, []
         pipeline = load_again(self.path, self.run, self._settings, self._images)
-        self._progress.loaded(pipeline)
+        self._progress.loaded(LoadedPipeline.of(pipeline))
         notes = self._differences(pipeline)
         found: dict[str, PredictionRow] = {}
         with self._progress.counting(len(self._images)):

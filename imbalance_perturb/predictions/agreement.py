@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from imbalance_perturb.files.typed_json import Count
+from imbalance_perturb.predictions.run_state import SAFETY, PredictorState
 
 #: Share of labels that may differ from the full computation's before a run warns.
 TOLERATED = 0.001
@@ -112,6 +113,24 @@ class Agreement:
         if self.sampled:
             parts.append(f"{self.agreed:,} of {self.sampled:,} sampled labels agree")
         return ", ".join(parts) + "".join(f"; {note}" for note in self.notes)
+
+    @classmethod
+    def of_state(cls, state: PredictorState, precision: str, low_name: str | None) -> Agreement:
+        """Summarise where a predictor stands that began in ``precision``, with ``low_name`` its low one."""
+        bounds, tally = state.bounds, state.tally
+        return cls(
+            precision=precision if state.low else "fp32",
+            low_dtype=low_name if state.low else None,
+            close_calls_only=state.close_calls_only,
+            notes=tuple(bounds.notes),
+            calibrated_on=bounds.calibrated_on,
+            safety=SAFETY,
+            base_bound=bounds.base,
+            bound=bounds.corrected,
+            reach_slope=None if bounds.reach is None else bounds.reach[0],
+            reach_spread=None if bounds.reach is None else bounds.reach[1],
+            **vars(tally),
+        )
 
     @classmethod
     def summed(cls, parts: Sequence[Agreement]) -> Agreement:

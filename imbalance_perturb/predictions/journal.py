@@ -77,9 +77,13 @@ class Journal:
 
     def write(self, rows: Sequence[PredictionRow]) -> None:
         """Append rows; they count from the next :meth:`commit` on."""
+        self.append("".join(map(self._text.line, rows)), len(rows))
+
+    def append(self, text: str, count: int) -> None:
+        """Append ``count`` rows that are text in the file's format already, as :meth:`write` does."""
         with _writing(self._path):
-            self._append("".join(map(self._text.line, rows)))
-        self.count += len(rows)
+            self._append(text)
+        self.count += count
 
     def commit(self, state: Mapping[str, Any]) -> None:
         """Put a mark: the rows so far are whole, and a run resumed from here starts in this state."""

@@ -10,6 +10,11 @@ from imbalance_perturb.files.typed_json import Count, write_typed
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow
 
+#: Bounds are this many times the typical (root mean square) difference. With bounds from 64 of the images of Skin7
+#: fold 1 again and again, 3 left 0.005 % of bf16's labels different from fp32's at eps 0.005 (0.05 % at worst) and
+#: none at 0.001; 2.5 left 0.02 %.
+SAFETY = 3.0
+
 #: Errors that a summary holds.
 _FIRST_ERRORS = 5
 
@@ -88,11 +93,11 @@ class Standing:
         """Number of its rows."""
         return self.done + self.failed
 
-    def add(self, rows: Sequence[PredictionRow], broken: Sequence[PredictionRow]) -> None:
-        """Count rows, of which some are ``broken``."""
-        self.done += len(rows) - len(broken)
+    def add(self, count: int, changed: int, broken: Sequence[PredictionRow]) -> None:
+        """Count so many rows, of which some are ``changed`` and some ``broken``."""
+        self.done += count - len(broken)
         self.failed += len(broken)
-        self.changed += sum(row.changed for row in rows)
+        self.changed += changed
         few = broken[: _FIRST_ERRORS - len(self.first_errors)]
         self.first_errors += [(row.image, row.error or "") for row in few]
 

@@ -73,9 +73,8 @@ def open_rows(target: str, layout: RowLayout) -> Iterator[RowWriter]:
         OutputFileError: if the suffix is not one of :data:`FORMATS` or the file cannot be written.
     """
     if target == STDOUT:
-        with _stdout() as stream:
+        with open_stdout() as stream:
             yield _write_text(stream, csv_rows(layout))
-            stream.flush()
         return
     path = Path(target)
     check_output(path)
@@ -105,10 +104,11 @@ def _write_text(stream: IO[str], rows: TextRows) -> RowWriter:
 
 
 @contextmanager
-def _stdout() -> Iterator[IO[str]]:
-    # A stream of our own: the console's may translate newlines or lack characters.
-    with open(sys.stdout.fileno(), "w", encoding="utf-8", newline="", closefd=False) as s:
-        yield s
+def open_stdout() -> Iterator[IO[str]]:
+    """Open stdout for text as it would stand in a file: the console's own stream may translate or lack characters."""
+    with open(sys.stdout.fileno(), "w", encoding="utf-8", newline="", closefd=False) as stream:
+        yield stream
+        stream.flush()
 
 
 def _digits(value: float | None) -> str:

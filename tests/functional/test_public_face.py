@@ -26,7 +26,7 @@ NAMES = re.findall(
     DebiasSettings
     DeviceError DigitSplits Evaluation ExportOptions ExportSummary GradientSign
     ImageError ImageFolderError ImageList ImbperturbError
-    Inspection InterruptedRunError IntervalOptions LabelledImages LabelsError LoadedClassifier MergeError
+    Inspection InterruptedRunError IntervalOptions LabelledImages LabelsError LoadedClassifier LoadedPipeline MergeError
     MergeOptions MergeSummary ModelFileError ModelGradientError ModelInfo ModelOutputError ModelSettings
     NothingToCorrectError OutputFileError PerturbedClassifier Pipeline PredictOptions PredictionsError
     PreprocessSettings ProbeResult Progress ResumeError RunSettings RunSummary SelectionRule Settings
@@ -119,7 +119,7 @@ class Heard(ip.Progress):
     def found(self, images: ip.ImageList, shard: object = None) -> None:
         self.told.append(("found", len(images)))
 
-    def loaded(self, pipeline: ip.Pipeline) -> None:
+    def loaded(self, pipeline: ip.LoadedPipeline) -> None:
         self.told.append("loaded")
 
     def started(self, total: int, done: int = 0) -> None:

@@ -16,7 +16,7 @@ from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
 from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.model_loading import load_counts
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
-from imbalance_perturb.inference.progress import ProgressLike, as_progress
+from imbalance_perturb.inference.progress import LoadedPipeline, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
 from imbalance_perturb.selection.candidates import make_candidates
@@ -93,7 +93,7 @@ def compare_methods(
     # The recipe may have the method that an earlier comparison advised; here the step is what is varied.
     settings = replace(settings, debias=replace(settings.debias, method=PERTURB, tau=None))
     pipeline = load_pipeline(settings, val.images, counts_file=counts_file, exact=True, measure_step=measured)
-    progress.loaded(pipeline)
+    progress.loaded(LoadedPipeline.of(pipeline))
     if options.eps_grid is None:
         options = replace(options, eps_grid=(0.0, *eps_around(pipeline.strength)) if measured else (0.0,))
     run = ComparisonRun(pipeline, options, progress, _last_layer(pipeline, val.images, options))

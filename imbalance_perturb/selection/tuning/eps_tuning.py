@@ -19,7 +19,7 @@ from imbalance_perturb.evaluation.groups import Groups, groups_of
 from imbalance_perturb.evaluation.results import Interval
 from imbalance_perturb.inference.model_loading import load_counts
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
-from imbalance_perturb.inference.progress import Progress, ProgressLike, as_progress
+from imbalance_perturb.inference.progress import LoadedPipeline, Progress, ProgressLike, as_progress
 from imbalance_perturb.inference.provenance import describe_source
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.perturbation import LossSpec
@@ -232,7 +232,7 @@ def _prepare(
     pipeline = load_pipeline(
         settings, labelled.images, counts_file=counts_file, exact=True, measure_step=options.eps_grid is None
     )
-    progress.loaded(pipeline)
+    progress.loaded(LoadedPipeline.of(pipeline))
     return pipeline, labelled
 
 
