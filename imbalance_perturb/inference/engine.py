@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain, islice
 from typing import NamedTuple
@@ -137,13 +137,15 @@ def iter_predictions(
     stopwatch: Stopwatch | None = None,
     deep: DeepImages | None = None,
     decoders: Decoders | None = None,
+    start: int = 0,
 ) -> Generator[list[PredictionRow]]:
     """Predict all images, plain and corrected; yields a list of rows for each batch, in order.
 
     Exactly one row for each name; an image that cannot be decoded, or whose gradient or output is not finite,
     has its reason in ``error``. Memory does not grow with the number of images. A predictor that needs calibration
     is calibrated first, on the usable ones of :func:`sample_names`. ``deep`` gets the images of more than 8 bits.
-    ``decoders`` that stay open for other lists are used where they are given.
+    ``decoders`` that stay open for other lists are used where they are given. ``start`` is where these images begin in
+    the list of the run.
     """
     stopwatch, deep = stopwatch or Stopwatch(), deep or DeepImages()
     sample: list[list[str]] = []
@@ -161,10 +163,11 @@ def iter_predictions(
             for name, error in zip(batch.names, batch.errors, strict=True)
         ]
         for positions, x in batch.groups:
-            names = [batch.names[position] for position in positions]
-            predicted = _predict(predictor, names, x, probabilities, stopwatch)
+            found = {start + position: batch.names[position] for position in positions}
+            predicted = _predict(predictor, found, x, probabilities, stopwatch)
             for position, row in zip(positions, predicted, strict=True):
                 rows[position] = row
+        start += len(batch.names)
         yield [_present(row) for row in rows]
 
 
@@ -174,20 +177,21 @@ def _present(row: PredictionRow | None) -> PredictionRow:
 
 
 def _predict(
-    predictor: Predictor, names: list[str], x: Tensor, probabilities: bool, stopwatch: Stopwatch
+    predictor: Predictor, names: Mapping[int, str], x: Tensor, probabilities: bool, stopwatch: Stopwatch
 ) -> list[PredictionRow]:
+    """Predict images (N, C, H, W), whose ``names`` are by their positions in the run."""
     try:
-        predicted = predictor.predict(x, stopwatch)
+        predicted = predictor.predict(x, stopwatch, list(names))
     except ModelGradientError as error:
         if len(names) == 1:
-            return [PredictionRow(names[0], error=str(error))]
+            return [PredictionRow(*names.values(), error=str(error))]
         # One image with a gradient that is not finite must not take its batch mates with it.
         return [
             row
-            for name, image in zip(names, x, strict=True)
-            for row in _predict(predictor, [name], image[None], probabilities, stopwatch)
+            for one, image in zip(names.items(), x, strict=True)
+            for row in _predict(predictor, dict([one]), image[None], probabilities, stopwatch)
         ]
-    return _rows(names, predicted, predictor.counts.names, probabilities)
+    return _rows(list(names.values()), predicted, predictor.counts.names, probabilities)
 
 
 def _rows(names: list[str], predicted: Predicted, classes: Sequence[str], probabilities: bool) -> list[PredictionRow]:

@@ -43,6 +43,7 @@ class LocalRows:
             probabilities=self._form.probabilities,
             stopwatch=self.stopwatch,
             deep=self.deep,
+            start=start,
         )
         with applied(pipeline.execution), closing(batches):
             for rows in batches if len(left) else ():

@@ -8,7 +8,7 @@ sample through the run says how often the labels agreed after all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import NamedTuple
@@ -134,12 +134,15 @@ class Predictor:
             if share > WORTHWHILE:
                 self._give_up_close_calls(f"the correction might change {share:.0%} of the labels: all corrected")
 
-    def predict(self, x: Tensor, stopwatch: Stopwatch | None = None) -> Predicted:
+    def predict(
+        self, x: Tensor, stopwatch: Stopwatch | None = None, positions: Sequence[int] | None = None
+    ) -> Predicted:
         """Predict base and corrected logits of a batch (N, ...).
 
         Args:
             x: the inputs, float32.
             stopwatch: gets the seconds of the stages.
+            positions: of each image in the run, which decide the sample; by default images come one after the other.
 
         Raises:
             ModelGradientError: if the reference has no usable gradient for an image of the batch; nothing is counted.
@@ -148,7 +151,9 @@ class Predictor:
         stopwatch = stopwatch or Stopwatch()
         base, logits, corrected = self._compute(x, stopwatch)
         refined = self._doubtful(base, logits)
-        sampled = sample(self._seed, self._tally.images, len(x)).to(x.device) & ~refined & ~self._is_full(corrected)
+        if positions is None:
+            positions = range(self._tally.images, self._tally.images + len(x))
+        sampled = sample(self._seed, positions).to(x.device) & ~refined & ~self._is_full(corrected)
         again = refined | sampled
         tally = Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():

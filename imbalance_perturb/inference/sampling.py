@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,10 +12,9 @@ from torch import Tensor
 SAMPLED, SAMPLED_AT_START, START = 64, 16, 256
 
 
-def sample(seed: int, start: int, n: int) -> Tensor:
-    """Choose the sampled ones of n images from position ``start`` on: (n,) bool, whatever batches they come in."""
-    chosen = [_is_sampled(seed, position) for position in range(start, start + n)]
-    return torch.tensor(chosen, dtype=torch.bool)
+def sample(seed: int, positions: Iterable[int]) -> Tensor:
+    """Choose the sampled ones of the images at n positions: (n,) bool, whatever batches and slices they come in."""
+    return torch.tensor([_is_sampled(seed, position) for position in positions], dtype=torch.bool)
 
 
 def _is_sampled(seed: int, position: int) -> bool:
