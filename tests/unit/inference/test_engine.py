@@ -21,6 +21,7 @@ from imbalance_perturb.inference.execution import Execution
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.rows import PredictionRow
+from imbalance_perturb.predictions.run_state import Tally
 
 COUNTS = ClassCounts(("dark", "middle", "bright"), (900, 30, 3))
 
@@ -191,6 +192,28 @@ def test_low_precision_has_the_same_rows(folder: Path, precision: str, workers: 
     assert [row for rows in batches for row in rows] == predict(images)
     assert ("calibration" in stopwatch.seconds) == (precision == "auto")
     assert predictor.summary().images == 23
+
+
+def test_slices_of_a_list_are_what_the_whole_is(folder: Path) -> None:
+    """Slices predicted apart, calibrated alike, have the rows of one run, and their tallies add up to its own."""
+    images = find_images(folder)
+    debiased = PerturbedClassifier(Brightness(), COUNTS, eps=0.05)
+    whole = Predictor(debiased, debiased, precision="auto")
+    rows = [row for part in iter_predictions(whole, images, preset_none(), execution()) for row in part]
+    calibrated = Predictor(debiased, debiased, precision="auto")
+    engine.calibrate(calibrated, images, preset_none(), execution())
+    parts, sums = [], Tally()
+    for start in (16, 0):
+        predictor = Predictor(debiased, debiased, precision="auto")
+        predictor.restore(calibrated.state())
+        part = dataclasses.replace(images, names=images.names[start : start + 16])
+        found = iter_predictions(predictor, part, preset_none(), execution(), start=start)
+        parts[:0] = [row for batch in found for row in batch]
+        tally = vars(predictor.state().tally)
+        sums = Tally(**{name: value + tally[name] for name, value in vars(sums).items()})
+    assert parts == rows
+    assert sums == whole.state().tally
+    assert sums.sampled
 
 
 def test_an_image_that_makes_nan_fails_alone_in_low_precision(tmp_path: Path) -> None:

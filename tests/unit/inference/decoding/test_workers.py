@@ -18,7 +18,7 @@ from imbalance_perturb.data.image_decoding import decode_image, open_regular
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.data.preprocessing import select_preprocessing
 from imbalance_perturb.inference.decoding import workers
-from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
+from imbalance_perturb.inference.decoding.workers import DecodedBatch, Decoders, in_slices, iter_decoded
 
 PREPROCESSING = select_preprocessing(PreprocessSettings(preset="none"))
 
@@ -151,6 +151,22 @@ def test_workers_end_when_nobody_asks_for_more(images: ImageList) -> None:
     assert all(process.is_alive() for process in processes)
     batches.close()  # type: ignore[attr-defined]
     assert not any(process.is_alive() for process in processes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoders_stay_for_another_list(images: ImageList, workers: int) -> None:
+    """The same processes decode one list after the other, each whole and in order, and end when they are closed."""
+    decoders = Decoders(images.root, PREPROCESSING, workers)
+    halves = [images.names[:20], images.names[20:]]
+    processes = []
+    for names in halves:
+        assert [one for batch in decoders.iter_decoded(in_slices(names, 7)) for one in batch.names] == list(names)
+        if decoders._pool is not None:
+            processes.append(sorted(decoders._pool._pool._processes))
+    assert processes == processes[:1] * 2 if workers else not processes
+    found = levels([batch for names in halves for batch in decoders.iter_decoded(in_slices(names, 9))])
+    assert found == expected(images)
+    decoders.close()
 
 
 def test_sixteen_bits_come_as_float(tmp_path: Path) -> None:
