@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from imbalance_perturb.deployment.export import ExportSummary as ExportSummary
     from imbalance_perturb.deployment.export import export_classifier as export_classifier
     from imbalance_perturb.errors import ArchitectureError as ArchitectureError
+    from imbalance_perturb.errors import ClusterError as ClusterError
     from imbalance_perturb.errors import CountsError as CountsError
     from imbalance_perturb.errors import DeviceError as DeviceError
     from imbalance_perturb.errors import ImageError as ImageError

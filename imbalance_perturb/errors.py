@@ -104,6 +104,10 @@ class DeviceError(ImbperturbError, RuntimeError):
     """The device asked for is not there, or ran out of memory."""
 
 
+class ClusterError(ImbperturbError, RuntimeError):
+    """The cluster cannot be reached, a worker of it ends again and again, or is of another kind than the others."""
+
+
 def first_line(error: BaseException) -> str:
     """Find the line of an error's message that says what happened; the error's name where there is no message."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

@@ -62,6 +62,10 @@ class Narrator(Progress):
         if unread := sum(map(is_unread, images.names)):
             self.line(f"{unread:,} pictures of formats that are not read are not counted")
 
+    def cluster(self, text: str) -> None:
+        """Say what the work is spread over."""
+        self.line(text)
+
     def loaded(self, pipeline: LoadedPipeline) -> None:
         """Say what will be done to an image, and where, before it starts."""
         self.model(pipeline.model, pipeline.probe_seconds)
@@ -135,6 +139,10 @@ class Narrator(Progress):
         """Move the bar, or say a line now and then."""
         self._counter.advance(n)
 
+    def workers(self, at_work: int, wanted: int) -> None:
+        """Show beside the images per second how many workers of a cluster they are of."""
+        self._counter.workers = f", {at_work} of {wanted} workers"
+
     def ended(self) -> None:
         """Leave the bar where it is."""
         self._counter.close()
@@ -187,6 +195,8 @@ def describe_eps_space(debias: DebiasSettings) -> str:
 class _Counter:
     """Counts images, and says nothing; those ``done`` before tell nothing of how fast it goes."""
 
+    workers = ""
+
     def __init__(self, total: int, done: int = 0) -> None:
         self.total, self.done, self._skipped = total, done, done
         self._start = time.monotonic()
@@ -217,7 +227,7 @@ class _Lines(_Counter):
         if now - self._last >= _SECONDS_BETWEEN_LINES and self.done < self.total:
             self._last = now
             left = f", {(self.total - self.done) / self.rate:.0f} s left" if self.rate else ""
-            self._narrator.line(f"{self.done:,} of {self.total:,} images, {self.rate:.1f} images/s{left}")
+            self._narrator.line(f"{self.done:,} of {self.total:,} images, {self.rate:.1f} images/s{self.workers}{left}")
 
 
 class _Bar(_Counter):
@@ -231,15 +241,15 @@ class _Bar(_Counter):
         columns = (
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>6.1f} images/s"),
+            TextColumn("{task.fields[rate]:>6.1f} images/s{task.fields[workers]}"),
             TimeRemainingColumn(),
         )
         self._bar = RichProgress(*columns, console=new_console(stderr=True))
         self._bar.start()
-        self._task = self._bar.add_task("", total=self.total, completed=self.done, rate=0.0)
+        self._task = self._bar.add_task("", total=self.total, completed=self.done, rate=0.0, workers="")
 
     def close(self) -> None:
         self._bar.stop()
 
     def show(self) -> None:
-        self._bar.update(self._task, completed=self.done, rate=self.rate)
+        self._bar.update(self._task, completed=self.done, rate=self.rate, workers=self.workers)

@@ -42,6 +42,10 @@ class RunOptions(SimpleNamespace):
     """Where and how fast it runs."""
 
 
+class PredictRunOptions(RunOptions):
+    """The same, with which machines it runs on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     """Options of every command that reads settings."""
@@ -151,7 +155,11 @@ GROUPS: dict[type, str] = {
     PreprocessOptions: "preprocess",
     DebiasOptions: "debias",
     RunOptions: "run",
+    PredictRunOptions: "run",
 }
+
+#: The groups that have what one command alone takes.
+_OF_COMMAND: dict[type, str] = {PredictRunOptions: "predict"}
 
 #: What the settings of ``[model]`` are declared as.
 MODEL = declarations(ModelSettings)
@@ -202,7 +210,8 @@ def _options(group: type) -> Iterator[inspect.Parameter]:
         options = [(entry.name, entry.default, types[entry.name]) for entry in fields(group)]
     else:
         table = TABLES[GROUPS[group]]
-        entries = [entry for entry in declarations(table).values() if not entry.argument]
+        shown = ("", _OF_COMMAND.get(group))
+        entries = [entry for entry in declarations(table).values() if not entry.argument and entry.only in shown]
         options = [(entry.name, None, _option(entry, table.panel)) for entry in entries]
     for name, default, annotation in options:
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

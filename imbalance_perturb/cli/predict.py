@@ -20,11 +20,12 @@ from imbalance_perturb.cli.options import (
     DebiasOptions,
     ModelArgument,
     ModelOptions,
+    PredictRunOptions,
     PreprocessOptions,
-    RunOptions,
     with_options,
 )
 from imbalance_perturb.cli.settings import find_recipe, resolve_settings
+from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.files.writing import STDOUT
 
 
@@ -79,7 +80,7 @@ def predict(
     model_options: ModelOptions,
     preprocess: PreprocessOptions,
     debias: DebiasOptions,
-    run: RunOptions,
+    run: PredictRunOptions,
     common: CommonOptions,
 ) -> None:
     """Predict every image twice, plain and corrected, into one table.
@@ -91,6 +92,7 @@ def predict(
     given = [model, counts, *(images or [])]
     model, counts, found = tell_apart("predict", given, has_recipe=find_recipe(common) is not None)
     settings, recipe = resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)
+    _check_cluster(settings.run.engine, run)
     options = PredictOptions(
         probs=probs,
         margin=margin,
@@ -107,6 +109,13 @@ def predict(
     if common.as_json and out != STDOUT:
         terminal.show_json(summary)
     raise typer.Exit(SOME_FAILED if summary.failed else 0)
+
+
+def _check_cluster(engine: str, run: PredictRunOptions) -> None:
+    """Refuse what is said of a cluster on the command line where none is asked for; a recipe may say it for later."""
+    given = [name for name in ("ray_address", "ray_workers", "ray_worker_cpus", "ray_worker_gpus") if vars(run)[name]]
+    if given and engine != "ray":
+        raise SettingsError(f"--{given[0].replace('_', '-')} is of a cluster, and engine is {engine}; add --engine ray")
 
 
 class _InterruptibleNarrator(Narrator):

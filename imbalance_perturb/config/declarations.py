@@ -25,6 +25,7 @@ class Declaration:
         path: whether it names a file, which a recipe does from its own folder.
         of_preset: whether a preset states it, too, so that a preset named later takes its place.
         compared: whether rows depend on it, so that only runs of the same value are resumed and merged.
+        only: the one command that has it as an option; any where there is none.
         name, default: its name in Python, and its value where nothing is said; ``None`` is what ``default_text`` says.
     """
 
@@ -35,6 +36,7 @@ class Declaration:
     path: bool = False
     of_preset: bool = False
     compared: bool = True
+    only: str = ""
     name: str = ""
     default: Any = None
 

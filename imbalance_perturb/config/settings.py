@@ -17,6 +17,7 @@ from imbalance_perturb.config.allowed import (
     Size,
     Text,
 )
+from imbalance_perturb.config.cluster_settings import ClusterSettings
 from imbalance_perturb.config.declarations import Table, setting
 from imbalance_perturb.errors import SettingsError
 
@@ -225,7 +226,7 @@ class DebiasSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Table):
+class RunSettings(ClusterSettings):
     """Where and how fast it runs; none of these may change a label beyond near-ties (``[run]``).
 
     ``batch_size`` and ``workers`` of ``None`` are chosen from the machine.

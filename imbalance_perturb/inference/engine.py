@@ -184,7 +184,7 @@ def _predict(
         predicted = predictor.predict(x, stopwatch, list(names))
     except ModelGradientError as error:
         if len(names) == 1:
-            return [PredictionRow(*names.values(), error=str(error))]
+            return [PredictionRow(next(iter(names.values())), error=str(error))]
         # One image with a gradient that is not finite must not take its batch mates with it.
         return [
             row

@@ -115,7 +115,14 @@ def write_predictions(
                         journal.commit(run.state().to_dict())
             journal.finish()
             summary = run.summary(path)
-            account = describe_run(made_by, path, run.state(), seconds=summary.seconds, agreement=summary.agreement)
+            account = describe_run(
+                made_by,
+                path,
+                run.state(),
+                seconds=summary.seconds,
+                agreement=summary.agreement,
+                engine=source.engine,
+            )
             write_json(run_path(path), account.to_dict())
             journal.forget()
     return summary

@@ -15,6 +15,7 @@ from imbalance_perturb.inference.row_source import DoneSlice, OutputForm
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.inference.told_strength import tell_strength
 from imbalance_perturb.predictions.deep_images import DeepImages
+from imbalance_perturb.predictions.run_file import EngineEntry
 from imbalance_perturb.predictions.run_state import PredictorState, RunState
 from imbalance_perturb.predictions.writing import text_rows
 
@@ -23,6 +24,7 @@ class LocalRows:
     """Rows of images by a pipeline; a :class:`RowSource`."""
 
     begins_settled = False
+    engine: EngineEntry | None = None
 
     def __init__(self, pipeline: Pipeline, images: ImageList, form: OutputForm) -> None:
         self._pipeline, self._images, self._form = pipeline, images, form

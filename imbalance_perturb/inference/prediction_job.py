@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList, find_images
+from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.files.writing import STDOUT
 from imbalance_perturb.inference.failure_limit import select_limit
-from imbalance_perturb.inference.progress import LoadedPipeline, ProgressLike, as_progress
-from imbalance_perturb.inference.row_source import OutputForm
+from imbalance_perturb.inference.progress import LoadedPipeline, Progress, ProgressLike, as_progress
+from imbalance_perturb.inference.row_source import OutputForm, RowSource
 from imbalance_perturb.predictions.journal import check_place
 from imbalance_perturb.predictions.resuming import check_unfinished, recorded_batch_size
 from imbalance_perturb.predictions.shards import Shard, parse_shard
@@ -68,6 +70,8 @@ def predict_folder(
     out: str | Path = "predictions.csv",
     options: PredictOptions | None = None,
     progress: ProgressLike = None,
+    *,
+    engine: str | None = None,
 ) -> RunSummary:
     """Predict all images, plain and corrected, and write one row for each, then the run file beside them.
 
@@ -79,9 +83,11 @@ def predict_folder(
         out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
         options: which images, what is written, and when to give up.
         progress: told what is found and loaded and how far it is; or called with the number of images just done.
+        engine: ``local`` or ``ray``; by default that of the settings, which say more of a cluster.
 
     Raises:
-        ImageFolderError: if there are no images.
+        ImageFolderError: if there are no images, or machines of a cluster do not see them.
+        ClusterError: if there is no such cluster, or its workers end again and again.
         SettingsError: if a value is out of range, or a byte-order mark is asked for where no CSV is written.
         ResumeError: if there is an unfinished run and ``options.resume`` does not fit it.
         TooManyFailuresError: if more images fail than may.
@@ -101,20 +107,39 @@ def predict_folder(
     failures = select_limit(options.on_error, options.max_failures, len(found))
     check_unfinished(out, options.resume)
 
+    if isinstance(settings, Settings):
+        run = settings.run if engine is None else replace(settings.run, engine=engine)
+        if options.resume and run.batch_size is None:
+            run = replace(run, batch_size=recorded_batch_size(out))
+        settings = replace(settings, run=run)
+    elif engine not in (None, "local"):
+        raise SettingsError(f"engine is {engine}, whose workers load a pipeline each; give settings, not a pipeline")
     # Only now: what is wrong with a path need not wait for torch.
     from imbalance_perturb.inference.folder_prediction import write_predictions
+
+    with _open_source(settings, found, out, options, progress) as source:
+        summary = write_predictions(
+            source, found, out, resume=options.resume, shard=part, failures=failures, progress=progress
+        )
+        return replace(summary, strength=source.strength(found))
+
+
+@contextmanager
+def _open_source(
+    settings: Settings | Pipeline, images: ImageList, out: str, options: PredictOptions, progress: Progress
+) -> Iterator[RowSource]:
+    """Where the rows come from: this process, or a cluster, of which this process then needs no torch."""
+    form = options.form(out)
+    if isinstance(settings, Settings) and settings.run.engine == "ray":
+        from imbalance_perturb.inference.ray_engine.ray_rows import open_ray_rows
+
+        with open_ray_rows(settings, images, None if out == STDOUT else Path(out), form, progress) as source:
+            yield source
+        return
     from imbalance_perturb.inference.local_rows import LocalRows
     from imbalance_perturb.inference.pipeline import load_pipeline
 
+    pipeline = load_pipeline(settings, images) if isinstance(settings, Settings) else settings
     if isinstance(settings, Settings):
-        if options.resume and settings.run.batch_size is None:
-            settings = replace(settings, run=replace(settings.run, batch_size=recorded_batch_size(out)))
-        pipeline = load_pipeline(settings, found)
         progress.loaded(LoadedPipeline.of(pipeline))
-    else:
-        pipeline = settings
-    source = LocalRows(pipeline, found, options.form(out))
-    summary = write_predictions(
-        source, found, out, resume=options.resume, shard=part, failures=failures, progress=progress
-    )
-    return replace(summary, strength=source.strength(found))
+    yield LocalRows(pipeline, images, form)

@@ -80,6 +80,9 @@ class Progress:
     def found(self, images: ImageList, shard: Shard | None = None) -> None:
         """These images are what the work is about, or ``shard`` of them; nothing is loaded yet."""
 
+    def cluster(self, text: str) -> None:
+        """The cluster that the work is spread over, in words; nothing is loaded yet."""
+
     def loaded(self, pipeline: LoadedPipeline) -> None:
         """The model is loaded and checked; no image has been computed yet."""
 
@@ -88,6 +91,9 @@ class Progress:
 
     def advance(self, n: int) -> None:
         """``n`` images more are done."""
+
+    def workers(self, at_work: int, wanted: int) -> None:
+        """So many workers of a cluster are at work, of so many that are wanted."""
 
     def should_stop(self) -> str | None:
         """Asked after each batch: a word (the name of a signal, say) ends the work there, ``None`` lets it go on."""

@@ -25,7 +25,7 @@ from imbalance_perturb.predictions.making import (
 )
 from imbalance_perturb.predictions.preparation import PreprocessingEntry
 from imbalance_perturb.predictions.rows import RowLayout
-from imbalance_perturb.predictions.run_file import RUN_SCHEMA, RunExecution, RunFile, RunImages
+from imbalance_perturb.predictions.run_file import RUN_SCHEMA, EngineEntry, RunExecution, RunFile, RunImages
 from imbalance_perturb.predictions.run_state import RunState
 from imbalance_perturb.predictions.shards import Shard, files_sha256, list_sha256
 
@@ -76,7 +76,13 @@ def describe_list(images: ImageList, shard: Shard | None = None) -> MakingImages
 
 
 def describe_run(
-    made_by: Making, path: Path, state: RunState, *, seconds: float, agreement: Agreement | None
+    made_by: Making,
+    path: Path,
+    state: RunState,
+    *,
+    seconds: float,
+    agreement: Agreement | None,
+    engine: EngineEntry | None = None,
 ) -> RunFile:
     """Everything about a predictions file: what made it, and what came out.
 
@@ -86,6 +92,7 @@ def describe_run(
         state: where the run stood in the end.
         seconds: of wall clock.
         agreement: of labels with those of the full computation.
+        engine: the cluster that computed, if one did.
     """
     standing, most, total = state.standing, state.predictor.most_at_once, made_by.images.total
     stages = {**state.seconds, "total": seconds}
@@ -112,6 +119,7 @@ def describe_run(
         warnings=state.deep.warnings,
         agreement=agreement,
         predictor=state.predictor,
+        engine=engine,
         seconds={stage: round(value, 4) for stage, value in stages.items()},
         images_per_second={stage: round(total / value, 2) for stage, value in stages.items() if value > 0},
     )

@@ -9,6 +9,7 @@ from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow, RowLayout
+from imbalance_perturb.predictions.run_file import EngineEntry
 from imbalance_perturb.predictions.run_state import PredictorState, RunState
 
 
@@ -60,6 +61,7 @@ class RowSource(Protocol):
         deep: the images of more than 8 bits.
         begins_settled: whether it is calibrated before it begins and may do slices ahead of their turn: then the run
             begins with a mark, and it tells of images itself once they are done, not when their rows are written.
+        engine: what the run file says of a cluster, ``None`` where there is none.
     """
 
     layout: RowLayout
@@ -67,6 +69,11 @@ class RowSource(Protocol):
     stopwatch: Stopwatch
     deep: DeepImages
     begins_settled: bool
+
+    @property
+    def engine(self) -> EngineEntry | None:
+        """See above: it is known in the end."""
+        ...
 
     def iter_done(self, names: Sequence[str], start: int, check_stop: Callable[[], None]) -> Iterator[DoneSlice]:
         """Compute the rows of ``names`` from position ``start`` on, in order; each image comes once.

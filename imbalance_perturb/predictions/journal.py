@@ -28,6 +28,7 @@ from imbalance_perturb.files.writing import (
 from imbalance_perturb.predictions.progress_file import (
     PROGRESS_SCHEMA,
     Mark,
+    ahead_path,
     is_parquet,
     progress_path,
     read_marks,
@@ -49,7 +50,7 @@ def check_place(path: Path) -> None:
     """
     check_output(path)
     check_writable(run_path(path))
-    for beside in (rows_path(path), progress_path(path)):
+    for beside in (rows_path(path), progress_path(path), ahead_path(path)):
         with refusing(beside), suppress(FileNotFoundError):
             open_own(beside).close()
 
@@ -72,6 +73,7 @@ class Journal:
         if mark:
             self._rows.seek(mark.size)
         else:
+            ahead_path(path).unlink(missing_ok=True)  # of rows that are dropped
             self._append(self._text.header)
             self._write_line({"schema": PROGRESS_SCHEMA, "made_by": made_by})
 
@@ -118,8 +120,8 @@ class Journal:
         """Remove what only an unfinished run needs, once all its files are under their names."""
         with _writing(self._path):
             self._progress.close()
-            progress_path(self._path).unlink(missing_ok=True)
-            rows_path(self._path).unlink(missing_ok=True)
+            for path in (progress_path(self._path), rows_path(self._path), ahead_path(self._path)):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the rows, which stay where they are."""

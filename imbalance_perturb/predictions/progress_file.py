@@ -53,6 +53,11 @@ def progress_path(path: Path) -> Path:
     return path.with_name(path.name + ".progress")
 
 
+def ahead_path(path: Path) -> Path:
+    """Name the file of slices that were done before their turn (see ``ahead_file.py``)."""
+    return path.with_name(path.name + ".ahead")
+
+
 def read_unfinished(path: Path) -> Unfinished | None:
     """Read what an earlier run has left of a predictions file; ``None`` where there is nothing of use.
 

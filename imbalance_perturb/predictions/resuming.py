@@ -9,7 +9,14 @@ from imbalance_perturb.errors import PredictionsError, ResumeError
 from imbalance_perturb.files.typed_json import EntryError
 from imbalance_perturb.files.writing import STDOUT
 from imbalance_perturb.predictions.making import Making, read_entry
-from imbalance_perturb.predictions.progress_file import Mark, Unfinished, progress_path, read_unfinished, rows_path
+from imbalance_perturb.predictions.progress_file import (
+    Mark,
+    Unfinished,
+    ahead_path,
+    progress_path,
+    read_unfinished,
+    rows_path,
+)
 from imbalance_perturb.predictions.run_differences import differences
 from imbalance_perturb.predictions.run_file import RunFile, load_run_of
 from imbalance_perturb.predictions.run_state import RunState
@@ -31,11 +38,16 @@ def check_unfinished(out: str, resume: bool | None) -> None:
             raise ResumeError("a run whose rows went to stdout cannot be resumed; write to a file with -o")
         return
     unfinished = None if resume is not None else read_unfinished(Path(out))
-    if unfinished is not None and unfinished.mark.rows:
+    if unfinished is not None and (unfinished.mark.rows or _has_slices_ahead(Path(out))):
         raise ResumeError(
             f"{rows_path(Path(out))}: holds {unfinished.mark.rows:,} rows of a run that did not end; --resume goes on"
             " with it, --no-resume starts anew, -o writes elsewhere"
         )
+
+
+def _has_slices_ahead(path: Path) -> bool:
+    """Whether a run over a cluster has left slices whose turn had not come."""
+    return ahead_path(path).is_file() and ahead_path(path).stat().st_size > 0
 
 
 def recorded_batch_size(out: str) -> int | None:

@@ -72,6 +72,23 @@ class PartEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineEntry:
+    """The cluster that the rows were computed on.
+
+    Attributes:
+        name: ray.
+        version: of that.
+        workers: the most that were at work at a time.
+        machines: that these were on.
+    """
+
+    name: str
+    version: str
+    workers: Count
+    machines: Count
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Head:
     """How a run file begins.
 
@@ -99,6 +116,7 @@ class RunFile(Making, _Head):
         seconds: seconds of each stage; total is wall clock.
         images_per_second: images per second of each stage that took any time.
         parts: of a merged run its parts; absent from any other.
+        engine: the cluster of a run over one, on which the seconds of stages are summed over workers; else absent.
     """
 
     execution: RunExecution
@@ -109,6 +127,7 @@ class RunFile(Making, _Head):
     seconds: Mapping[str, float]
     images_per_second: Mapping[str, float]
     parts: tuple[PartEntry, ...] | None = field(default=None, metadata=OPTIONAL)
+    engine: EngineEntry | None = field(default=None, metadata=OPTIONAL)
 
 
 def parse_run(data: Any, path: Path) -> RunFile:

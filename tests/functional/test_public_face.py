@@ -22,7 +22,7 @@ README = Path(ip.__file__).parents[1] / "README.md"
 NAMES = re.findall(
     r"\w+",
     """
-    ArchitectureError ClassCounts ClassShares Comparison ComparisonFiles ComparisonOptions CorrectedCard CountsError
+    ArchitectureError ClassCounts ClassShares ClusterError Comparison ComparisonFiles ComparisonOptions CorrectedCard CountsError
     DebiasSettings
     DeviceError DigitSplits Evaluation ExportOptions ExportSummary GradientSign
     ImageError ImageFolderError ImageList ImbperturbError

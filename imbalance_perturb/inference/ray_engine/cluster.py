@@ -1,0 +1,130 @@
+"""The Ray cluster that a run is spread over: found or started, and what of it each worker gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imbalance_perturb
+from imbalance_perturb.config.settings import RunSettings
+from imbalance_perturb.errors import ClusterError, SettingsError, first_line
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker gets of the cluster, and how many of them there are to be."""
+
+    cpus: int
+    gpus: float
+    workers: int
+    machines: int
+
+    def describe(self, version: str) -> str:
+        """Describe it in a line."""
+        each = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        machines = f"{self.machines} machine{'s' if self.machines > 1 else ''}"
+        return f"Ray {version}, {machines}: {self.workers} worker{'s' if self.workers > 1 else ''} with {each} each"
+
+
+@contextmanager
+def connected(settings: RunSettings) -> Iterator[Any]:
+    """Inside: Ray is connected to a cluster; yields the module.
+
+    That is the cluster of ``ray_address``, or of the variable RAY_ADDRESS, or one that runs here, or else one
+    of this machine's own, which ends with the block. Where Ray is connected already, that is used and stays.
+
+    Raises:
+        SettingsError: if Ray is not installed, or the device is one that Ray assigns.
+        ClusterError: if no cluster answers at the address.
+    """
+    if settings.device.startswith("cuda:"):
+        raise SettingsError(f"device is {settings.device}; Ray assigns GPUs itself: use auto or cuda")
+    try:
+        import ray
+    except ImportError:
+        raise SettingsError(
+            "engine is ray, which is not installed: pip install 'imbalance-perturb[ray]' on every machine"
+        ) from None
+    if ray.is_initialized():
+        yield ray
+        return
+    # What a hospital computes is nobody's business; for a cluster that runs already its own switch decides.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with _away_from_here():
+        _connect(ray, settings.ray_address)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
+    given = address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=given or "auto", **quiet)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        if given:
+            raise ClusterError(
+                f"{given}: no Ray cluster answers there ({first_line(error)}); look with: ray status --address {given}"
+            ) from None
+    if not ray.is_initialized():
+        # For this machine alone: nothing listens to others, and work has the priority that a run without Ray has.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        try:
+            ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises no narrower one
+            raise ClusterError(f"Ray does not start on this machine ({first_line(error)}); try again") from error
+
+
+@contextmanager
+def _away_from_here() -> Iterator[None]:
+    """Inside: the current folder is where this package is installed.
+
+    Ray adds the current folder to where its workers look for modules: a ``torch.py`` among someone's images would be
+    imported for torch.
+    """
+    here = os.getcwd()  # noqa: PTH109 - of which no path is made
+    os.chdir(Path(imbalance_perturb.__file__).parents[1])
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+def settle_share(settings: RunSettings, nodes: Sequence[dict[str, Any]]) -> Share:
+    """Choose what each worker gets, and how many fit.
+
+    Args:
+        settings: what is asked for.
+        nodes: the machines, as Ray lists them.
+
+    Raises:
+        ClusterError: if no machine has room for such a worker.
+    """
+    sizes = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    with_gpus = [size for size in sizes if size.get("GPU", 0) > 0]
+    gpus = settings.ray_worker_gpus
+    if gpus is None:
+        gpus = 1.0 if with_gpus and settings.device != "cpu" else 0.0
+    able = with_gpus if gpus else sizes
+    cpus = settings.ray_worker_cpus
+    if cpus is None and able:
+        smallest = min(able, key=lambda size: size["CPU"] / (size["GPU"] if gpus else 1))
+        shares = max(1.0, smallest["GPU"] / gpus) if gpus else 1.0
+        cpus = max(1, int(smallest["CPU"] / shares))
+    fits = [min(int(size["CPU"] // (cpus or 1)), int(size["GPU"] // gpus) if gpus else 1 << 30) for size in able]
+    machines = sum(fit > 0 for fit in fits)
+    if not machines:
+        has = "; ".join(f"{size['CPU']:g} CPUs, {size.get('GPU', 0):g} GPUs" for size in sizes) or "no CPUs"
+        raise ClusterError(
+            f"no machine of the cluster has {cpus or 1} CPUs and {gpus:g} GPUs for a worker ({has}); give less with"
+            " --ray-worker-cpus and --ray-worker-gpus, or start more"
+        )
+    assert cpus is not None
+    return Share(cpus, gpus, settings.ray_workers or sum(fits), machines)
