@@ -25,7 +25,8 @@ class SlowNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, 32, 32)."""
         time.sleep(float(os.environ.get(SECONDS, "0")))
-        if (x.mean((1, 2, 3)) > 2).any() and Path(os.environ.get(DEADLY, "/nowhere")).exists():
+        even = (x.amax((2, 3)) == x.amin((2, 3))).all(1) & (x.mean((1, 2, 3)) > 2)
+        if even.any() and Path(os.environ.get(DEADLY, "/nowhere")).exists():
             os.kill(os.getpid(), signal.SIGKILL)
         logits: Tensor = self.last(torch.tanh(self.first(x)).flatten(1))
         return logits

@@ -42,8 +42,8 @@ class Worker:
         """The name of the machine, as Ray's own tables have it."""
         import ray
 
-        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call, unused-ignore]
-        return address
+        own = ray.get_runtime_context().get_node_id()
+        return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == own)
 
     def _load(self, task: Task) -> Computing:
         import ray

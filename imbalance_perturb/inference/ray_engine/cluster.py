@@ -68,10 +68,12 @@ def _connect(ray: Any, address: str | None) -> None:
     given = address or os.environ.get("RAY_ADDRESS")
     try:
         ray.init(address=given or "auto", **quiet)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        if given:
+    except Exception as error:  # noqa: BLE001 - Ray raises many kinds
+        # Where none was named, and none is found, there is one to be made.
+        if given or not isinstance(error, ConnectionError):
             raise ClusterError(
-                f"{given}: no Ray cluster answers there ({first_line(error)}); look with: ray status --address {given}"
+                f"{given or 'the Ray cluster of this machine'}: cannot be used ({first_line(error)}); ray status says"
+                " whether it runs, and --ray-address names another"
             ) from None
     if not ray.is_initialized():
         # For this machine alone: nothing listens to others, and work has the priority that a run without Ray has.

@@ -208,7 +208,7 @@ class WorkerPool:
             return self._ray.get(ref)
         except errors.RayTaskError as error:
             raise error.cause from (None if isinstance(error.cause, ImbperturbError) else error)
-        except (errors.RayActorError, errors.ObjectLostError, errors.RaySystemError) as error:
+        except errors.RayError as error:
             raise _Gone(error) from None
 
     def _replace(self, member: _Member) -> None:

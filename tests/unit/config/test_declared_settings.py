@@ -26,8 +26,8 @@ from imbalance_perturb.cli.options import (
     DebiasOptions,
     ModelArgument,
     ModelOptions,
+    PredictRunOptions,
     PreprocessOptions,
-    RunOptions,
     with_options,
 )
 from imbalance_perturb.cli.settings import resolve_settings
@@ -58,7 +58,7 @@ def _resolve(
     model_options: ModelOptions,
     preprocess: PreprocessOptions,
     debias: DebiasOptions,
-    run: RunOptions,
+    run: PredictRunOptions,
     common: CommonOptions,
 ) -> None:
     resolved.append(resolve_settings(common, model_options, preprocess, debias, run, model=model, counts=counts)[0])
