@@ -76,15 +76,22 @@ def cluster(folder: Path) -> Iterator[str]:
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_worker_niceness", SECONDS, DEADLY)}
     own = {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0", SECONDS: "0.02", DEADLY: str(folder / "deadly")}
     os.environ.update(own)
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=100_000_000,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-    )
+    for left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                object_store_memory=100_000_000,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+            )
+            break
+        except Exception:  # on a busy machine Ray may not be up within the 30 s that it waits
+            ray.shutdown()
+            if not left:
+                raise
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
     for name, value in before.items():
