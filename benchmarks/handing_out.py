@@ -14,7 +14,7 @@ from unittest import mock
 
 from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.inference.ray_engine import pool, slices
-from imbalance_perturb.inference.ray_engine.cluster import Share
+from imbalance_perturb.inference.ray_engine.cluster import Share, _on_loopback
 from imbalance_perturb.inference.ray_engine.ray_rows import RayRows
 from imbalance_perturb.inference.ray_engine.task import FinishedSlice
 from imbalance_perturb.inference.row_source import DoneSlice
@@ -29,7 +29,8 @@ def own_cluster(cpus: int) -> Iterator[Any]:
     """A cluster of this machine, with so many CPUs to hand out."""
     import ray
 
-    ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", object_store_memory=200_000_000, **QUIET)
+    with _on_loopback():
+        ray.init(address="local", num_cpus=cpus, _node_ip_address="127.0.0.1", object_store_memory=200_000_000, **QUIET)
     try:
         yield ray
     finally:

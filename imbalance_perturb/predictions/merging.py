@@ -245,6 +245,7 @@ def _describe(parts: Sequence[_Part], out: Path, layout: RowLayout) -> RunFile:
         seconds=seconds,
         images_per_second={name: round(counted["total"] / value, 2) for name, value in seconds.items() if value > 0},
         parts=tuple(_describe_part(part) for part in parts),
+        engine=None,
     )
 
 

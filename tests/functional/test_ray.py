@@ -21,6 +21,7 @@ from PIL import Image
 
 import imbalance_perturb as ip
 from imbalance_perturb.inference.ray_engine import pool, ray_rows
+from imbalance_perturb.inference.ray_engine.cluster import _on_loopback
 from imbalance_perturb.predictions.progress_file import ahead_path, rows_path
 from tests.conftest import ROOT
 from tests.faults.kill_runs import command_line
@@ -78,15 +79,16 @@ def cluster(folder: Path) -> Iterator[str]:
     os.environ.update(own)
     for left in (2, 1, 0):
         try:
-            ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=100_000_000,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=2,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    object_store_memory=100_000_000,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                )
             break
         except Exception:  # on a busy machine Ray may not be up within the 30 s that it waits
             ray.shutdown()

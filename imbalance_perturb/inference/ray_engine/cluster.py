@@ -58,9 +58,24 @@ def connected(settings: RunSettings) -> Iterator[Any]:
     with _away_from_here():
         _connect(ray, settings.ray_address)
     try:
-        yield ray
+        with _silenced():
+            yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Inside: Ray does not print what it thinks of a lost worker, which it does to stdout, where rows may go."""
+    from ray._private import worker
+
+    # A private name, that a later Ray may not have: then it prints.
+    before = getattr(worker, "print_to_stdstream", None)
+    worker.print_to_stdstream = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def _connect(ray: Any, address: str | None) -> None:
@@ -76,12 +91,26 @@ def _connect(ray: Any, address: str | None) -> None:
                 " whether it runs, and --ray-address names another"
             ) from None
     if not ray.is_initialized():
-        # For this machine alone: nothing listens to others, and work has the priority that a run without Ray has.
+        # For this machine alone: work has the priority that a run without Ray has, and nothing listens to others.
         os.environ.setdefault("RAY_worker_niceness", "0")
         try:
-            ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+            with _on_loopback():
+                ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises no narrower one
             raise ClusterError(f"Ray does not start on this machine ({first_line(error)}); try again") from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Inside: Ray takes the loopback as it is named, and not for the machine's own address."""
+    from ray._private import services
+
+    before = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = before
 
 
 @contextmanager
