@@ -259,6 +259,8 @@ def test_another_kind_of_machine_is_refused(place: Workplace, monkeypatch: pytes
         def of_another(self: pool.WorkerPool, workers: int, task: Any, scouted: Any) -> None:
             versions = replace(scouted.machine["versions"], pillow="0.1")
             grow(self, workers, task, replace(scouted, machine=scouted.machine | {"versions": versions}))
+            # Else the first may be through with all before the second has been heard.
+            ray.wait([member.joining for member in self._members[1:]], timeout=300)
 
         monkeypatch.setattr(pool.WorkerPool, "grow", of_another)
         expected = "this machine of the cluster would make other rows than 127.0.0.1; different: Pillow (0.1 on"
