@@ -25,7 +25,7 @@ from imbalance_perturb.deployment.tracing import Correction, select_outputs, tra
 from imbalance_perturb.errors import ModelFileError, ModelGradientError, SettingsError
 from imbalance_perturb.files.writing import check_output, write_whole
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
-from imbalance_perturb.inference.progress import ProgressLike, as_progress
+from imbalance_perturb.inference.progress import LoadedPipeline, ProgressLike, as_progress
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.models.corrected_file import SCHEMA, CardClass, CardInput, CardSource, CorrectedCard
 
@@ -90,7 +90,7 @@ def export_classifier(
     if path.suffix.lower() == ".onnx":
         check_packages()
     pipeline = load_for_export(settings)
-    progress.loaded(pipeline)
+    progress.loaded(LoadedPipeline.of(pipeline))
     content, card, proof = make_file(trace_pipeline(pipeline, pixels=options.with_preprocessing), path.suffix.lower())
     write_whole(path, content)
     return ExportSummary(

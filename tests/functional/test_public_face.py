@@ -22,9 +22,8 @@ README = Path(ip.__file__).parents[1] / "README.md"
 NAMES = re.findall(
     r"\w+",
     """
-    ArchitectureError ClassCounts ClassShares ClusterError Comparison ComparisonFiles ComparisonOptions CorrectedCard CountsError
-    DebiasSettings
-    DeviceError DigitSplits Evaluation ExportOptions ExportSummary GradientSign
+    ArchitectureError ClassCounts ClassShares ClusterError Comparison ComparisonFiles ComparisonOptions CorrectedCard
+    CountsError DebiasSettings DeviceError DigitSplits Evaluation ExportOptions ExportSummary GradientSign
     ImageError ImageFolderError ImageList ImbperturbError
     Inspection InterruptedRunError IntervalOptions LabelledImages LabelsError LoadedClassifier LoadedPipeline MergeError
     MergeOptions MergeSummary ModelFileError ModelGradientError ModelInfo ModelOutputError ModelSettings
