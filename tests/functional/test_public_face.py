@@ -78,7 +78,7 @@ def test_options_are_frozen_and_named(name: str) -> None:
 def test_use_cases_have_one_shape(name: str) -> None:
     """What it works on, options, and progress last where it takes long; all but the first may be left out."""
     parameters = list(inspect.signature(getattr(ip, name)).parameters.values())
-    last = [parameter.name for parameter in parameters][-2:]
+    last = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY][-2:]
     assert last == ["options", "progress"] or (name == "merge_predictions" and last[1] == "options")
     assert all(one.default is None for one in parameters if one.name in ("options", "progress"))
 

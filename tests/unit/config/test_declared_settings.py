@@ -216,7 +216,8 @@ def test_a_value_out_of_range_is_wrong_usage(
 ) -> None:
     """On the command line it ends with exit code 2 and a message that names the setting."""
     with pytest.raises(SystemExit) as ended:
-        main(["inspect", "model.pth", f"--{entry.option}={data.draw(refused_texts(entry))}"])
+        command = ["predict", "model.pth", "counts.json", "images"] if entry.only else ["inspect", "model.pth"]
+        main([*command, f"--{entry.option}={data.draw(refused_texts(entry))}"])
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -170,9 +170,9 @@ def test_settings_of_a_run_file_are_complete() -> None:
     assert parse_settings(data) == Settings()
     for wrong, message in (
         (None, "model is no table of settings; expected model, counts, arch"),
-        (data | {"run": None}, "run is no table of settings; expected device, batch_size"),
-        (data | {"run": {}}, "run.device is missing; expected auto, cpu, cuda or cuda:N"),
-        (data | {"run": data["run"] | {"gpu": 1}}, "run.gpu is not known; expected device, batch_size"),
+        (data | {"run": None}, "run is no table of settings; expected engine, ray_address"),
+        (data | {"run": {}}, "run.engine is missing; expected one of local, ray"),
+        (data | {"run": data["run"] | {"gpu": 1}}, "run.gpu is not known; expected engine, ray_address"),
         (data | {"more": {}}, "more is not known; expected model, preprocess, debias, run"),
     ):
         with pytest.raises(SettingsError, match=f"^{message}"):
