@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import warnings
@@ -17,20 +18,18 @@ from imbalance_perturb.data.picture_formats import (
     suffix_of,
     unknown_reason,
 )
+from imbalance_perturb.data.remote_files import EMPTY, MAX_FILE_BYTES, RemotePath
 from imbalance_perturb.errors import ImageError
 
 if TYPE_CHECKING:
     from imbalance_perturb.data.pixels import DraftSize, Pixels
-
-#: No larger file is opened: decoders may read one whole into memory.
-MAX_FILE_BYTES = 2 * 1024**3
 
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _LONGEST_REASON = 240
 
 
 def decode_image(
-    path: str | Path,
+    path: str | Path | RemotePath,
     color: str,
     *,
     max_value: int | None = None,
@@ -78,13 +77,15 @@ def decode_image(
         raise ImageError(f"cannot be decoded ({_one_line(text)})") from None
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path | RemotePath) -> BinaryIO:
     """Open an image file to be read.
 
     Raises:
         ImageError: if it is no file (but a folder, pipe, socket, device), is empty, or too large.
         OSError: if it cannot be opened.
     """
+    if isinstance(path, RemotePath):  # whole: each piece for itself would be a request for itself
+        return io.BytesIO(path.read())
 
     # A pipe would be waited for; and a path instead of a stream would let Pillow map the file into memory, where a
     # file cut short during the run kills the process.
@@ -107,10 +108,10 @@ def open_regular(path: str | Path) -> BinaryIO:
     stream.close()
     if status.st_size > MAX_FILE_BYTES:
         raise ImageError(f"the file has {status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
-    raise ImageError("the file is empty (0 bytes)")
+    raise ImageError(EMPTY)
 
 
-def _reason(error: OSError, path: str | Path, head: bytes) -> str:
+def _reason(error: OSError, path: str | Path | RemotePath, head: bytes) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):

@@ -12,6 +12,8 @@ from pathlib import Path
 from imbalance_perturb.data.hidden_files import HiddenFiles, is_hidden
 from imbalance_perturb.data.image_names import ListedFiles
 from imbalance_perturb.data.image_sources import IMAGES_ARE, check_given, find_form
+from imbalance_perturb.data.image_tables import read_image_table
+from imbalance_perturb.data.packed_names import PackedNames, pack_names
 from imbalance_perturb.data.path_lists import read_path_list
 from imbalance_perturb.data.picture_formats import (
     HEAD_BYTES,
@@ -22,8 +24,9 @@ from imbalance_perturb.data.picture_formats import (
     may_be_picture,
     suffix_of,
 )
+from imbalance_perturb.data.remote_files import RemotePath, iter_remote_sizes
 from imbalance_perturb.errors import ImageFolderError, first_few, printable
-from imbalance_perturb.files.csv_tables import iter_images, normal_path
+from imbalance_perturb.files.csv_tables import normal_path
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,13 @@ class ImageList:
     which ``names`` are a part, if so.
     """
 
-    source: Path
-    root: Path
+    source: Path | RemotePath
+    root: Path | RemotePath
     names: Sequence[str]
     ignored: Counter[str] = field(default_factory=Counter)
     whole: Sequence[str] | None = None
     hidden: HiddenFiles = field(default_factory=HiddenFiles)
-    sources: tuple[Path, ...] = ()
+    sources: tuple[Path | RemotePath, ...] = ()
     repeated: int = 0
 
     @property
@@ -52,7 +55,9 @@ class ImageList:
 
     def part(self, holds: Callable[[str], bool]) -> ImageList:
         """Select the images whose names a part ``holds``, perhaps none, and keep the whole list beside them."""
-        return replace(self, names=[name for name in self.names if holds(name)], whole=self.names)
+        names = (name for name in self.names if holds(name))
+        packed = isinstance(self.names, PackedNames)
+        return replace(self, names=pack_names(names) if packed else list(names), whole=self.names)
 
     def describe_source(self) -> str:
         """Describe where the images are: what was named, and of several also the folder that names are relative to."""
@@ -76,11 +81,12 @@ class ImageList:
         return len(self.names)
 
 
-def find_images(paths: str | Path | Sequence[str | Path]) -> ImageList:
+def find_images(paths: str | Path | RemotePath | Sequence[str | Path]) -> ImageList:
     """Find the images that one or more paths name.
 
-    Each is a folder (searched recursively, following links), an image, a CSV with an ``image`` column, or a text file
-    (``.txt``, ``.lst``, ``.list``) of paths, one a line. Paths in a CSV or list are relative to its folder. In a folder
+    Each is a folder (searched recursively, following links), an image, a CSV or Parquet file with a column ``image``,
+    or a text file (``.txt``, ``.lst``, ``.list``) of paths, one a line; or one of these by its URL (``s3://``, ``gs://``),
+    then alone. ``file://`` is a path of this machine. Paths in a table or list are relative to its folder. In a folder
     hidden and system files are left aside, and so are files that are no pictures; a picture in a format that is not
     read is among the images, for its row to say so. What is named itself is taken whatever its name.
 
@@ -92,11 +98,23 @@ def find_images(paths: str | Path | Sequence[str | Path]) -> ImageList:
         ImageFolderError: if a path is not there, holds no image, or is none of these; if a CSV has no such column or
             a double, or a list is ambiguous.
     """
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    given = [paths] if isinstance(paths, str | Path | RemotePath) else list(paths)
     if not given:
         raise ImageFolderError(f"no IMAGES are given; {IMAGES_ARE}")
-    found = [_find_one(check_given(path)) for path in given]
+    places = [check_given(path) for path in given]
+    if any(isinstance(place, RemotePath) for place in places):
+        return _find_remote(places)
+    found = [_find_one(Path(place)) for place in places]
     return replace(found[0], sources=(found[0].source,)) if len(found) == 1 else _join(found)
+
+
+def _find_remote(places: Sequence[Path | RemotePath]) -> ImageList:
+    from imbalance_perturb.data.remote_images import find_remote
+
+    first = next(place for place in places if isinstance(place, RemotePath))
+    if len(places) > 1:
+        raise ImageFolderError(f"{first}: a URL is given alone: predict each, or name all images in a CSV beside them")
+    return replace(find_remote(first), sources=(first,))
 
 
 def _find_one(path: Path) -> ImageList:
@@ -104,7 +122,7 @@ def _find_one(path: Path) -> ImageList:
         return _find_in_folder(path)
     form = find_form(path)
     if form == "table":
-        return ImageList(path, path.parent, sorted(_read_image_column(path)))
+        return ImageList(path, path.parent, read_image_table(path, ListedFiles(path.parent).find))
     if form == "list":
         names, repeated = read_path_list(path)
         return ImageList(path, path.parent, sorted(names), repeated=repeated)
@@ -113,7 +131,7 @@ def _find_one(path: Path) -> ImageList:
 
 def _join(lists: Sequence[ImageList]) -> ImageList:
     """Make one list of several: each file once, under one name that is relative to one folder."""
-    root, prefixes = _find_common([one.root for one in lists])
+    root, prefixes = _find_common([Path(one.root) for one in lists])
     names: set[str] = set()
     places: set[str] = set()
     folders: dict[str, str] = {}
@@ -178,8 +196,11 @@ def _place(root: Path, name: str, folders: dict[str, str]) -> str:
     return f"{folders[folder]}/{last}"
 
 
-def iter_sizes(root: Path, names: Iterable[str]) -> Iterator[int | None]:
+def iter_sizes(root: Path | RemotePath, names: Iterable[str]) -> Iterator[int | None]:
     """Yield the bytes of each file, in order; ``None`` for what is no file, or no longer there."""
+    if isinstance(root, RemotePath):
+        yield from iter_remote_sizes(root, names)
+        return
     for name in names:
         try:
             status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 - as below
@@ -261,17 +282,3 @@ def _is_picture_inside(entry: os.DirEntry[str]) -> bool:
 def _identity(path: str | Path) -> tuple[int, int]:
     status = os.stat(path)  # noqa: PTH116 - as above
     return status.st_dev, status.st_ino
-
-
-def _read_image_column(path: Path) -> list[str]:
-    names: dict[str, int] = {}
-    files = ListedFiles(path.parent)
-    for line, image, _ in iter_images(path, ("image",), ImageFolderError):
-        name = files.find(image)
-        if (before := names.setdefault(name, line)) != line:
-            raise ImageFolderError(
-                f"{path}, line {line}: {printable(name)} is there already, in line {before}; name each image once"
-            )
-    if not names:
-        raise ImageFolderError(f"{path}: lists no image; give one path a line in the column 'image'")
-    return list(names)

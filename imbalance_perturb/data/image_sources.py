@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from imbalance_perturb.data.hidden_files import is_hidden
+from imbalance_perturb.data.image_tables import TABLE_SUFFIXES
 from imbalance_perturb.data.picture_formats import (
     HEAD_BYTES,
     READ_SUFFIXES,
@@ -18,35 +19,38 @@ from imbalance_perturb.data.picture_formats import (
     suffix_of,
     unread_reason,
 )
-from imbalance_perturb.errors import ImageFolderError, first_few
+from imbalance_perturb.data.remote_files import RemotePath, find_place
+from imbalance_perturb.errors import ImageFolderError
 
 #: What IMAGES may be, for messages.
-IMAGES_ARE = "expected folders, images, CSVs with a column 'image', or lists of paths (.txt, .lst)"
+IMAGES_ARE = "expected folders, images, tables (.csv, .parquet) with a column 'image', or lists of paths (.txt, .lst)"
 
 #: Suffixes of text files that name an image in each line.
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WILDCARDS = re.compile(r"[*?\[]")
 _ARCHIVES = ".zip .tar .tgz .tbz .txz .gz .bz2 .xz .7z .rar .zst .lz4"
-_TABLES = ".tsv .xls .xlsx .ods .parquet .jsonl .db .sqlite"
+_TABLES = ".tsv .xls .xlsx .ods .jsonl .db .sqlite"
 _OTHERS = ".json .pt .pth .pt2 .safetensors .ckpt .bin .pkl .onnx .toml"
 # Archives whatever their names: zip, gzip, xz, bzip2, 7z, rar, zstandard; 'ustar' stands further back.
 _ARCHIVE_HEADS = (b"PK\3\4", b"PK\5\6", b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
 
 
-def check_given(given: str | Path) -> Path:
-    """Return what was given as IMAGES as a path that is there.
+def check_given(given: str | Path | RemotePath) -> Path | RemotePath:
+    """Return what was given as IMAGES as a path that is there, of what is in a store untried.
 
     Raises:
-        ImageFolderError: if it is empty, a URL, or not there.
+        ImageFolderError: if it is empty, a URL that is not read, or not there.
     """
     text = os.fspath(given)
     if not text:
         raise ImageFolderError(f"an empty text was given as IMAGES; {IMAGES_ARE}")
-    if _URL.match(text):
-        raise ImageFolderError(f"{first_few([text])}: is a URL, which is not read: download it; {IMAGES_ARE}")
-    path = Path(given)
+    try:
+        path = find_place(given)
+    except ImageFolderError as error:
+        raise ImageFolderError(f"{error}; {IMAGES_ARE}") from None
+    if isinstance(path, RemotePath):
+        return path
     if not path.exists():
         hint = ""
         if _WILDCARDS.search(text):
@@ -66,7 +70,7 @@ def find_form(path: Path) -> str:
         ImageFolderError: if it is neither, saying what it is and what to do.
     """
     suffix = suffix_of(path)
-    if suffix == ".csv":
+    if suffix in TABLE_SUFFIXES:
         return "table"
     if suffix in READ_SUFFIXES:  # a shell may have named 100,000
         return "image"

@@ -30,7 +30,7 @@ def read_path_list(path: Path) -> tuple[list[str], int]:
     """
     names: dict[str, str] = {}
     found = repeated = 0
-    for number, line in _iter_lines(path):
+    for number, line in iter_lines(path):
         there = _find_same(path.parent, line)
         if there is None:
             _refuse_other_reading(path, number, line)
@@ -52,7 +52,8 @@ def read_path_list(path: Path) -> tuple[list[str], int]:
     return list(names), repeated
 
 
-def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
+def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not blank."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -86,8 +86,13 @@ def iter_images(
     yield from iter_images_of(read_user_table(path, required, error_type), required)
 
 
-def iter_images_of(table: UserTable, required: Sequence[str]) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Yield as :func:`iter_images` does, from a table that is read already: a pipe can be read once."""
+def iter_images_of(
+    table: UserTable, required: Sequence[str], *, distinct: bool = True
+) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Yield as :func:`iter_images` does, from a table that is read already: a pipe can be read once.
+
+    With ``distinct`` false an image that has been there is yielded again: to know that all must be kept in memory.
+    """
     path, error_type = table.path, table.error_type
     columns = {name: table.column(name, required) for name in required}
     lines: dict[str, int] = {}
@@ -96,7 +101,7 @@ def iter_images_of(table: UserTable, required: Sequence[str]) -> Iterator[tuple[
         image = _without_blanks(read_path(row["image"]), path)
         if not image:
             raise error_type(f"{path}, line {line}: the image is empty; give one, or remove the line")
-        if (before := lines.setdefault(image, line)) != line:
+        if distinct and (before := lines.setdefault(image, line)) != line:
             raise error_type(
                 f"{path}, line {line}: {printable(image)} is there already, in line {before}; name each image once"
             )

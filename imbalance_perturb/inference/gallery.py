@@ -15,6 +15,7 @@ from torch import Tensor
 
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing
+from imbalance_perturb.data.remote_files import find_place
 from imbalance_perturb.errors import PredictionsError, printable
 from imbalance_perturb.inference.batching import Passes
 from imbalance_perturb.inference.engine import iter_inputs
@@ -80,7 +81,7 @@ def make_gallery(
     names = sorted(row.image for row in rows)
     if not names:
         return Gallery()
-    images = ImageList(Path(run.images.source), find_images(path, run, options.images, names), names)
+    images = ImageList(find_place(run.images.source), find_images(path, run, options.images, names), names)
     # The run file has the counts, so their file is not needed.
     pipeline = load_again(path, run, settings, images, CountsFile(run.class_counts, run.counts.sha256))
     _check_rows(rows, path, run, pipeline, images)

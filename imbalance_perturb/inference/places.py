@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imbalance_perturb.config.model_names import is_hub_name, place_of, with_place
 from imbalance_perturb.config.settings import Settings
+from imbalance_perturb.data.remote_files import RemotePath, find_place
 from imbalance_perturb.errors import ModelFileError, PredictionsError
 from imbalance_perturb.files.writing import sha256
 from imbalance_perturb.models import hash_model
@@ -79,10 +80,13 @@ def _told_by_hash(
     )
 
 
-def find_images(path: Path, run: RunFile, given: str | Path | None, names: Sequence[str]) -> Path:
+def find_images(path: Path, run: RunFile, given: str | Path | None, names: Sequence[str]) -> Path | RemotePath:
     """The folder that the images' names are relative to; of two that may be meant, the one with the first of them."""
-    source = Path(run.images.source)
-    places = [source, path.parent / source] if given is None else [Path(given)]
+    source = find_place(run.images.source)
+    if given is not None:
+        places: list[Path | RemotePath] = [find_place(given)]
+    else:
+        places = [source] if isinstance(source, RemotePath) else [source, path.parent / source]
     roots = [place if place.is_dir() else place.parent for place in places if place.exists()]
     if not roots:
         raise PredictionsError(f"{places[0]}: the images of the run are not there; say where with --images PATH")

@@ -78,7 +78,7 @@ def predict_folder(
     Args:
         settings: of the run; or a pipeline that is loaded already, for several folders with one model. A run that is
             resumed takes the batch size it had, which a pipeline loaded before cannot know: name it in its settings.
-        images: one or more folders, images, CSVs with a column ``image`` or lists of paths; or what
+        images: one or more folders, images, tables with a column ``image`` or lists of paths; or a URL; or what
             :func:`find_images` gave.
         out: ``.csv``, ``.jsonl`` or ``.parquet`` path, or ``-`` for CSV on stdout (then no run file is written).
         options: which images, what is written, and when to give up.

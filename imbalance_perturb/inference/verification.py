@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList, iter_sizes
+from imbalance_perturb.data.remote_files import RemotePath, find_place
 from imbalance_perturb.errors import PredictionsError, SettingsError
 from imbalance_perturb.files.writing import FORMATS
 from imbalance_perturb.inference.pipeline import Pipeline
@@ -123,14 +124,14 @@ class _Again:
         path: Path,
         run: RunFile,
         settings: Settings,
-        root: Path,
+        root: Path | RemotePath,
         recorded: _Recorded,
         predictions: Path,
         progress: Progress,
     ) -> None:
         self.path, self.run, self._predictions = path, run, predictions
         self._settings, self._progress = settings, progress
-        source = Path(self.run.images.source)
+        source = find_place(self.run.images.source)
         names = [row.image for row in recorded.rows]
         self._images = ImageList(source, root, names, whole=recorded.first)
         self.layout, self.suffix = self.run.layout, self.run.output.format

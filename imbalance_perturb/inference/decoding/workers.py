@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from imbalance_perturb.config.settings import IMAGE_TIMEOUT
 from imbalance_perturb.data.image_decoding import decode_image, open_regular
 from imbalance_perturb.data.pixels import Peak, Pixels, find_peak
 from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry
+from imbalance_perturb.data.remote_files import RemotePath
 from imbalance_perturb.errors import ImageError
 from imbalance_perturb.inference.decoding.decoder_pool import Decoded, DecoderPool, in_slices
 
@@ -25,6 +27,10 @@ __all__ = ["DecodedBatch", "Decoders", "in_slices", "iter_decoded"]
 
 #: Of a file read for the system's cache no more than so many bytes, in pieces.
 _READ_BYTES, _PIECE_BYTES = 64 << 20, 1 << 20
+
+
+#: How processes are started that read from a store.
+REMOTE_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class DecodedBatch(NamedTuple):
@@ -44,7 +50,7 @@ class DecodedBatch(NamedTuple):
 class _Decoder:
     """What a worker process does: names in, pixels out. It holds no list of the images."""
 
-    def __init__(self, root: Path, preprocessing: Preprocessing) -> None:
+    def __init__(self, root: Path | RemotePath, preprocessing: Preprocessing) -> None:
         importlib.import_module("imbalance_perturb.data.raster")
         self._root = root
         self._preprocessing = preprocessing
@@ -61,7 +67,7 @@ class _Decoder:
             found = str(error)
         return Decoded(found, time.perf_counter() - start, peak)
 
-    def _load(self, path: Path) -> Pixels:
+    def _load(self, path: Path | RemotePath) -> Pixels:
         p = self._preprocessing
         return decode_image(
             path,
@@ -73,6 +79,8 @@ class _Decoder:
 
     def read(self, name: str) -> None:
         """Read a file into the system's cache; whatever is wrong with it is reported when it is decoded."""
+        if isinstance(self._root, RemotePath):  # what it reads is kept nowhere
+            return
         with suppress(OSError, ImageError), open_regular(self._root / name) as stream:
             left = _READ_BYTES
             while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
@@ -96,7 +104,7 @@ class Decoders:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | RemotePath,
         preprocessing: Preprocessing,
         workers: int,
         *,
@@ -105,6 +113,9 @@ class Decoders:
         start_method: str | None = None,
     ) -> None:
         make_decoder = partial(_Decoder, root, preprocessing)
+        if isinstance(root, RemotePath):
+            # A store's client has threads, beside which nothing may be forked; and waiting for it takes no core.
+            start_method, takes_turns = start_method or REMOTE_START, False
         self._decoder = None if workers else make_decoder()
         self._pool = DecoderPool(make_decoder, workers, image_timeout, start_method) if workers else None
         self._takes_turns = takes_turns
@@ -131,7 +142,7 @@ class Decoders:
 
 
 def iter_decoded(
-    root: Path,
+    root: Path | RemotePath,
     slices: Iterator[list[str]],
     preprocessing: Preprocessing,
     workers: int,

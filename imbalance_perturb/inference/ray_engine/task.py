@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imbalance_perturb.data.image_samples import SomeNames
+from imbalance_perturb.data.remote_files import RemotePath
 from imbalance_perturb.inference.progress import LoadedPipeline
 from imbalance_perturb.inference.ray_engine.travelling_files import Luggage
 from imbalance_perturb.inference.row_source import DoneSlice, OutputForm
@@ -31,7 +32,7 @@ class Task:
     """
 
     luggage: Luggage
-    root: Path
+    root: Path | RemotePath
     sampled: SomeNames
     seen: tuple[str, ...]
     form: OutputForm
@@ -98,9 +99,11 @@ class FinishedSlice:
         )
 
 
-def is_there(root: Path, name: str) -> bool:
+def is_there(root: Path | RemotePath, name: str) -> bool:
     """Whether there is such a file, as far as one may look."""
     try:
+        if isinstance(root, RemotePath):
+            return (root / name).exists()
         return os.path.exists(root / name)  # noqa: PTH110 - of a folder that is closed pathlib raises an error
     except ValueError:  # a CSV may name what can be no path
         return False

@@ -215,8 +215,8 @@ def test_a_value_out_of_range_is_wrong_usage(
     capsys: pytest.CaptureFixture[str], entry: Declaration, data: st.DataObject
 ) -> None:
     """On the command line it ends with exit code 2 and a message that names the setting."""
+    command = ["predict", "model.pth", "counts.json", "images"] if entry.only else ["inspect", "model.pth"]
     with pytest.raises(SystemExit) as ended:
-        command = ["predict", "model.pth", "counts.json", "images"] if entry.only else ["inspect", "model.pth"]
         main([*command, f"--{entry.option}={data.draw(refused_texts(entry))}"])
     assert ended.value.code == 2
     out, err = capsys.readouterr()

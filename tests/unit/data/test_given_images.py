@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from imbalance_perturb.data.image_files import find_images
+from imbalance_perturb.data.image_sources import IMAGES_ARE
 from imbalance_perturb.errors import ImageFolderError
 
 
@@ -186,7 +187,9 @@ def make_others(folder: Path) -> dict[str, str]:
         "Thumbs.db": "is a file of the system",
         "notes": "is no image (nor named like one)",
         "nothing": "is empty",
-        "s3://bucket/images": "is a URL, which is not read: download it",
+        "http://host/images": "is a URL that is not read: download it, or give one of s3://, gs://, file://",
+        "s3:///images": "names no bucket; expected s3://BUCKET/FOLDER",
+        "file://host/images": "names another machine, host; expected file:///FOLDER",
         "images/*.gif": "no file fits the pattern",
         "missing.txt": "no such file or folder",
         "": "an empty text was given",
@@ -199,9 +202,7 @@ def test_what_is_no_image_is_refused_with_what_images_may_be(here: Path) -> None
         for given in ((name,), ("images", name)):
             message = refused(*given)
             assert words in message, message
-            assert message.endswith(
-                "expected folders, images, CSVs with a column 'image', or lists of paths (.txt, .lst)"
-            )
+            assert message.endswith(IMAGES_ARE)
             assert name.partition("*")[0] in message
     assert "no IMAGES are given" in refused()
 
