@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ from typing import Any
 import imbalance_perturb
 from imbalance_perturb.config.settings import RunSettings
 from imbalance_perturb.errors import ClusterError, SettingsError, first_line
+
+#: Seconds that a cluster's address may take to answer.
+_PATIENCE = 10
+
+_HOST_PORT = re.compile(r"([\w.-]+):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,11 @@ def _silenced() -> Iterator[None]:
 def _connect(ray: Any, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     given = address or os.environ.get("RAY_ADDRESS")
+    place = _HOST_PORT.fullmatch(given or "")
+    on_loopback = place is not None and _answers_on_loopback(place[1], int(place[2]))
     try:
-        ray.init(address=given or "auto", **quiet)
+        with _on_loopback() if on_loopback else nullcontext():
+            ray.init(address=given or "auto", **({"_node_ip_address": "127.0.0.1"} if on_loopback else {}), **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises many kinds
         # Where none was named, and none is found, there is one to be made.
         if given or not isinstance(error, ConnectionError):
@@ -98,6 +108,27 @@ def _connect(ray: Any, address: str | None) -> None:
                 ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises no narrower one
             raise ClusterError(f"Ray does not start on this machine ({first_line(error)}); try again") from error
+
+
+def _answers_on_loopback(host: str, port: int) -> bool:
+    """Whether what answers at an address does so on the loopback alone, which Ray takes for the machine's own address.
+
+    Raises:
+        ClusterError: if nothing answers: Ray itself would wait for it.
+    """
+    from ray._private import services
+
+    for place in dict.fromkeys((services.resolve_ip_for_localhost(host), host)):
+        try:
+            socket.create_connection((place, port), _PATIENCE).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            return bool(place == host and host.startswith("127."))
+    raise ClusterError(
+        f"{host}:{port}: no Ray cluster answers there ({reason}); ray status says whether it runs, and --ray-address"
+        " names another"
+    )
 
 
 @contextmanager

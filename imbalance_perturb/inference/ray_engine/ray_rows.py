@@ -95,7 +95,7 @@ class RayRows:
                 for one in self._pool.take(_INTERVAL):
                     if isinstance(one, Lost):
                         self._lost(one, names)
-                        cutter.take_back(one.slice)
+                        cutter.take_back(one.slice, suspect=one.node is not None)
                         continue
                     self._finished(one, cutter)
                     if one.slice.start == start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -47,6 +48,22 @@ def test_a_device_that_ray_assigns_is_refused() -> None:
         connected(RunSettings(engine="ray", device="cuda:1")),
     ):
         pass
+
+
+@pytest.mark.ray
+def test_an_address_where_nothing_answers_is_refused() -> None:
+    """Ray would wait: it is asked first whether anything listens there."""
+    pytest.importorskip("ray", reason="needs Ray (the extra ray)")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            pytest.raises(
+                ClusterError, match=f"^{address}: no Ray cluster answers there .*--ray-address names another"
+            ),
+            connected(RunSettings(engine="ray", ray_address=address)),
+        ):
+            pass
 
 
 def test_without_ray_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
