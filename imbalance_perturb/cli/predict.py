@@ -38,8 +38,8 @@ def predict(
         Argument(
             metavar="IMAGES",
             show_default=False,
-            help="Folders (searched recursively), images, tables (CSV, Parquet) with 'image', text files of paths, one a"
-            " line; or a URL of one of these (s3://, gs://).",
+            help="Folders (searched recursively), images, tables (CSV, Parquet) with 'image', text files of paths, one"
+            " a line; or a URL of one of these (s3://, gs://).",
         ),
     ] = None,
     *,

@@ -42,7 +42,7 @@ def shares(
         Argument(
             metavar="IMAGES",
             show_default=False,
-            help="Unlabelled images, as predict takes them: folders, images, tables with 'image', lists of paths, a URL.",
+            help="Unlabelled images, as predict takes them: folders, images, tables with 'image', lists of paths, URL.",
         ),
     ] = None,
     *,
