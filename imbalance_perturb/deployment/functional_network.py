@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from imbalance_perturb.deployment.proof import TOLERANCE
 from imbalance_perturb.errors import ModelFileError, first_line
 from imbalance_perturb.inference.acceleration.optimisation import fold_batch_norm
+from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.models import LoadedClassifier
 from imbalance_perturb.models.outputs import find_logits, follow
 
@@ -58,9 +59,8 @@ def make_functional(model: LoadedClassifier, x: Tensor) -> Logits:
             moved = (follow(found, path) - follow(expected, path)).abs().max()
             if not moved <= TOLERANCE * follow(expected, path).abs().max():
                 raise ValueError(f"its logits move by {moved:.2g}")
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # tracers run a network's own code, on symbols, which raises anything
+            pass_on_device_errors(error)
             # Batch norm has a place in the graph, too; TorchScript has none but as layers.
             if isinstance(network, torch.jit.ScriptModule):
                 raise ModelFileError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ModelGradientError
 from imbalance_perturb.method.classifier import PerturbedClassifier
+from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.perturbation import gradient_sign, step
 
@@ -203,9 +204,8 @@ def _in_float64(debiased: PerturbedClassifier, x: Tensor) -> PerturbedClassifier
         exact = copy.deepcopy(debiased)
         exact.model.double()
         exact.predict_both(x.double())
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - whatever a network raises for a dtype
+    except Exception as error:  # noqa: BLE001 - whatever a network raises for a dtype
+        pass_on_device_errors(error)
         return None
     return exact
 

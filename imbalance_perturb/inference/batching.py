@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,15 +11,21 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from imbalance_perturb.errors import DeviceError, ModelGradientError
+from imbalance_perturb.errors import DeviceError, ModelGradientError, first_line
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.classifier import PerturbedClassifier
+from imbalance_perturb.method.device_errors import is_out_of_memory
 
 Row = TypeVar("Row")
 
 #: Batch sizes that are tried, by kind of device. On a CPU small batches keep activations in the cache; and with
 #: glibc's own settings (see ``inference/allocator.py``) blocks above 32 MB cost more than the arithmetic on them.
 TRIED = {"cpu": (4, 8, 16, 32), "cuda": (32, 64, 128, 256, 512)}
+
+#: So often a batch is timed: a pass on a CPU is long, and the same each time.
+_TIMED = {"cpu": 1, "cuda": 3}
+
+_NOT_ONE = "memory does not suffice for a single image; use another --device or smaller images (--resize, --crop)"
 
 #: A larger batch has to be faster by this share: less memory, and a first row sooner, count too.
 _GAIN = 0.03
@@ -75,22 +82,11 @@ class BatchLimit:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
-                    raise DeviceError(
-                        "memory does not suffice for a single image; use another --device or smaller images"
-                        " (--resize, --crop)"
-                    ) from error
+                    raise DeviceError(f"{_NOT_ONE} ({first_line(error)})") from error
             # Outside of the handler: while the error is alive, so are the tensors of the frames it came through.
             self.most = size // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _empty_cache()
         return rows
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch says that memory ran out, on a GPU or in the machine."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def measure_batch_size(
@@ -103,18 +99,41 @@ def measure_batch_size(
         make_batch: gives a batch (n, ...) of n images on the device.
         sizes: tried in this order, ascending, until one runs out of memory.
     """
-    best, least = sizes[0], float("inf")
-    predict(make_batch(sizes[0]))  # the first call of all pays for what later ones find done
+    best, least = None, float("inf")
     for size in sizes:
-        try:
-            seconds = _seconds(predict, make_batch(size)) / size
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or size == sizes[0]:
-                raise
+        seconds = _attempt(predict, make_batch, size, first=size == sizes[0])
+        if seconds is None:
             break
-        if seconds < least * (1 - _GAIN):
-            best, least = size, seconds
+        if seconds / size < least * (1 - _GAIN):
+            best, least = size, seconds / size
+    smaller = sizes[0] // 2
+    while best is None:
+        if not smaller:
+            raise DeviceError(_NOT_ONE)
+        best, smaller = smaller if _attempt(predict, make_batch, smaller) is not None else None, smaller // 2
     return best
+
+
+def _attempt(
+    predict: Callable[[Tensor], object], make_batch: Callable[[int], Tensor], size: int, *, first: bool = False
+) -> float | None:
+    """Median seconds of a batch of ``size``; ``None`` where memory does not suffice for it."""
+    try:
+        x = make_batch(size)
+        # The first call of all pays for what later ones find done; on a GPU the first of each size does, for seconds.
+        if first or x.device.type == "cuda":
+            predict(x)
+        return statistics.median(_seconds(predict, x) for _ in range(_TIMED[x.device.type]))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    _empty_cache()
+    return None
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _seconds(predict: Callable[[Tensor], object], x: Tensor) -> float:

@@ -11,7 +11,8 @@ import torch
 
 from imbalance_perturb.config.settings import IMAGE_TIMEOUT, RunSettings
 from imbalance_perturb.errors import DeviceError, SettingsError
-from imbalance_perturb.inference.batching import is_out_of_memory, usual_batch_size
+from imbalance_perturb.inference.batching import usual_batch_size
+from imbalance_perturb.method.device_errors import is_out_of_memory
 from imbalance_perturb.method.module_state import full_precision
 
 #: Fewest images for which measuring what low precision or close calls would save costs less than they save.
@@ -85,6 +86,8 @@ def select_execution(
         SettingsError: if it has no such precision, or an exact run is asked for a low one.
     """
     device = select_device(settings.device)
+    if settings.deterministic and device.type == "cuda":
+        _settle_workspace()
     batch_size = settings.batch_size or usual_batch_size(device.type)
     workers, takes_turns = _settle_workers(settings.workers, device, n_images, cores or _cores())
     if exact:
@@ -162,7 +165,8 @@ def _settle_precision(
 def fast_dtype(device: torch.device) -> torch.dtype | None:
     """Find the low-precision format that the device computes faster than float32, or ``None``."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with torch.cuda.device(device):  # that one, and not the current one, is asked
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     # Private names, that a later torch may not have; without them it is fp32.
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if any(ask is not None and ask() for ask in asked) else None
@@ -189,6 +193,25 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+#: By which cuBLAS is told to compute the same each time.
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def enough_memory(device: torch.device, purpose: str) -> Iterator[None]:
+    """Inside: memory that runs out is an error of one line.
+
+    Raises:
+        DeviceError: naming the device and the purpose.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(f"the memory of {device} does not suffice for {purpose}") from error
+
+
 @contextmanager
 def applied(execution: Execution) -> Iterator[None]:
     """Inside: torch's global switches as the execution wants them, TF32 off; outside: as before.
@@ -196,16 +219,13 @@ def applied(execution: Execution) -> Iterator[None]:
     Raises:
         DeviceError: if the device's memory does not suffice inside.
     """
-    with _deterministic() if execution.deterministic else nullcontext(), full_precision(execution.device):
-        try:
-            yield
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise DeviceError(
-                f"the memory of {execution.device} does not suffice for batches of {execution.batch_size};"
-                " give a smaller --batch-size"
-            ) from error
+    purpose = f"batches of {execution.batch_size}; give a smaller --batch-size"
+    with (
+        _deterministic() if execution.deterministic else nullcontext(),
+        full_precision(execution.device),
+        enough_memory(execution.device, purpose),
+    ):
+        yield
 
 
 @contextmanager
@@ -213,8 +233,6 @@ def _deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    # cuBLAS reads this when its first handle is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
@@ -222,6 +240,19 @@ def _deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+
+
+def _settle_workspace() -> None:
+    """Have cuBLAS compute the same each time, which torch reads once, before the first product of all.
+
+    Raises:
+        DeviceError: if it may be too late.
+    """
+    if _WORKSPACE not in os.environ and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise DeviceError(
+            f"deterministic is true, but this process has used CUDA already: export {_WORKSPACE}=:4096:8 and start anew"
+        )
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
 
 
 def _cores() -> int:

@@ -16,12 +16,13 @@ from imbalance_perturb.inference.acceleration.optimisation import Optimisation, 
 from imbalance_perturb.inference.auto_eps import measure_strength, settle_eps
 from imbalance_perturb.inference.batching import MULTIPLE, TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.inference.correction import logit_correction, make_debiased, settle_corrected, settle_prior
-from imbalance_perturb.inference.execution import Execution, select_execution
+from imbalance_perturb.inference.execution import Execution, enough_memory, select_execution
 from imbalance_perturb.inference.model_loading import Probed, load_counts, load_probed, make_trial, naming
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts, CountsFile
 from imbalance_perturb.method.deployment_prior import select_prior
+from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.method.module_state import full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
 from imbalance_perturb.method.target import load_target, target_distribution
@@ -97,28 +98,29 @@ def load_pipeline(
     execution = select_execution(settings.run, n_images, exact=exact, cores=cores)
     if execution.low_dtype is None and not settings.run.compile and 0 < n_images < OPTIMISED_FROM:
         optimised = False
-    probed = load_probed(settings, counts, images, execution, optimised=optimised)
-    if probed.model.card is not None:
-        settings, target = _take_card(settings, probed.model.card, counts, exact=exact)
-        execution = select_execution(settings.run, n_images, cores=cores)
-    strength = None
-    if measure_step or (isinstance(settings.debias.eps, str) and settings.debias.moves_input):
-        assert images is not None, "refused before"
-        strength = measure_strength(probed.model, images, counts, settings.debias, probed.preprocessing, execution)
-        settings = settle_eps(settings, strength)
-    trial = make_trial(probed.input_shape, execution.device, probed.model.fit_batch(2))
-    # What a corrected file does to its logits it has done.
-    corrected = probed.model.card is not None
-    correction = None if corrected else logit_correction(settings.debias, probed.model, trial, counts)
-    execution, lowered = _lower(settings, probed, execution)
-    low = None
-    if lowered is not None:
-        low = make_debiased(settings.debias, lowered.model, counts, target, probed.preprocessing, correction)
-    debiased = make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing, correction)
-    if settings.run.batch_size is None:
-        execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, n_images))
-    if settings.run.compile:
-        execution = _compile(probed, lowered, execution)
+    with enough_memory(execution.device, "this model and two images: use --device cpu, or smaller images"):
+        probed = load_probed(settings, counts, images, execution, optimised=optimised)
+        if probed.model.card is not None:
+            settings, target = _take_card(settings, probed.model.card, counts, exact=exact)
+            execution = select_execution(settings.run, n_images, cores=cores)
+        strength = None
+        if measure_step or (isinstance(settings.debias.eps, str) and settings.debias.moves_input):
+            assert images is not None, "refused before"
+            strength = measure_strength(probed.model, images, counts, settings.debias, probed.preprocessing, execution)
+            settings = settle_eps(settings, strength)
+        trial = make_trial(probed.input_shape, execution.device, probed.model.fit_batch(2))
+        # What a corrected file does to its logits it has done.
+        corrected = probed.model.card is not None
+        correction = None if corrected else logit_correction(settings.debias, probed.model, trial, counts)
+        execution, lowered = _lower(settings, probed, execution)
+        low = None
+        if lowered is not None:
+            low = make_debiased(settings.debias, lowered.model, counts, target, probed.preprocessing, correction)
+        debiased = make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing, correction)
+        if settings.run.batch_size is None:
+            execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, n_images))
+        if settings.run.compile:
+            execution = _compile(probed, lowered, execution)
     return Pipeline(
         settings=settings,
         counts=counts,
@@ -179,9 +181,8 @@ def _lower(settings: Settings, probed: Probed, execution: Execution) -> tuple[Ex
         network, optimisation = lower(model.network, trial, execution.low_dtype)
         lowered = LoadedClassifier(network, model.info, batch_range=model.batch_range)
         gradient_sign(lowered, trial, torch.full((model.info.num_classes,), 1 / model.info.num_classes))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # what a network raises in a precision that it was not written for
+        pass_on_device_errors(error)
         reason = first_line(error)
         if settings.run.precision != "auto":
             raise SettingsError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.image_samples import count_told
 from imbalance_perturb.errors import ImbperturbError
 from imbalance_perturb.inference.auto_eps import measure_strength
 from imbalance_perturb.inference.pipeline import Pipeline
+from imbalance_perturb.method.device_errors import is_out_of_memory
 
 #: From here on the step of the log target is along the log prior (docs/theory.md; the paper's Fig. 2).
 LARGE_TEMPERATURE = 100
@@ -35,7 +34,9 @@ def tell_strength(pipeline: Pipeline, images: ImageList, n_images: int) -> float
             strength = measure_strength(
                 pipeline.model, images, pipeline.counts, d, pipeline.preprocessing, pipeline.execution, few
             )
-        except (ImbperturbError, torch.OutOfMemoryError):
-            return None  # the rows are written; this line is not worth an error
+        except (ImbperturbError, RuntimeError) as error:
+            if isinstance(error, ImbperturbError) or is_out_of_memory(error):
+                return None  # the rows are written; this line is not worth an error
+            raise
     assert not isinstance(d.eps, str)
     return d.eps / strength.full_eps

@@ -35,14 +35,20 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Inside: no autocast, no TF32 and no bf16 matrix products, so that a step of 0.001 is not rounded away."""
+def float32_products() -> Iterator[None]:
+    """Inside: products of float32 are float32, without TF32 and bf16, so that a step of 0.001 is not rounded away."""
     matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = conv
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Inside: the same, and no autocast."""
+    with float32_products(), torch.autocast(device.type, enabled=False):
+        yield

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError, SettingsError, first_line
-from imbalance_perturb.method.module_state import frozen_eval
+from imbalance_perturb.method.module_state import float32_products, frozen_eval
 
 #: γ of the focal loss (Lin et al. 2017, Sec. 3.2; the value its authors found best).
 FOCAL_GAMMA = 2.0
@@ -74,7 +74,7 @@ def gradient_signs(
         if not temperature > 0:
             raise SettingsError(f"the temperature is {temperature}; it must be above 0 (the paper uses 1000)")
         logit_gradient(loss)
-    with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model):
+    with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model), float32_products():
         # clone: an input made in inference mode cannot be recorded, and a model whose first layer works in
         # place may write neither to a leaf nor to the caller's tensor.
         leaf = x.detach().clone().requires_grad_(True)
@@ -93,7 +93,7 @@ def project_gradient(model: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
 
     Arguments and errors as for :func:`gradient_sign`.
     """
-    with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model):
+    with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model), float32_products():
         leaf = x.detach().clone().requires_grad_(True)
         logits = _forward(model, leaf.clone(), direction)
         return _gradient(logits, leaf, direction.to(logits).expand_as(logits), last=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError
+from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
 from imbalance_perturb.method.perturbation import gradient_sign
 from imbalance_perturb.models.classifier import FORWARD_ERRORS, LoadedClassifier
@@ -83,9 +84,10 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     try:
         with torch.no_grad(), frozen_eval(model):
             logits = model(x)
-    except (torch.OutOfMemoryError, ModelOutputError):
+    except ModelOutputError:
         raise
     except FORWARD_ERRORS as error:
+        pass_on_device_errors(error)
         fixed = model.info.fixed_size if isinstance(model, LoadedClassifier) else None
         raise failing_forward(x, error, network=model, fixed_size=fixed) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
@@ -138,12 +140,11 @@ def _try_gradient(model: nn.Module, x: Tensor, classes: int) -> tuple[float, Ten
     ramp = torch.arange(1, classes + 1, dtype=torch.float64)
     try:
         sign, logits = gradient_sign(model, x, ramp / ramp.sum())
-    except torch.OutOfMemoryError:
-        raise
     except ModelGradientError as error:
         remedy = _ATTENTION_REMEDY if any(name in str(error) for name in _FAST_ATTENTION) else _GRADIENT_REMEDY
         raise ModelGradientError(f"{error}; {remedy}") from error
     except FORWARD_ERRORS as error:
+        pass_on_device_errors(error)
         raise ModelGradientError(
             f"the model cannot be differentiated ({(str(error).strip() or type(error).__name__).splitlines()[-1]});"
             f" {_GRADIENT_REMEDY}"

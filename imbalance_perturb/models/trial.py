@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelOutputError, first_line
+from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.models.classifier import FORWARD_ERRORS, in_batches
 from imbalance_perturb.models.outputs import LogitsOf, find_logits, follow
 
@@ -63,9 +64,8 @@ def look_at_output(
     try:
         try:
             found, rows = _run(network, x, batch_range, num_classes, notes)
-        except torch.OutOfMemoryError:
-            raise
-        except FORWARD_ERRORS:
+        except FORWARD_ERRORS as error:
+            pass_on_device_errors(error)
             traced = isinstance(network, torch.jit.ScriptModule) and batch_range == (1, None)
             baked = _baked_batch(network, x, num_classes) if traced else None
             if baked is None:
@@ -78,9 +78,8 @@ def look_at_output(
             )
     except ModelOutputError as error:
         raise ModelOutputError(f"{name}: {error}") from error
-    except torch.OutOfMemoryError:
-        raise
     except FORWARD_ERRORS as error:
+        pass_on_device_errors(error)
         failing = failing_forward(x, error, network=network, fixed_size=fixed_size)
         raise ModelOutputError(f"{name}: {failing}") from error
     kind, more = _kind_of(rows, outputs, name)
@@ -111,9 +110,8 @@ def _baked_batch(network: nn.Module, x: Tensor, num_classes: int | None) -> int 
     for size in _BAKED:
         try:
             _run(network, x, (size, size), num_classes, [])
-        except torch.OutOfMemoryError:
-            raise
-        except FORWARD_ERRORS:
+        except FORWARD_ERRORS as error:
+            pass_on_device_errors(error)
             continue
         return size
     return None
@@ -229,8 +227,7 @@ def _takes_channels_last(network: nn.Module, x: Tensor) -> bool:
     try:
         with torch.no_grad():
             network(x.permute(0, 2, 3, 1).contiguous())
-    except torch.OutOfMemoryError:
-        raise
-    except FORWARD_ERRORS:
+    except FORWARD_ERRORS as error:
+        pass_on_device_errors(error)
         return False
     return True

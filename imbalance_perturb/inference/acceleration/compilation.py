@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from imbalance_perturb.errors import first_line
 from imbalance_perturb.inference.acceleration.trial import alike
+from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
 
 #: Timed calls of each network; the first calls of all have been made before.
@@ -60,9 +61,8 @@ def compile_network(
             if not alike(expected[1], found[1], least_cosine):
                 return network, "not compiled: compiled, its gradient differs"
             slower = _time(lambda: _passes(compiled, x), x) / _time(lambda: _passes(network, x), x)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # noqa: BLE001 - a compiler can fail in any way, and what it failed on runs uncompiled
+        pass_on_device_errors(error)
         return network, f"not compiled: {first_line(error)}"
     if slower > 1:
         return network, f"not compiled: compiled, it takes {slower:.1f} times as long"

@@ -23,6 +23,7 @@ from imbalance_perturb.inference.acceleration.compilation import compile_network
 from imbalance_perturb.inference.acceleration.conversion import convert
 from imbalance_perturb.inference.acceleration.fusion import Rewriter
 from imbalance_perturb.inference.acceleration.trial import LEAST_COSINE, LOW_LEAST_COSINE, same_gradient
+from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
 
 _T = TypeVar("_T")
@@ -192,9 +193,8 @@ def _attempt(call: Callable[[], _T]) -> tuple[_T | None, str | None]:
     """
     try:
         return call(), None
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # noqa: BLE001 - tracers run a network's own code, on symbols, which raises anything
+        pass_on_device_errors(error)
         return None, f"not rewritten: {first_line(error)[:_MOST_REASON]}"
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from imbalance_perturb.errors import DeviceError
-from imbalance_perturb.inference.batching import BatchLimit, is_out_of_memory, measure_batch_size, usual_batch_size
+from imbalance_perturb.inference.batching import BatchLimit, measure_batch_size, usual_batch_size
+from imbalance_perturb.method.device_errors import is_out_of_memory
 
 
 class SmallMemory:
@@ -77,6 +78,23 @@ def test_the_fastest_size_an_image_is_taken() -> None:
 
     assert measure_batch_size(lambda x: time.sleep(0.02 + 0.0002 * len(x)), make, (2, 8, 16, 32)) == 16
     assert measure_batch_size(lambda x: time.sleep(0.004 * len(x) ** 1.5), make, (2, 8, 16)) == 2
+
+
+def test_a_card_with_room_for_less_than_the_smallest_is_measured_too() -> None:
+    """Below the sizes that are tried it is halved, as in the run, down to one image."""
+
+    def run(room: int) -> int:
+        def predict(x: Tensor) -> None:
+            if len(x) > room:
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+        return measure_batch_size(predict, lambda n: torch.empty(n, 1), (32, 64))
+
+    assert [run(room) for room in (31, 7, 1)] == [16, 4, 1]
+    with pytest.raises(DeviceError, match="memory does not suffice for a single image"):
+        run(0)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        measure_batch_size(lambda x: torch.empty(2, 3) @ x, lambda n: torch.empty(n, 1), (32, 64))
 
 
 def test_equal_sizes_leave_the_smallest() -> None:

@@ -15,12 +15,13 @@ from imbalance_perturb.config.settings import PreprocessSettings, RunSettings
 from imbalance_perturb.data.image_files import find_images
 from imbalance_perturb.data.preprocessing import select_preprocessing
 from imbalance_perturb.inference.acceleration.optimisation import compiled, lower, optimise
-from imbalance_perturb.inference.batching import BatchLimit, is_out_of_memory
+from imbalance_perturb.inference.batching import BatchLimit
 from imbalance_perturb.inference.engine import iter_predictions
 from imbalance_perturb.inference.execution import fast_dtype, select_execution
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts
+from imbalance_perturb.method.device_errors import is_out_of_memory
 from tests.unit.inference.acceleration.test_optimisation import trained_like
 
 pytestmark = [

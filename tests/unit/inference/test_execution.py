@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,7 +10,14 @@ import torch
 from imbalance_perturb.config.settings import RunSettings
 from imbalance_perturb.errors import DeviceError, SettingsError
 from imbalance_perturb.inference import execution
-from imbalance_perturb.inference.execution import Execution, applied, fast_dtype, select_device, select_execution
+from imbalance_perturb.inference.execution import (
+    Execution,
+    applied,
+    enough_memory,
+    fast_dtype,
+    select_device,
+    select_execution,
+)
 from imbalance_perturb.method.module_state import full_precision
 
 
@@ -130,9 +139,49 @@ def test_fp16_is_not_for_a_cpu() -> None:
 
 @pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_without_bf16_runs_fp16(supported: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA auto is bf16 where the GPU has it, not where it is emulated; there it is fp16."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
-    assert fast_dtype(torch.device("cuda")) == dtype
+    """On CUDA auto is bf16 where the very GPU has it, not where it is emulated; there it is fp16."""
+    current: list[torch.device] = []
+
+    @contextmanager
+    def make_current(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def is_supported(including_emulation: bool) -> bool:
+        return including_emulation or (supported and current == [torch.device("cuda:1")])
+
+    monkeypatch.setattr(torch.cuda, "device", make_current)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert fast_dtype(torch.device("cuda:1")) == dtype
+
+
+def test_cublas_is_told_before_its_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch reads the variable once: it is set with the device, or, where CUDA is awake, asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    wanted = RunSettings(device="cuda", deterministic=True, precision="fp32")
+    select_execution(RunSettings(device="cuda", precision="fp32"), 10)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with monkeypatch.context() as awake:
+        awake.setattr(torch.cuda, "is_initialized", lambda: True)
+        with pytest.raises(DeviceError, match="export CUBLAS_WORKSPACE_CONFIG=:4096:8 and start anew"):
+            select_execution(wanted, 10)
+    select_execution(wanted, 10)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    select_execution(wanted, 10)
+
+
+def test_memory_that_runs_out_while_loading_is_one_line() -> None:
+    """Whatever a library calls it."""
+    with (
+        pytest.raises(DeviceError, match="^the memory of cuda does not suffice for this model"),
+        enough_memory(torch.device("cuda"), "this model"),
+    ):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
 
 
 @pytest.mark.usefixtures("with_bf16")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from imbalance_perturb.errors import ModelGradientError, ModelOutputError, SettingsError
+from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import parse_class_counts
 from imbalance_perturb.method.perturbation import (
     LOGIT_GRADIENTS,
@@ -275,3 +276,35 @@ def test_outputs_and_settings_are_checked() -> None:
         gradient_sign(model, x, target, loss="hinge")
     with pytest.raises(SettingsError, match="the temperature is 0"):
         gradient_sign(model, x, target, temperature=0)
+
+
+class Watching(nn.Module):
+    """A network that writes down by what precision its products are computed, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(6, 3), list[tuple[str, bool]]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x)
+        self._note()
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._note())
+        return logits
+
+    def _note(self, *_: object) -> None:
+        self.seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+
+
+def test_float32_is_float32_in_both_passes() -> None:
+    """Whoever has allowed TF32 has it afterwards; a step of 0.001 is not computed in it, forward or backward."""
+    counts = parse_class_counts({"a": 90, "b": 9, "c": 3})
+    model = Watching()
+    torch.set_float32_matmul_precision("high")
+    try:
+        perturb(model, torch.randn(2, 6), target_distribution(counts))
+        PerturbedClassifier(model, counts)(torch.randn(2, 6))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert model.seen == [("highest", False)] * 5
