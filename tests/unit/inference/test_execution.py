@@ -178,7 +178,7 @@ def test_cublas_is_told_before_its_first_product(monkeypatch: pytest.MonkeyPatch
 def test_memory_that_runs_out_while_loading_is_one_line() -> None:
     """Whatever a library calls it."""
     with (
-        pytest.raises(DeviceError, match="^the memory of cuda does not suffice for this model"),
+        pytest.raises(DeviceError, match=r"^the memory of cuda does not suffice for this model"),
         enough_memory(torch.device("cuda"), "this model"),
     ):
         raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
