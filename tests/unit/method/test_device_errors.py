@@ -46,7 +46,7 @@ def test_memory_has_many_names(error: RuntimeError) -> None:
 def test_a_device_that_fails_is_named(error: RuntimeError) -> None:
     """One line with what it said."""
     assert not is_out_of_memory(error)
-    with pytest.raises(DeviceError, match="^the GPU does not compute: .*; use --device cpu$"):
+    with pytest.raises(DeviceError, match=r"^the GPU does not compute: .*; use --device cpu$"):
         pass_on_device_errors(error)
 
 
