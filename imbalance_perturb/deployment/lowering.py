@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions
 
 from imbalance_perturb.deployment.convolution_gradient import convolution_backward
 from imbalance_perturb.deployment.pooling_gradients import (
@@ -21,6 +20,7 @@ from imbalance_perturb.deployment.pooling_gradients import (
     max_pool_backward,
 )
 from imbalance_perturb.errors import ModelGradientError
+from imbalance_perturb.method.private_torch import find
 
 aten = torch.ops.aten
 
@@ -29,7 +29,11 @@ Table = dict[Any, Callable[..., Any]]
 
 def lowering_table() -> Table:
     """Build the table of operators that are replaced while a graph is traced, with what replaces them."""
-    torchs = {op: function for op, function in dict(core_aten_decompositions()).items() if "backward" in str(op)}
+    torchs = {
+        op: function
+        for op, function in dict(find("torch._decomp.core_aten_decompositions")()).items()
+        if "backward" in str(op)
+    }
     return torchs | {
         aten.convolution_backward.default: convolution_backward,
         aten.max_pool2d_with_indices_backward.default: max_pool_backward,

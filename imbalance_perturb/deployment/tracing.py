@@ -9,9 +9,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imbalance_perturb.data.preprocessing import Preprocessing
@@ -21,6 +18,16 @@ from imbalance_perturb.deployment.program_files import quietly, reason
 from imbalance_perturb.errors import ModelFileError
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.perturbation import LossSpec, loss_direction, step
+from imbalance_perturb.method.private_torch import find
+
+make_fx = find("torch.fx.experimental.proxy_tensor.make_fx")
+FakeTensorMode = find("torch._subclasses.fake_tensor.FakeTensorMode")
+DimDynamic, ShapeEnv, StatelessSymbolicContext = (
+    find(f"torch.fx.experimental.symbolic_shapes.{name}")
+    for name in ("DimDynamic", "ShapeEnv", "StatelessSymbolicContext")
+)
+_OpOverload, _OperatorBase = find("torch._ops.OpOverload"), find("torch._ops.OperatorBase")
+_DispatchKey = find("torch._C.DispatchKey")
 
 #: What only autograd computes: none of it may be left.
 _OF_AUTOGRAD = re.compile(r"backward|_vjp|_jvp")
@@ -166,7 +173,7 @@ def without_mutation(graph: fx.GraphModule) -> None:
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     for node, place in order.items():
         operator = node.target
-        if not isinstance(operator, torch._ops.OpOverload) or not operator._schema.is_mutable:
+        if not isinstance(operator, _OpOverload) or not operator._schema.is_mutable:
             continue
         name = operator._schema.name.removeprefix("aten::").removesuffix("_")
         functional = getattr(getattr(torch.ops.aten, name, None), operator._overloadname, None)
@@ -180,7 +187,7 @@ def without_mutation(graph: fx.GraphModule) -> None:
 
 def _is_view(node: fx.Node) -> bool:
     operator = node.target
-    return isinstance(operator, torch._ops.OpOverload) and operator.is_view
+    return isinstance(operator, _OpOverload) and operator.is_view
 
 
 def refuse_autograd(graph: fx.GraphModule) -> None:
@@ -190,7 +197,7 @@ def refuse_autograd(graph: fx.GraphModule) -> None:
         ModelFileError: naming the operators.
     """
     # All else is arithmetic on sizes.
-    operators = {node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OperatorBase)}
+    operators = {node.target for node in graph.graph.nodes if isinstance(node.target, _OperatorBase)}
     left = sorted(str(one) for one in operators if _OF_AUTOGRAD.search(str(one)) or not str(one).startswith("aten."))
     if left:
         raise ModelFileError(
@@ -216,7 +223,7 @@ def plain_pooling() -> Iterator[None]:
 
     Torch has it end in one where its input is channels-last.
     """
-    operator, key = torch.ops.aten.adaptive_avg_pool2d.default, torch._C.DispatchKey.CompositeImplicitAutograd
+    operator, key = torch.ops.aten.adaptive_avg_pool2d.default, _DispatchKey.CompositeImplicitAutograd
     before = operator.py_kernels.pop(key, None)
     operator.py_impl(key)(adaptive_avg_pool)
     try:

@@ -14,6 +14,7 @@ from imbalance_perturb.errors import DeviceError, SettingsError
 from imbalance_perturb.inference.batching import usual_batch_size
 from imbalance_perturb.method.device_errors import is_out_of_memory
 from imbalance_perturb.method.module_state import full_precision
+from imbalance_perturb.method.private_torch import find, has
 
 #: Fewest images for which measuring what low precision or close calls would save costs less than they save.
 FEWEST_IMAGES = 256
@@ -167,9 +168,8 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         with torch.cuda.device(device):  # that one, and not the current one, is asked
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    # Private names, that a later torch may not have; without them it is fp32.
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return torch.bfloat16 if any(ask is not None and ask() for ask in asked) else None
+    asked = ("torch.cpu._is_avx512_bf16_supported", "torch.cpu._is_amx_tile_supported")
+    return torch.bfloat16 if any(has(name) and find(name)() for name in asked) else None
 
 
 def select_device(name: str) -> torch.device:

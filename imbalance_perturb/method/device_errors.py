@@ -27,8 +27,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def pass_on_device_errors(error: BaseException) -> None:
+def pass_on_device_errors(error: BaseException, device: torch.device | None = None) -> None:
     """Raise what is no fault of the network that was run: to be called first where such a fault is looked into.
+
+    Args:
+        error: what the run raised.
+        device: that it was on, where that is known: on a CPU an error of CUDA is one of the network, which names a GPU.
 
     Raises:
         RuntimeError: the error itself, where memory ran out.
@@ -36,5 +40,6 @@ def pass_on_device_errors(error: BaseException) -> None:
     """
     if is_out_of_memory(error):
         raise error
-    if isinstance(error, RuntimeError) and _DEVICE.search(str(error)):
+    on_gpu = device is not None and device.type != "cpu"
+    if on_gpu and isinstance(error, RuntimeError) and _DEVICE.search(str(error)):
         raise DeviceError(f"the GPU does not compute: {first_line(error)}; use --device cpu") from error

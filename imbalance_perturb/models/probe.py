@@ -87,7 +87,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     except ModelOutputError:
         raise
     except FORWARD_ERRORS as error:
-        pass_on_device_errors(error)
+        pass_on_device_errors(error, x.device)
         fixed = model.info.fixed_size if isinstance(model, LoadedClassifier) else None
         raise failing_forward(x, error, network=model, fixed_size=fixed) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
@@ -144,7 +144,7 @@ def _try_gradient(model: nn.Module, x: Tensor, classes: int) -> tuple[float, Ten
         remedy = _ATTENTION_REMEDY if any(name in str(error) for name in _FAST_ATTENTION) else _GRADIENT_REMEDY
         raise ModelGradientError(f"{error}; {remedy}") from error
     except FORWARD_ERRORS as error:
-        pass_on_device_errors(error)
+        pass_on_device_errors(error, x.device)
         raise ModelGradientError(
             f"the model cannot be differentiated ({(str(error).strip() or type(error).__name__).splitlines()[-1]});"
             f" {_GRADIENT_REMEDY}"

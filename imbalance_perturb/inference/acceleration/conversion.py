@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from imbalance_perturb.inference.acceleration.aten_layers import build_layer
+from imbalance_perturb.method.private_torch import find
 
 
 class NotConvertible(Exception):
@@ -196,7 +197,7 @@ def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
 
 def _resolve_call(schema: str, arguments: list[Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
     """Find the operation of a TorchScript node, and split its row of arguments into positional and keyword ones."""
-    parsed = torch._C.parse_schema(schema)
+    parsed = find("torch._C.parse_schema")(schema)
     packet = getattr(torch.ops.aten, parsed.name.removeprefix("aten::"), None)
     overload = getattr(packet, parsed.overload_name or "default", None)
     if overload is None:
@@ -227,7 +228,7 @@ def _from_exported(program: fx.GraphModule) -> fx.GraphModule:
             values[node] = _attribute(program, str(node.target))
         elif node.op == "call_module" and "guards" in str(node.target):
             continue  # what the program demands of its input is checked where it is called
-        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        elif node.op == "call_function" and isinstance(node.target, find("torch._ops.OpOverload")):
             if node.target.namespace != "aten":
                 raise NotConvertible(str(node.target))
             args, kwargs = list(known(tuple(node.args))), dict(known(node.kwargs))

@@ -19,10 +19,11 @@ from imbalance_perturb.inference.acceleration.input_gradients import (
     Geometry,
     build_input_gradient,
     channels_last,
+    convolve,
     pack_weight,
 )
+from imbalance_perturb.method.private_torch import find, has
 
-_mkldnn = torch.ops.mkldnn
 _aten = torch.ops.aten
 
 
@@ -58,16 +59,16 @@ def available(dtype: torch.dtype) -> bool:
     """Whether this build of torch, on this CPU, has the oneDNN operations that this module calls."""
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(_mkldnn, "_convolution_pointwise")
-        and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+        and has("torch.ops.mkldnn._convolution_pointwise")
+        and has("torch._C._nn.mkldnn_reorder_conv2d_weight")
         and (dtype != torch.bfloat16 or _computes_bfloat16())
     )
 
 
 def _computes_bfloat16() -> bool:
     # Without AVX-512 or AVX-NE-CONVERT each of these operations raises.
-    asked = getattr(_mkldnn, "_is_mkldnn_bf16_supported", None)
-    return asked is not None and bool(asked())
+    asked = "torch.ops.mkldnn._is_mkldnn_bf16_supported"
+    return has(asked) and bool(find(asked)())
 
 
 def convertible(conv: nn.Module) -> bool:
@@ -133,15 +134,13 @@ class FusedConvolution(nn.Module):
         x = channels_last(x.to(self.forward_dtype))
         kind = self.activation
         if shortcut is None:
-            y = _mkldnn._convolution_pointwise(
-                x, self._weight, self._bias, *self._geometry, kind.value, kind.scalars, ""
-            )
+            y = convolve(x, self._weight, self._bias, *self._geometry, kind.value, kind.scalars, "")
             return y.to(self.dtype)  # type: ignore[no-any-return]
         shortcut = channels_last(shortcut.to(self.forward_dtype))
         # Behind a sum the operation knows this one activation, and with groups not even it in bfloat16.
         inside = kind is Activation.RELU and self._geometry.groups == 1
         attribute = "relu" if inside else None
-        y = _mkldnn._convolution_pointwise.binary(
+        y = convolve.binary(
             x, shortcut, self._weight, self._rounded_bias, *self._geometry, "add", 1.0, attribute, [], ""
         )
         if not inside:

@@ -8,7 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-_mkldnn = torch.ops.mkldnn
+from imbalance_perturb.method.private_torch import find
+
+convolve = find("torch.ops.mkldnn._convolution_pointwise")
+_pack = find("torch._C._nn.mkldnn_reorder_conv2d_weight")
 _aten = torch.ops.aten
 
 #: Convolutions with at most so many input channels leave too little work for oneDNN's strided backward pass.
@@ -34,7 +37,8 @@ def pack_weight(weight: Tensor, geometry: Geometry, size: torch.Size) -> Tensor:
     # Without a size oneDNN packs for one that it makes up, and every call packs once more.
     weight = channels_last(weight)
     try:
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *geometry, list(size))  # type: ignore[call-arg]
+        packed: Tensor = _pack(weight.to_mkldnn(), *geometry, list(size))
+        return packed
     except RuntimeError:
         # For a few geometries oneDNN's choice of layout has no name it could be packed to; plain weights work too.
         return weight
@@ -91,7 +95,7 @@ class _TransposedAsConvolution:
         self._dtype = weight.dtype
 
     def __call__(self, gradient: Tensor, size: torch.Size) -> Tensor:
-        return _mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+        return convolve(  # type: ignore[no-any-return]
             gradient.to(self._dtype), self._weight, None, *self._geometry, "none", [], ""
         )
 
@@ -129,9 +133,7 @@ class _ByPhases:
         self._weight = pack_weight(phases.flatten(0, 2), self._geometry, size)
 
     def __call__(self, gradient: Tensor, size: torch.Size) -> Tensor:
-        y: Tensor = _mkldnn._convolution_pointwise(
-            gradient.to(self._dtype), self._weight, None, *self._geometry, "none", [], ""
-        )
+        y: Tensor = convolve(gradient.to(self._dtype), self._weight, None, *self._geometry, "none", [], "")
         rows, columns = (-(-side // self._stride) for side in size[2:])
         top, left = (pad - before for pad, before in zip(self._padding, self._before, strict=True))
         y = y[:, :, top : top + rows, left : left + columns]

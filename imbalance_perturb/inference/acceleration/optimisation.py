@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 
 from imbalance_perturb.errors import first_line
 from imbalance_perturb.inference.acceleration import convolution
@@ -25,8 +24,11 @@ from imbalance_perturb.inference.acceleration.fusion import Rewriter
 from imbalance_perturb.inference.acceleration.trial import LEAST_COSINE, LOW_LEAST_COSINE, same_gradient
 from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
+from imbalance_perturb.method.private_torch import find
 
 _T = TypeVar("_T")
+
+fuse = find("torch.fx.experimental.optimization.fuse")
 
 #: Characters of a reason: what a tracer says may hold a whole graph.
 _MOST_REASON = 200

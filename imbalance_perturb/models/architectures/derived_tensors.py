@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from imbalance_perturb.method.private_torch import find
+
 #: What a weight that is computed from others ends in, the longest names first.
 _PARTS = re.compile(r"(.*?)(?:(\w+)_(orig|mask|g|v|u)|parametrizations\.(\w+)\.(original\d?|0\._u|0\._v))")
 _LONGEST_NAME = 500
@@ -70,7 +72,7 @@ def _weight_norm(direction: Tensor, length: Tensor) -> tuple[str, Tensor] | None
         dim = along[0] if along else 0
         if length.shape[dim] != direction.shape[dim]:
             return None
-    return "weight norm", torch._weight_norm(direction, length, dim)
+    return "weight norm", find("torch._weight_norm")(direction, length, dim)
 
 
 def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> tuple[str, Tensor] | None:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any, BinaryIO
 
-import torch
-
 from imbalance_perturb.errors import ModelFileError, first_line
+from imbalance_perturb.method.private_torch import find
 
 #: ``torch.save`` writes no part compressed; TorchScript compresses its code, some megabytes at most.
 MOST_UNPACKED = 64 * 2**20
@@ -178,10 +177,11 @@ class Archive:
             yield name, content
 
     @cached_property
-    def _reader(self) -> torch._C.PyTorchFileReader | None:
+    def _reader(self) -> Any:
+        """Torch's own, or ``None``."""
         self._file.seek(0)
         try:
-            return torch._C.PyTorchFileReader(self._file)
+            return find("torch._C.PyTorchFileReader")(self._file)
         except RuntimeError:
             return None  # torch's parser cannot read it (the layout before 2.8), so it will not load anything by it
         except Exception as error:  # a number or a name in it that is none
