@@ -65,7 +65,7 @@ def architectures() -> list[str]:
 
 
 def examine(subject: str, results: Path) -> None:
-    """Export one architecture in this process, and write an entry for each format."""
+    """Export one architecture in this process, and write an entry for each format whose labels are not known."""
     warnings.simplefilter("ignore")
     made = make(subject)
     name = subject.partition(":")[2]
@@ -80,7 +80,8 @@ def examine(subject: str, results: Path) -> None:
         )
         entry = {"subject": name, "size": made.size, "parameters": parameters}
         traced: Any = None
-        for kind in FORMATS:
+        known = {one["format"] for one in entries(results) if one["subject"] == name and "predicted" in one}
+        for kind in (kind for kind in FORMATS if kind not in known):
             began = time.monotonic()
             try:
                 if traced is None:
