@@ -25,7 +25,10 @@ from imbalance_perturb.inference.decoding.overdue import InHand, Overdue, Watch
 
 T = TypeVar("T")
 
-#: Slices that are started for each worker: one that it decodes and one that waits.
+#: Images of a task: a slice of hundreds is decoded by all workers, not by one while the others go on to later slices.
+_TASK = 32
+
+#: Tasks that are started for each worker, one that it decodes and one that waits; and slices, at least.
 _AHEAD = 2
 
 #: Parts of a slice for each worker, where workers decode it together: the last of them all are to end together.
@@ -101,8 +104,23 @@ class DecoderPool:
         self._pool = self._open()
 
     def decode_ahead(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[Decoded]]]:
-        """Yield each slice with its images decoded, in order; some slices are decoded ahead."""
-        return self._decode_in_order(slices, _AHEAD * self._workers)
+        """Yield each slice with its images decoded, in order; some are decoded ahead, in tasks of :data:`_TASK`."""
+        whole: deque[list[str]] = deque()
+        most = _AHEAD * self._workers
+
+        def cut() -> Iterator[list[str]]:
+            nonlocal most
+            for names in slices:
+                whole.append(names)
+                most = max(most, _AHEAD * math.ceil(len(names) / _TASK))
+                yield from in_slices(names, _TASK)
+
+        decoded: list[Decoded] = []
+        for _, part in self._decode_in_order(cut(), lambda: most):
+            decoded += part
+            if len(decoded) == len(whole[0]):
+                yield whole.popleft(), decoded
+                decoded = []
 
     def decode_in_turn(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[Decoded]]]:
         """Yield each slice with its images decoded, in order, by all workers at once when it is asked for.
@@ -112,18 +130,21 @@ class DecoderPool:
         names = next(slices, None)
         while names is not None:
             parts = list(in_slices(names, math.ceil(len(names) / (_PARTS * self._workers))))
-            decoded = [one for _, part in self._decode_in_order(iter(parts), len(parts)) for one in part]
+            most = len(parts)
+            decoded = [one for _, part in self._decode_in_order(iter(parts), lambda: most) for one in part]  # noqa: B023
             following = next(slices, None)
             for part in in_slices([name for name in following or [] if name not in self._late], _READ_TOGETHER):
                 self._submit(_read_in_worker, part)
             yield names, decoded
             names = following
 
-    def _decode_in_order(self, slices: Iterator[list[str]], most: int) -> Iterator[tuple[list[str], list[Decoded]]]:
-        """Yield each slice with its images decoded, in order; ``most`` slices are started at a time."""
+    def _decode_in_order(
+        self, slices: Iterator[list[str]], most: Callable[[], int]
+    ) -> Iterator[tuple[list[str], list[Decoded]]]:
+        """Yield each slice with its images decoded, in order; ``most()`` slices are started at a time."""
         waiting: deque[_Task] = deque()
         while True:
-            while len(waiting) < most and (names := next(slices, None)) is not None:
+            while len(waiting) < most() and (names := next(slices, None)) is not None:
                 waiting.append(self._start(names))
             if not waiting:
                 return

@@ -103,9 +103,10 @@ def test_the_predictor_takes_the_executions_batches(place: Path) -> None:
     assert max(sizes) == 2
 
 
-def test_few_images_take_what_few_images_are_worth(place: Path) -> None:
+def test_few_images_take_what_few_images_are_worth(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short list is not worth a rewritten network, nor one image a batch of four; a part of a long list is."""
     sizes: list[int] = []
+    monkeypatch.setattr(pipeline_module, "compiled", lambda network, x: (network, None))
 
     def run(n_images: int | None, **run: object) -> str:
         asked, images = settings(place, **run)

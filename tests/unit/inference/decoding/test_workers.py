@@ -17,7 +17,8 @@ from imbalance_perturb.config.settings import PreprocessSettings
 from imbalance_perturb.data.image_decoding import decode_image, open_regular
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.data.preprocessing import select_preprocessing
-from imbalance_perturb.inference.decoding import workers
+from imbalance_perturb.inference.decoding import decoder_pool, workers
+from imbalance_perturb.inference.decoding.decoder_pool import DecoderPool
 from imbalance_perturb.inference.decoding.workers import DecodedBatch, Decoders, in_slices, iter_decoded
 
 PREPROCESSING = select_preprocessing(PreprocessSettings(preset="none"))
@@ -63,6 +64,27 @@ def test_images_come_in_order_each_with_its_own_pixels(
     assert [name for batch in batches for name in batch.names] == list(images.names)
     assert {len(batch.names) for batch in batches[:-1]} <= {size}
     assert levels(batches) == expected(images)
+
+
+def test_a_large_slice_is_shared_out(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of hundreds is no task of one worker: small ones go to all, and no more wait than two slices take."""
+    sizes: list[int] = []
+    waiting: list[int] = []
+    submit = DecoderPool._submit
+
+    def note(pool: DecoderPool, work: object, names: list[str]) -> object:
+        sizes.append(len(names))
+        waiting.append(len(pool._under_way))
+        return submit(pool, work, names)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DecoderPool, "_submit", note)
+    monkeypatch.setattr(decoder_pool, "_TASK", 4)
+    slices = [list(images.names[:17]), list(images.names[17:40]), list(images.names[40:])]
+    batches = list(iter_decoded(images.root, iter(slices), PREPROCESSING, 2))
+    assert [batch.names for batch in batches] == slices
+    assert levels(batches) == expected(images)
+    assert sizes == [4, 4, 4, 4, 1, 4, 4, 4, 4, 4, 3, 4, 4, 3]
+    assert max(waiting) <= 2 * 6
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, name: str, end: Callable[[], object]) -> None:
