@@ -164,7 +164,12 @@ def _follow(
 ) -> tuple[Tensor, float]:
     """Move images by the signs of the gradients, each held against autograd's where it was taken."""
     if len(gradients) != debiased.steps:
-        raise ModelGradientError(f"{what}: {len(gradients)} signs are taken for {debiased.steps} steps")
+        own = (
+            "; a network that takes signs of its own can be written as a .pt2"
+            if len(gradients) > debiased.steps
+            else ""
+        )
+        raise ModelGradientError(f"{what}: {len(gradients)} signs are taken for {debiased.steps} steps{own}")
     agreed = 1.0
     for gradient in gradients:
         agreed = min(agreed, _agreed_signs(gradient, debiased, exact, x, what))

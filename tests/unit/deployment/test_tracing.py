@@ -137,6 +137,10 @@ def test_the_proof_finds_what_is_wrong() -> None:
             prove(wrong(change), without_gradients(right), debiased, trials)
     with pytest.raises(ModelGradientError, match="the file, batch of 5: the correction moves logits otherwise"):
         prove(right, lambda x: [right(x)[1], right(x)[1]], debiased, trials)
+    with pytest.raises(
+        ModelGradientError, match="3 signs are taken for 1 steps; a network that takes signs of its own"
+    ):
+        prove(lambda x: [*right(x), *right(x)[2:], *right(x)[2:]], without_gradients(right), debiased, trials)
     with pytest.raises(ModelGradientError, match="1 signs are taken for 2 steps"):
         prove(right, without_gradients(right), PerturbedClassifier(network, COUNTS, eps=1e-4, steps=2), trials)
 
