@@ -116,7 +116,8 @@ def load_probed(
     shape = (preprocessing.channels, *size_of(preprocessing))
     with naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
-    optimisation = Optimisation("as the file has it" if images is None else "as the file has it (few images)", 0.0)
+    few = images is not None and not optimised and model.card is None
+    optimisation = Optimisation("as the file has it (few images)" if few else "as the file has it", 0.0)
     if optimised and model.card is None:
         model.network, optimisation = optimise(model.network, make_trial(shape, execution.device, model.fit_batch(2)))
     return Probed(model, preprocessing, probe, shape, optimisation)

@@ -79,6 +79,7 @@ def test_predict_takes_the_files_own_correction(exported: Path, capsys: pytest.C
     said = capsys.readouterr().err
     assert "correction: eps 0.1 in units of the model input" in said
     assert "nothing is added" in said
+    assert said.count("network: as the file has it\n") == 1
     assert labels(exported / "again.csv", "image", "base_pred", "pred") == labels(
         exported / "own.csv", "image", "base_pred", "pred"
     )
