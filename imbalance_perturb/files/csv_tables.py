@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from imbalance_perturb.errors import UNSAFE, UNSAFE_CHARACTER, ImbperturbError, printable
-from imbalance_perturb.files.user_tables import UserTable, read_user_table
+from imbalance_perturb.files.user_tables import UserTable
 
 # What a spreadsheet may take for a formula at the start of a cell, with the full-width forms that some locales accept.
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
@@ -68,30 +68,20 @@ def iter_table(
         raise error_type(f"{path}: cannot be read ({error.strerror}); expected a CSV file") from None
 
 
-def iter_images(
-    path: Path, required: Sequence[str], error_type: type[ImbperturbError]
+def iter_images_of(
+    table: UserTable, required: Sequence[str], *, distinct: bool = True
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Yield the rows of a table of images that somebody made as (line number, image, {column: cell}), each image once.
 
     Args:
-        path: as for :func:`read_user_table`.
+        table: what :func:`read_user_table` gave.
         required: columns that must be there, ``image`` among them; a row has them by these names, too, if the table
             calls them otherwise.
-        error_type: what to raise.
+        distinct: refuse an image that has been there, for which all are kept in memory; else it is yielded again.
 
     Raises:
-        ``error_type``: as :func:`read_user_table` does; also for an empty image, or one that has been there, however it
-            is written.
-    """
-    yield from iter_images_of(read_user_table(path, required, error_type), required)
-
-
-def iter_images_of(
-    table: UserTable, required: Sequence[str], *, distinct: bool = True
-) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Yield as :func:`iter_images` does, from a table that is read already: a pipe can be read once.
-
-    With ``distinct`` false an image that has been there is yielded again: to know that all must be kept in memory.
+        ``table.error_type``: if a column or cell is not as it must be; also for an empty image, or one that has been
+            there, however it is written.
     """
     path, error_type = table.path, table.error_type
     columns = {name: table.column(name, required) for name in required}
