@@ -18,9 +18,8 @@ from imbalance_perturb.data.path_lists import read_path_list
 from imbalance_perturb.data.picture_formats import (
     HEAD_BYTES,
     READ_SUFFIXES,
-    find_kind,
-    is_dicom,
     is_named_like_picture,
+    is_picture,
     may_be_picture,
     suffix_of,
 )
@@ -219,6 +218,15 @@ def _find_in_folder(root: Path) -> ImageList:
             names.append(name)
         else:
             ignored[suffix_of(name) or "no suffix"] += 1
+    return list_folder(root, names, ignored, hidden)
+
+
+def list_folder(root: Path | RemotePath, names: list[str], ignored: Counter[str], hidden: HiddenFiles) -> ImageList:
+    """The list of a folder that was searched: its images, and what was left aside.
+
+    Raises:
+        ImageFolderError: if there is no image.
+    """
     if not names:
         found = f"none of its {ignored.total()} files is one" if ignored else "it is empty"
         aside = f"; {left}" if (left := hidden.describe()) else ""
@@ -226,8 +234,7 @@ def _find_in_folder(root: Path) -> ImageList:
             f"{root}: no image in this folder ({found}{aside}); images end in {', '.join(sorted(READ_SUFFIXES))}"
         )
     # Sorted as whole strings: '/' sorts after '-' and '.', so sorting folder by folder would differ.
-    names.sort()
-    return ImageList(root, root, names, ignored, hidden=hidden)
+    return ImageList(root, root, sorted(names), ignored, hidden=hidden)
 
 
 def _iter_files(
@@ -266,8 +273,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_picture_inside(entry: os.DirEntry[str]) -> bool:
-    # Archives export DICOM files without suffix, or named by a UID, of which the last number looks like one.
-    if not may_be_picture(entry.name) or entry.name == "DICOMDIR":
+    if not may_be_picture(entry.name):
         return False
     try:
         if not entry.is_file():
@@ -276,7 +282,7 @@ def _is_picture_inside(entry: os.DirEntry[str]) -> bool:
             head = stream.read(HEAD_BYTES)
     except OSError:
         return False
-    return is_dicom(head) or find_kind(head) is not None
+    return is_picture(head)
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

@@ -252,6 +252,14 @@ def is_named_like_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def may_be_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether content has to say if this is a picture: the suffix is none that is known, nor the ``~`` of a backup."""
+    """Whether content has to say if this is a picture: the suffix is none that is known, nor the ``~`` of a backup.
+
+    Archives export DICOM files without suffix, or named by a UID, of which the last number looks like one.
+    """
     suffix = suffix_of(path)
-    return suffix not in _LEFT_ASIDE and not suffix.endswith("~")
+    return suffix not in _LEFT_ASIDE and not suffix.endswith("~") and os.path.basename(path) != "DICOMDIR"  # noqa: PTH119
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins like this is a picture, read or not."""
+    return is_dicom(head) or find_kind(head) is not None

@@ -9,16 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imbalance_perturb.data.hidden_files import HiddenFiles, is_hidden
-from imbalance_perturb.data.image_files import ImageList
+from imbalance_perturb.data.image_files import ImageList, list_folder
 from imbalance_perturb.data.image_sources import IMAGES_ARE, LIST_SUFFIXES
 from imbalance_perturb.data.image_tables import TABLE_SUFFIXES, read_image_table
 from imbalance_perturb.data.path_lists import iter_lines
 from imbalance_perturb.data.picture_formats import (
     HEAD_BYTES,
-    READ_SUFFIXES,
-    find_kind,
-    is_dicom,
     is_named_like_picture,
+    is_picture,
     may_be_picture,
     suffix_of,
 )
@@ -68,22 +66,16 @@ def _find_in_folder(root: RemotePath) -> ImageList:
         else:
             ignored[suffix_of(name) or "no suffix"] += 1
     hidden.folders += [folder.rpartition("/")[2] for folder in sorted(folders)]
-    if not names:
-        found = f"none of its {ignored.total()} files is one" if ignored else "it is empty"
-        raise ImageFolderError(
-            f"{root}: no image in this folder ({found}); images end in {', '.join(sorted(READ_SUFFIXES))}"
-        )
-    return ImageList(root, root, sorted(names), ignored, hidden=hidden)
+    return list_folder(root, names, ignored, hidden)
 
 
 def _is_picture_inside(path: RemotePath) -> bool:
-    if not may_be_picture(path.name) or path.name == "DICOMDIR":
+    if not may_be_picture(path.name):
         return False
     try:
-        head = path.read(HEAD_BYTES)
+        return is_picture(path.read(HEAD_BYTES))
     except ImageError:
         return False
-    return is_dicom(head) or find_kind(head) is not None
 
 
 @contextmanager
