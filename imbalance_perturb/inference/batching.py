@@ -101,20 +101,22 @@ def measure_batch_size(
     """
     best, least = None, float("inf")
     for size in sizes:
-        seconds = _attempt(predict, make_batch, size, first=size == sizes[0])
+        seconds = _time_batch(predict, make_batch, size, first=size == sizes[0])
         if seconds is None:
             break
         if seconds / size < least * (1 - _GAIN):
             best, least = size, seconds / size
-    smaller = sizes[0] // 2
+    smaller = sizes[0]
     while best is None:
+        smaller //= 2
         if not smaller:
             raise DeviceError(_NOT_ONE)
-        best, smaller = smaller if _attempt(predict, make_batch, smaller) is not None else None, smaller // 2
+        if _time_batch(predict, make_batch, smaller) is not None:
+            best = smaller
     return best
 
 
-def _attempt(
+def _time_batch(
     predict: Callable[[Tensor], object], make_batch: Callable[[int], Tensor], size: int, *, first: bool = False
 ) -> float | None:
     """Median seconds of a batch of ``size``; ``None`` where memory does not suffice for it."""

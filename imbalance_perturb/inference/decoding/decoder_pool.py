@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -130,8 +131,7 @@ class DecoderPool:
         names = next(slices, None)
         while names is not None:
             parts = list(in_slices(names, math.ceil(len(names) / (_PARTS * self._workers))))
-            most = len(parts)
-            decoded = [one for _, part in self._decode_in_order(iter(parts), lambda: most) for one in part]  # noqa: B023
+            decoded = [one for _, part in self._decode_in_order(iter(parts), partial(len, parts)) for one in part]
             following = next(slices, None)
             for part in in_slices([name for name in following or [] if name not in self._late], _READ_TOGETHER):
                 self._submit(_read_in_worker, part)

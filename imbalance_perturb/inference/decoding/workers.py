@@ -29,8 +29,8 @@ __all__ = ["DecodedBatch", "Decoders", "in_slices", "iter_decoded"]
 _READ_BYTES, _PIECE_BYTES = 64 << 20, 1 << 20
 
 
-#: How processes are started that read from a store.
-REMOTE_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+#: How processes are started beside threads: one that holds a lock at a fork would hold it in the child for ever.
+BESIDE_THREADS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class DecodedBatch(NamedTuple):
@@ -114,8 +114,8 @@ class Decoders:
     ) -> None:
         make_decoder = partial(_Decoder, root, preprocessing)
         if isinstance(root, RemotePath):
-            # A store's client has threads, beside which nothing may be forked; and waiting for it takes no core.
-            start_method, takes_turns = start_method or REMOTE_START, False
+            # A store's client has threads; and waiting for it takes no core.
+            start_method, takes_turns = BESIDE_THREADS, False
         self._decoder = None if workers else make_decoder()
         self._pool = DecoderPool(make_decoder, workers, image_timeout, start_method) if workers else None
         self._takes_turns = takes_turns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -15,7 +14,7 @@ from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.image_samples import SomeNames
 from imbalance_perturb.errors import ClusterError, ImageFolderError
 from imbalance_perturb.inference.allocator import keep_freed_memory
-from imbalance_perturb.inference.decoding.workers import Decoders
+from imbalance_perturb.inference.decoding.workers import BESIDE_THREADS, Decoders
 from imbalance_perturb.inference.engine import calibrate, iter_predictions
 from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.pipeline import load_pipeline, make_predictor
@@ -66,8 +65,7 @@ class Computing:
             execution.workers,
             takes_turns=execution.takes_turns,
             image_timeout=execution.image_timeout,
-            # Threads of Ray run in this process: one that holds a lock at a fork would hold it there for ever.
-            start_method="spawn" if sys.platform == "win32" else "forkserver",
+            start_method=BESIDE_THREADS,  # Ray's, which run in this process
         )
 
     def scout(self) -> Scouted:
