@@ -160,6 +160,18 @@ def spread_logits(network: nn.Module, x: Tensor) -> None:
         hook.remove()
 
 
+def write_checkpoint(name: str, x: Tensor, folder: Path) -> Path:
+    """Write an untrained network of torchvision whose every layer matters on images like ``x``, and its counts."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None, num_classes=len(COUNTS))
+    settle_norms(network, x)
+    spread_logits(network, x)
+    path = folder / f"{name}.pth"
+    torch.save(network.state_dict(), path)
+    (folder / "counts.json").write_text(json.dumps(COUNTS.to_dict()))
+    return path
+
+
 def save(network: nn.Module, size: int, kind: str, folder: Path) -> Path:
     """Save a network as its users do."""
     x = torch.randn(1, 3, size, size)

@@ -30,11 +30,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torchvision
-from corpus import COUNTS, make, settle_norms, spread_logits, subjects
+from corpus import COUNTS, make, subjects, write_checkpoint
 from measuring import Log, alternate, command_line, describe_machine, progress, table, write_section
 from torch import Tensor
 
@@ -72,7 +71,7 @@ def examine(subject: str, results: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, counts = Path(folder) / "model.pth", Path(folder) / "counts.json"
         torch.save(made.network.state_dict(), path)
-        counts.write_text(json.dumps(dict(zip(COUNTS.names, COUNTS.counts, strict=True))))
+        counts.write_text(json.dumps(COUNTS.to_dict()))
         parameters = 4 * sum(p.numel() for p in made.network.parameters())
         settings = Settings(
             model=ModelSettings(model=str(path), counts=str(counts), arch=made.arch),
@@ -80,16 +79,16 @@ def examine(subject: str, results: Path) -> None:
         )
         entry = {"subject": name, "size": made.size, "parameters": parameters}
         traced: Any = None
-        known = {one["format"] for one in entries(results) if one["subject"] == name and "predicted" in one}
-        for kind in (kind for kind in FORMATS if kind not in known):
+        for kind in (kind for kind in FORMATS if kind not in known(results, name)):
             began = time.monotonic()
             try:
                 if traced is None:
                     traced = trace_pipeline(load_for_export(settings))
+                    expected = expect_labels(traced.pipeline.debiased, predictor(settings), made.size)
                 content, _, proof = make_file(traced, kind)
                 run = open_onnx(content) if kind == ".onnx" else read_program(content)
                 found: dict[str, Any] = {"outcome": "exported", "bytes": len(content), "proof": vars(proof)}
-                found |= compare_labels(run, traced.pipeline.debiased, predictor(settings), made.size)
+                found |= compare_labels(run, expected)
             except ImbperturbError as error:
                 found = {"outcome": "refused", "why": str(error).replace(str(path), "FILE")[:600]}
             except Exception as error:  # noqa: BLE001 - a traceback is what this is to find
@@ -103,41 +102,51 @@ def predictor(settings: Settings) -> PerturbedClassifier:
     return load_pipeline(replace(settings, run=RunSettings(device="cpu", precision="fp32")), None).debiased
 
 
-def compare_labels(run: Any, debiased: PerturbedClassifier, engine: PerturbedClassifier, size: int) -> dict[str, Any]:
-    """How many labels, plain and corrected, a file has in common with autograd and ``predict``.
+class Expected(NamedTuple):
+    """Images, and labels of them, plain and corrected: by autograd with their margins, by ``predict``, and how many
+    autograd has in common with itself for one image at a time.
 
-    Args:
-        run: the file, as a function of a batch.
-        debiased: the correction by autograd around the network as it is.
-        engine: that of ``predict``.
-        size: height and width of the images.
-
-    Returns:
-        ``labels`` compared; ``same`` as by autograd, with the ``margins`` of the others: of the two largest logits by
-        autograd, relative to the largest of all; ``predicted``: same as by ``predict``; ``alone``: autograd's same as
-        its own for one image at a time.
+    Margins are of the two largest logits, relative to the largest of all.
     """
-    x = torch.randn(LABELLED, 3, size, size, generator=torch.Generator().manual_seed(2))
-    same, predicted, alone, margins = 0, 0, 0, []
-    for batch in x.split(16):
-        expected = torch.cat(debiased.predict_both(batch))
-        with torch.no_grad():
-            found, found_base = run(batch)
-        labels, own = torch.cat([found_base, found]).argmax(1), expected.argmax(1)
-        both = [torch.cat(logits) for logits in zip(*map(debiased.predict_both, batch.split(1)), strict=True)]
-        margin = expected.topk(2).values.diff(dim=1).abs()[:, 0] / expected.abs().max()
+
+    batches: tuple[Tensor, ...]
+    labels: list[Tensor]
+    margins: list[Tensor]
+    predicted: list[Tensor]
+    alone: int
+
+
+def expect_labels(debiased: PerturbedClassifier, engine: PerturbedClassifier, size: int) -> Expected:
+    """Compute labels by autograd around the network as it is, and by the ``engine`` of ``predict``."""
+    batches = torch.randn(LABELLED, 3, size, size, generator=torch.Generator().manual_seed(2)).split(16)
+    labels, margins, predicted, alone = [], [], [], 0
+    for batch in batches:
+        logits = torch.cat(debiased.predict_both(batch))
+        labels.append(logits.argmax(1))
+        margins.append(logits.topk(2).values.diff(dim=1).abs()[:, 0] / logits.abs().max())
+        predicted.append(torch.cat(engine.predict_both(batch)).argmax(1))
+        both = [torch.cat(one) for one in zip(*map(debiased.predict_both, batch.split(1)), strict=True)]
+        alone += int((torch.cat(both).argmax(1) == labels[-1]).sum())
+    return Expected(batches, labels, margins, predicted, alone)
+
+
+def compare_labels(run: Any, expected: Expected) -> dict[str, Any]:
+    """How many labels a file, a function of a batch, has in common with autograd and ``predict``."""
+    same, predicted, margins = 0, 0, []
+    with torch.no_grad():
+        found = [torch.cat([base, corrected]).argmax(1) for corrected, base in map(run, expected.batches)]
+    for labels, own, margin, engine in zip(found, expected.labels, expected.margins, expected.predicted, strict=True):
         same += int((labels == own).sum())
         margins += margin[labels != own].tolist()
-        predicted += int((labels == torch.cat(engine.predict_both(batch)).argmax(1)).sum())
-        alone += int((torch.cat(both).argmax(1) == own).sum())
-    return {"labels": 2 * LABELLED, "same": same, "margins": margins, "predicted": predicted, "alone": alone}
+        predicted += int((labels == engine).sum())
+    return {"labels": 2 * LABELLED, "same": same, "margins": margins, "predicted": predicted, "alone": expected.alone}
 
 
 def run_architectures(options: argparse.Namespace) -> None:
     """Examine what is still missing."""
     for subject in architectures():
-        there = {entry["format"] for entry in entries(options.results) if f"torchvision:{entry['subject']}" == subject}
-        if there >= set(FORMATS) or not re.search(options.only, subject):
+        name = subject.partition(":")[2]
+        if known(options.results, name) >= set(FORMATS) or not re.search(options.only, subject):
             continue
         command = [sys.executable, __file__, "--one", subject, "--results", str(options.results)]
         try:
@@ -145,7 +154,6 @@ def run_architectures(options: argparse.Namespace) -> None:
             why = f"the process ended with {code}"
         except subprocess.TimeoutExpired:
             code, why = 1, f"it took more than {MOST_SECONDS} s"
-        name = subject.partition(":")[2]
         found = {entry["format"]: entry["outcome"] for entry in entries(options.results) if entry["subject"] == name}
         for kind in set(FORMATS) - found.keys() if code else ():
             with options.results.open("a") as file:
@@ -160,6 +168,12 @@ def entries(results: Path) -> Iterator[dict[str, Any]]:
         entry = json.loads(line)
         latest[entry["subject"], entry["format"]] = entry
     return iter(latest.values())
+
+
+def known(results: Path, name: str) -> set[str]:
+    """The formats of an architecture of which all is known: the labels, or why there are none."""
+    found = (entry for entry in entries(results) if entry["subject"] == name)
+    return {entry["format"] for entry in found if entry["outcome"] != "exported" or "predicted" in entry}
 
 
 def report(results: Path) -> Iterator[str]:
@@ -222,16 +236,11 @@ def make_ways(name: str, x: Tensor, folder: Path, threads: int) -> dict[tuple[st
     """Functions that compute the plain or corrected logits of a batch, by where they do."""
     import openvino
 
-    torch.manual_seed(0)
-    network = torchvision.models.get_model(name, weights=None, num_classes=len(COUNTS)).eval()
-    settle_norms(network, x)
-    spread_logits(network, x)
-    torch.save(network.state_dict(), folder / "model.pth")
-    (folder / "counts.json").write_text(json.dumps(dict(zip(COUNTS.names, COUNTS.counts, strict=True))))
+    model = write_checkpoint(name, x, folder)
     ways: dict[tuple[str, str], Callable[[], Tensor]] = {}
     for kind, method in (("plain", "none"), ("corrected", "perturb")):
         settings = Settings(
-            model=ModelSettings(model=str(folder / "model.pth"), counts=str(folder / "counts.json"), arch=name),
+            model=ModelSettings(model=str(model), counts=str(folder / "counts.json"), arch=name),
             preprocess=PreprocessSettings(resize=(224, 224), crop="none"),
             debias=DebiasSettings(method=method),
             run=RunSettings(device="cpu", precision="fp32"),

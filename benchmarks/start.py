@@ -14,7 +14,6 @@ Wall clock and seconds of the processor, medians; ratios are of the medians of w
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -25,8 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torchvision
-from corpus import COUNTS, settle_norms, spread_logits
+from corpus import COUNTS, write_checkpoint
 from measuring import Log, alternate, command_line, describe_machine, progress, table, write_section
 from subjects import write_photographs
 
@@ -100,16 +98,6 @@ def run(command: list[str], folder: Path) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def make_network(name: str, folder: Path) -> None:
-    """A checkpoint whose every layer matters, untrained."""
-    torch.manual_seed(0)
-    network = torchvision.models.get_model(name, weights=None, num_classes=len(COUNTS))
-    x = torch.randn(16, 3, 224, 224)
-    settle_norms(network, x)
-    spread_logits(network, x)
-    torch.save(network.state_dict(), folder / f"{name}.pth")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--networks", default="resnet50,mobilenet_v2,resnet18")
@@ -121,11 +109,10 @@ def main() -> None:
     log.say(f"`{command_line()}`", "", describe_machine(torch.device("cpu")), "")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        (folder / "counts.json").write_text(json.dumps(dict(zip(COUNTS.names, COUNTS.counts, strict=True))))
         script = SCRIPT.replace("CLASSES", str(len(COUNTS))).replace("CORES", str(os.cpu_count()))
         (folder / "script.py").write_text(script)
         for network in options.networks.split(","):
-            make_network(network, folder)
+            write_checkpoint(network, torch.randn(16, 3, 224, 224), folder)
         for n in map(int, options.images.split(",")):
             images = folder / f"images{n}"
             write_photographs(images, n, DISTINCT, (300, 400))
