@@ -31,7 +31,8 @@ from memory import measure_memory
 from subjects import CLASSES, COUNTS, MEAN, STD, make_subject, synthetic_pool, write_photographs
 from torch import Tensor
 
-from imbalance_perturb.config.settings import IMAGE_TIMEOUT, ModelSettings, PreprocessSettings, RunSettings, Settings
+from imbalance_perturb.config.machine_settings import IMAGE_TIMEOUT
+from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.inference import engine

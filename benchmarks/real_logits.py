@@ -6,7 +6,9 @@ that set), and one for the demonstration's network on all digits that it was not
 ``l1`` (N,) the norm ||J^T l||_1 of each image, ``norms`` and ``bias`` (C,) of the last layer. Files that are there are
 left as they are: a run that was cut off goes on where it stopped.
 
-    python benchmarks/real_logits.py FOLDER --shared SHARED
+    python benchmarks/real_logits.py FOLDER --shared SHARED [--hidden]
+
+With ``--hidden`` the steps are those of ``--perturb-at auto``, and eps and ``l1`` are in units of that layer's output.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 from subjects import CLASSES, MEAN, STD, skin7_counts, skin7_rows
-from torch import Tensor
+from torch import Tensor, nn
 
 from imbalance_perturb.config.settings import PreprocessSettings
 from imbalance_perturb.data.demo_files import MODEL, write_demo
 from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry, select_preprocessing
 from imbalance_perturb.inference.acceleration.optimisation import optimise
+from imbalance_perturb.inference.hidden_stage.cutting import Staged
+from imbalance_perturb.inference.hidden_stage.staged_network import cut_model, each_part, halves
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.perturbation import gradient_sign, step
 from imbalance_perturb.method.step_strength import full_eps, prior_gradient_norms
@@ -88,18 +92,27 @@ class Subject(NamedTuple):
     drawn: Tensor
 
 
-def make_subject(model: LoadedClassifier, counts: ClassCounts, drawn: Tensor) -> Subject:
-    """Rewrite the network for a CPU, as every command does, after a look at its last layer."""
+def make_subject(model: LoadedClassifier, counts: ClassCounts, drawn: Tensor, *, hidden: bool) -> Subject:
+    """Rewrite the network for a CPU, as every command does, after a look at its last layer; cut it first if asked."""
     last = find_last_layer(model, drawn[:2])
-    model.network, _ = optimise(model.network, drawn[:2])
+    if hidden:
+        print(f"  cut behind {cut_model(model, 'auto', drawn[:1]).layer}", flush=True)
+    model.network, _ = each_part(model.network, drawn[:2], optimise)
     return Subject(model, last, counts, drawn)
+
+
+def stage(model: LoadedClassifier) -> tuple[nn.Module, nn.Module]:
+    """What comes before the step, nothing where the network is not cut, and the classifier behind it."""
+    return halves(model) if isinstance(model.network, Staged) else (nn.Identity(), model)
 
 
 #: Prepares a part of a set of images: (n, C, H, W).
 Read = Callable[[slice], Tensor]
 
 
-def load_checkpoint(checkpoint: Checkpoint, drawn: Images, shared: Path) -> tuple[Subject, Preprocessing]:
+def load_checkpoint(
+    checkpoint: Checkpoint, drawn: Images, shared: Path, *, hidden: bool = False
+) -> tuple[Subject, Preprocessing]:
     """One of the Skin7 checkpoints and how it sees images."""
     asked = checkpoint.settings
     preprocessing = select_preprocessing(type(asked)(resize=asked.resize, crop=asked.crop, mean=MEAN, std=STD))
@@ -107,10 +120,11 @@ def load_checkpoint(checkpoint: Checkpoint, drawn: Images, shared: Path) -> tupl
     model = load_classifier(
         shared / "models" / checkpoint.file, arch=checkpoint.arch, input_shape=(3, height, width), outputs="logits"
     )
-    return make_subject(model, skin7_counts(shared), _read(drawn, slice(None), preprocessing)), preprocessing
+    drawn_images = _read(drawn, slice(None), preprocessing)
+    return make_subject(model, skin7_counts(shared), drawn_images, hidden=hidden), preprocessing
 
 
-def load_digits_network() -> tuple[Subject, Read, NDArray[np.int64]]:
+def load_digits_network(*, hidden: bool = False) -> tuple[Subject, Read, NDArray[np.int64]]:
     """The demonstration's network with every digit that it was not trained on, and their labels."""
     with tempfile.TemporaryDirectory() as folder:
         splits = write_demo(Path(folder) / "demo")
@@ -127,22 +141,27 @@ def load_digits_network() -> tuple[Subject, Read, NDArray[np.int64]]:
             torch.stack([geometry(Image.fromarray(image).convert("RGB")) for image in grey])
         ).contiguous()
 
-    return make_subject(model, splits.counts, read(slice(0, 64))), read, data.target[kept].astype(np.int64)
+    return (
+        make_subject(model, splits.counts, read(slice(0, 64)), hidden=hidden),
+        read,
+        data.target[kept].astype(np.int64),
+    )
 
 
 def write_logits(path: Path, subject: Subject, labels: NDArray[np.int64], groups: NDArray[np.str_], read: Read) -> None:
     """Compute one file."""
     model, last, counts, drawn = subject
+    front, back = stage(model)
     target = target_distribution(counts)
-    full = full_eps(prior_gradient_norms(model, drawn, counts), counts)
+    full = full_eps(prior_gradient_norms(back, front(drawn), counts), counts)
     grid = [share * full for share in STRENGTH_GRID] + [PAPER_EPS]
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(labels), _BATCH):
-        x = read(slice(start, start + _BATCH))
-        found = gradient_sign(model, x, target)
+        h = front(read(slice(start, start + _BATCH)))
+        found = gradient_sign(back, h, target)
         with torch.no_grad():
-            moved = torch.stack([model(step(x, found.sign, eps)) for eps in grid])
-        parts.append((found.logits, moved, prior_gradient_norms(model, x, counts)))
+            moved = torch.stack([back(step(h, found.sign, eps)) for eps in grid])
+        parts.append((found.logits, moved, prior_gradient_norms(back, h, counts)))
     base, moved, norms = (
         torch.cat(values, dim=axis).numpy() for values, axis in zip(zip(*parts, strict=True), (0, 1, 0), strict=True)
     )
@@ -166,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("folder", type=Path, help="where the files are or go")
     parser.add_argument("--shared", type=Path, required=True, help="folder with data/skin7, data/skin7_test and models")
+    parser.add_argument("--hidden", action="store_true", help="step at a hidden layer, that of --perturb-at auto")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     sets = image_sets(options.shared)
@@ -173,11 +193,11 @@ def main() -> None:
     drawn = sets["fold1"]._replace(paths=[sets["fold1"].paths[index] for index in chosen])
     path = options.folder / "digits-pool.npz"
     if not path.exists():
-        digits, read, labels = load_digits_network()
+        digits, read, labels = load_digits_network(hidden=options.hidden)
         write_logits(path, digits, labels, np.array([str(index) for index in range(len(labels))]), read)
     print(path, flush=True)
     for name, checkpoint in CHECKPOINTS.items():
-        subject, preprocessing = load_checkpoint(checkpoint, drawn, options.shared)
+        subject, preprocessing = load_checkpoint(checkpoint, drawn, options.shared, hidden=options.hidden)
         for title, images in sets.items():
             path = options.folder / f"{name}-{title}.npz"
             if not path.exists():

@@ -2,9 +2,9 @@
 
     python benchmarks/start.py [--networks resnet50,mobilenet_v2,resnet18] [--images 1,320] [--rounds 5] [--write]
 
-For each network and number of images three commands run in turns, each a process of its own:
+For each network and number of images four commands run in turns, each a process of its own:
 
-- ``imbperturb predict``: plain and corrected predictions;
+- ``imbperturb predict``: plain and corrected predictions; and the same with ``--perturb-at auto``;
 - an eager script: the plain prediction as most people write it, torchvision's transforms, a DataLoader, batches of 16;
 - a tuned script: the same with batch norm folded, channels-last, and bfloat16 where the CPU has it.
 
@@ -77,12 +77,14 @@ for path, label in zip(paths, labels):
 
 
 def commands(network: str, folder: Path, images: Path) -> dict[str, list[str]]:
-    """The three, by what they are called."""
+    """The four, by what they are called."""
     state, script = str(folder / f"{network}.pth"), str(folder / "script.py")
     low = "fp32" if fast_dtype(torch.device("cpu")) is None else "bf16"
     ours = ["-m", "imbalance_perturb", "predict", state, str(folder / "counts.json"), str(images), "--arch", network]
+    predict = [sys.executable, *ours, "-o", str(folder / "out.csv"), "--quiet"]
     return {
-        "imbperturb predict": [sys.executable, *ours, "-o", str(folder / "out.csv"), "--quiet"],
+        "imbperturb predict": predict,
+        "--perturb-at auto": [*predict, "--perturb-at", "auto"],
         "eager script": [sys.executable, script, network, state, str(images), "eager", "fp32"],
         "tuned script": [sys.executable, script, network, state, str(images), "tuned", low],
     }
@@ -129,11 +131,13 @@ def main() -> None:
                 progress(f"{time.perf_counter() - began:.0f} s")
                 walls = [measured[name].median for name in ways]
                 processor = [sorted(measured[name].found)[options.rounds // 2] for name in ways]
-                ours, eager, tuned = walls
+                ours, hidden, eager, tuned = walls
                 seconds = [f"{wall:.1f} ({cpu:.1f})" for wall, cpu in zip(walls, processor, strict=True)]
-                rows.append([f"{network}, {n}", *seconds, f"{ours / eager:.2f}", f"{ours / tuned:.2f}"])
+                shares = [f"{mine / theirs:.2f}" for theirs in (eager, tuned) for mine in (ours, hidden)]
+                rows.append([f"{network}, {n}", *seconds, *shares])
                 print(rows[-1], flush=True)
-    head = ["network, images", *(f"{name}, s (of the processor)" for name in ways), "ours / eager", "ours / tuned"]
+    took = [f"{name}, s (of the processor)" for name in ways]
+    head = ["network, images", *took, "predict / eager", "hidden / eager", "predict / tuned", "hidden / tuned"]
     log.say(*table(head, rows))
     if options.write:
         write_section("start", "Whole runs", log.lines)

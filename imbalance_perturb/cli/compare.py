@@ -65,7 +65,8 @@ def compare(
         Option(
             "--methods",
             metavar="A,B,...",
-            help="Of none, perturb, la, perturb+la, tau-norm, offsets, p2p, random-sign, minus-eps. (default: all)",
+            help="Of none, perturb, perturb-at (a hidden layer, --perturb-at), la, perturb+la, tau-norm, offsets, p2p,"
+            " random-sign, minus-eps. (default: all)",
         ),
     ] = None,
     eps_grid: Annotated[

@@ -53,6 +53,7 @@ def options_of(debias: DebiasSettings) -> str:
         return "--eps 0, which is the model as it is" if debias.moves_input else "--method none"
     given = [] if debias.method == "perturb" else [f"--method {debias.method}"]
     if debias.moves_input:
+        given += [f"--perturb-at {debias.perturb_at}"] if debias.hidden else []
         given.append(f"--eps {debias.eps:g} --temperature {debias.temperature:g} --loss {debias.loss}")
     if debias.used_tau:
         given.append(f"--tau {debias.used_tau:g}")

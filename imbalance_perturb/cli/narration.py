@@ -189,6 +189,8 @@ def describe_prior(debias: DebiasSettings) -> str:
 
 def describe_eps_space(debias: DebiasSettings) -> str:
     """Name the units of eps."""
+    if debias.hidden:
+        return f"output of {debias.perturb_at}"
     return "model input" if debias.eps_space == "input" else "[0, 1] pixels"
 
 

@@ -187,9 +187,10 @@ class _TuningNarrator(Narrator):
         variants = self._options.variants(debias, pipeline.strength)
         loss_specs = len({variant.loss_spec for variant in variants})
         tau = f", tau {debias.used_tau:g} throughout" if debias.used_tau else ""
+        part = ", of which all but the first are of what lies behind it" if debias.hidden else ""
         return (
             f"trying: {len(variants)} corrections with eps in units of the {describe_eps_space(debias)}, target"
-            f" {debias.target}{tau}; 1 + {loss_specs} + {len(variants)} passes an image"
+            f" {debias.target}{tau}; 1 + {loss_specs} + {len(variants)} passes an image{part}"
         )
 
 

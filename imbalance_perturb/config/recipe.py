@@ -12,7 +12,7 @@ from typing import Any
 
 from imbalance_perturb.config.declarations import declarations
 from imbalance_perturb.config.model_names import with_place
-from imbalance_perturb.config.settings import TABLES, Settings
+from imbalance_perturb.config.settings import INPUT, TABLES, Settings
 from imbalance_perturb.config.stored_settings import to_lists, to_tuples
 from imbalance_perturb.errors import OutputFileError, SettingsError
 from imbalance_perturb.files.writing import write_whole
@@ -97,7 +97,8 @@ def merge_settings(*layers: Tables) -> Settings:
     """Merge layers of tables; a later layer's entry wins, what no layer has takes its default.
 
     A preset named in a later layer drops what the earlier layers say of the entries that a preset states: it would
-    otherwise be hidden behind the single values of the recipe. What no preset states stays.
+    otherwise be hidden behind the single values of the recipe. What no preset states stays. Likewise another
+    ``perturb_at`` drops eps, which is in units of its place; at a hidden layer it is then ``auto``.
 
     Raises:
         SettingsError: if a value has the wrong type or is out of range.
@@ -107,9 +108,19 @@ def merge_settings(*layers: Tables) -> Settings:
         if "preset" in layer.get("preprocess", {}):
             known = declarations(TABLES["preprocess"])
             merged["preprocess"] = {k: v for k, v in merged["preprocess"].items() if not known[k].of_preset}
+        here = layer.get("debias", {}).get("perturb_at", _place(merged))
+        if here != _place(merged):
+            # Each place has units of eps of its own.
+            merged["debias"].pop("eps", None)
         for name, values in layer.items():
             merged[name] |= values
+    if _place(merged) != INPUT:
+        merged["debias"].setdefault("eps", "auto")
     return Settings(**{name: TABLES[name](**values) for name, values in merged.items()})
+
+
+def _place(tables: Tables) -> Any:
+    return tables["debias"].get("perturb_at", INPUT)
 
 
 def write_recipe(path: Path, settings: Settings) -> None:

@@ -17,8 +17,8 @@ from imbalance_perturb.config.allowed import (
     Size,
     Text,
 )
-from imbalance_perturb.config.cluster_settings import ClusterSettings
 from imbalance_perturb.config.declarations import Table, setting
+from imbalance_perturb.config.machine_settings import MachineSettings
 from imbalance_perturb.errors import SettingsError
 
 #: What a correction may be, the paper's first; those that move the input take three passes, the others one.
@@ -28,14 +28,13 @@ STEPPING = ("perturb", "perturb+la")
 LOSSES = ("cross-entropy", "mse", "focal")
 TARGETS = ("log", "inverse", "sqrt", "effective-number")
 EPS_SPACES = ("input", "pixel")
+#: Where the paper takes the step.
+INPUT = "input"
 HEAD_ACTIVATIONS = ("relu", "gelu", "silu", "leaky_relu", "tanh", "none")
 WEIGHTS = ("ema", "model")
 OUTPUTS = ("auto", "logits", "probabilities")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLORS = ("rgb", "gray")
-#: Seconds that one image may take, unless said otherwise.
-IMAGE_TIMEOUT = 60.0
-
 CROP_ROUNDINGS = ("even", "down")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
@@ -172,6 +171,13 @@ class DebiasSettings(Table):
         "Size of the step; 0 switches it off; auto finds the one at which half of the images lose all of the log prior"
         " from their logits, auto*0.5 half of that.",
     )
+    perturb_at: str = setting(
+        INPUT,
+        Text(words=(INPUT, "auto"), pattern=r"[^\s.]+(\.[^\s.]+)*", form="the name of a layer", listed="LAYER"),
+        "Where the step is taken: at the input, as in the paper, or at the output of a layer by its name in the"
+        " state_dict, which costs less and has units of eps of its own (--eps auto); auto takes the first block behind"
+        " which at most 30% of a forward pass lies:",
+    )
     temperature: float = setting(1000.0, Number(above=0), "T of the softened output.")
     loss: str = setting("cross-entropy", Text(LOSSES), "Between softened output and target:")
     target: str = setting(
@@ -209,6 +215,11 @@ class DebiasSettings(Table):
             raise SettingsError("method is offsets, but there are none; give --offsets, or let compare find them")
         if self.prior != "balanced" and self.method in ("tau-norm", "offsets"):
             raise SettingsError(f"method is {self.method}, which takes no account of a prior; make prior balanced")
+        if self.hidden and (self.clip or self.eps_space != "input"):
+            raise SettingsError(
+                f"perturb_at is {self.perturb_at}, where there are no pixels: leave out clip and eps_space, which"
+                " are about pixels"
+            )
         if isinstance(self.eps, str) and self.steps != 1:
             raise SettingsError(f"eps is {self.eps} and steps is {self.steps}; auto is of one step: give eps a number")
 
@@ -216,6 +227,11 @@ class DebiasSettings(Table):
     def moves_input(self) -> bool:
         """Whether the method moves the input, by ``eps``."""
         return self.method in STEPPING
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the step is taken behind a layer, and not at the input."""
+        return self.moves_input and self.perturb_at != INPUT
 
     @property
     def used_tau(self) -> float:
@@ -226,41 +242,12 @@ class DebiasSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(ClusterSettings):
-    """Where and how fast it runs; none of these may change a label beyond near-ties (``[run]``).
-
-    ``batch_size`` and ``workers`` of ``None`` are chosen from the machine.
-    """
+class RunSettings(MachineSettings):
+    """Where and how fast it runs; none of these may change a label beyond near-ties (``[run]``)."""
 
     panel: ClassVar[str] = "Running"
     comment: ClassVar[str] = "where and how fast; changes no label"
 
-    device: str = setting(
-        "auto",
-        Text(pattern=r"auto|cpu|cuda(:\d+)?", form="auto, cpu, cuda or cuda:N"),
-        "auto | cpu | cuda[:N].",
-        compared=False,
-    )
-    batch_size: int | None = setting(
-        None,
-        Number(whole=True, at_least=1),
-        "Images a batch.",
-        default_text="measured, or from the image size",
-        compared=False,
-    )
-    workers: int | None = setting(
-        None,
-        Number(whole=True, at_least=0),
-        "Decoding processes; 0 decodes in the main one, where an image may end or hold up the run.",
-        default_text="from the cores",
-        compared=False,
-    )
-    image_timeout: float = setting(
-        IMAGE_TIMEOUT,
-        Number(of="seconds", above=0),
-        "Longest that one image may take to be read and decoded, in seconds; then its row says so.",
-        compared=False,
-    )
     precision: str = setting(
         "auto",
         Text(PRECISIONS),

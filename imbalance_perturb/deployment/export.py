@@ -112,6 +112,11 @@ def load_for_export(settings: Settings) -> Pipeline:
         ImbperturbError: whatever is wrong with model or counts.
     """
     debias, run = settings.debias, settings.run
+    if debias.hidden:
+        raise SettingsError(
+            f"perturb_at is {debias.perturb_at}; an exported file takes its step at the input alone: perturb_at input,"
+            " with an eps of its own"
+        )
     if debias.moves_input and isinstance(debias.eps, str):
         raise SettingsError(
             f"eps is {debias.eps}, which is found on images, and an export has none: give the number that predict says"

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from imbalance_perturb.config.allowed import auto_factor
 from imbalance_perturb.config.settings import DebiasSettings, Settings
@@ -14,6 +15,7 @@ from imbalance_perturb.data.image_samples import MEASURED, strength_positions
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ImageFolderError
 from imbalance_perturb.inference.execution import Execution
+from imbalance_perturb.inference.hidden_stage.staged_network import halves
 from imbalance_perturb.inference.model_input import decode_some
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.deployment_prior import select_prior
@@ -54,6 +56,7 @@ def measure_strength(
     # Drawn from all of a run, whichever part of it this is.
     names = [images.everything[index] for index in strength_positions(len(images.everything), sampled)]
     unit = preprocessing.pixel_eps(1.0) if debias.eps_space == "pixel" else torch.tensor(1.0)
+    front, back = halves(model) if debias.hidden else (nn.Identity(), model)
     prior = select_prior(debias.prior, counts)
     norms, errors = [], []
     decoded = decode_some(images, names, preprocessing, execution, _BATCH)
@@ -62,7 +65,9 @@ def measure_strength(
             errors += [error for error in batch.errors if error is not None]
             for _, pixels in batch.groups:
                 x = preprocessing.normalise(pixels.to(execution.device))
-                norms.append(prior_gradient_norms(model, x, counts, unit, prior))
+                with torch.no_grad():
+                    h = front(x)
+                norms.append(prior_gradient_norms(back, h, counts, unit, prior))
     if not norms:
         raise ImageFolderError(
             f"{images.root}: none of {len(names)} sampled images can be used (first: {errors[0]}), so eps cannot be"

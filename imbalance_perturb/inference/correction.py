@@ -12,6 +12,7 @@ from torch import Tensor
 from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, Settings
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import CountsError, SettingsError, first_few
+from imbalance_perturb.inference.hidden_stage.staged_network import halves
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.deployment_prior import read_prior, select_prior
@@ -100,13 +101,17 @@ def make_debiased(
     preprocessing: Preprocessing,
     correction: Callable[[Tensor], Tensor] | None = None,
 ) -> PerturbedClassifier:
-    """The corrected classifier, with eps and clip in units of the tensor that preprocessing makes."""
+    """The corrected classifier, with eps and clip in units of the tensor that preprocessing makes.
+
+    Where the step is at a hidden layer the model is cut in two there.
+    """
     if model.card is not None:
         return CorrectedClassifier(model, counts, target)
     eps = settings.eps if settings.moves_input else 0.0
     assert not isinstance(eps, str), "auto is settled before"
+    front, back = halves(model) if settings.hidden else (None, model)
     return PerturbedClassifier(
-        model,
+        back,
         counts,
         eps=preprocessing.pixel_eps(eps) if settings.eps_space == "pixel" else eps,
         temperature=settings.temperature,
@@ -117,6 +122,7 @@ def make_debiased(
         tau=0.0 if settings.method == "tau-norm" else settings.used_tau,
         correction=correction,
         prior=select_prior(settings.prior, counts),
+        front=front,
     )
 
 

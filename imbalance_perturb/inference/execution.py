@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from imbalance_perturb.config.settings import IMAGE_TIMEOUT, RunSettings
+from imbalance_perturb.config.machine_settings import IMAGE_TIMEOUT
+from imbalance_perturb.config.settings import RunSettings
 from imbalance_perturb.errors import DeviceError, SettingsError
 from imbalance_perturb.inference.batching import usual_batch_size
 from imbalance_perturb.method.device_errors import is_out_of_memory

@@ -120,7 +120,12 @@ def _check_usable(images: ImageList, name: str, error: str | None) -> None:
 
 
 def _largest_step(pipeline: Pipeline) -> float:
-    """How far a pixel in [0, 1] can be moved: the same for all images, so that their pictures compare."""
+    """How far a pixel in [0, 1] can be moved: the same for all images, so that their pictures compare.
+
+    0 where the step is at a hidden layer, where there are no pixels to move.
+    """
+    if pipeline.settings.debias.hidden:
+        return 0.0
     debiased, std = pipeline.debiased, torch.tensor(pipeline.preprocessing.std, dtype=torch.float64)
     return float((debiased.eps.cpu() * std.view(1, -1, 1, 1)).max()) * debiased.steps
 

@@ -16,6 +16,7 @@ from imbalance_perturb.data.preprocessing import Preprocessing, select_preproces
 from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError
 from imbalance_perturb.inference.acceleration.optimisation import Optimisation, optimise
 from imbalance_perturb.inference.execution import Execution
+from imbalance_perturb.inference.hidden_stage.staged_network import cut_model, each_part
 from imbalance_perturb.inference.model_input import settle_preprocessing, trial_size
 from imbalance_perturb.method.counts import ClassCounts, CountsFile, name_classes, read_counts_file
 from imbalance_perturb.models import (
@@ -30,13 +31,17 @@ from imbalance_perturb.models.corrected_file import CorrectedNetwork
 
 
 class Probed(NamedTuple):
-    """A model on its device, the preprocessing that feeds it, and what a trial on ``input_shape`` (C, H, W) showed."""
+    """A model on its device, the preprocessing that feeds it, and what a trial on ``input_shape`` (C, H, W) showed.
+
+    ``uncut``: why its network is not cut in two, where that was wanted if possible.
+    """
 
     model: LoadedClassifier
     preprocessing: Preprocessing
     probe: ProbeResult
     input_shape: tuple[int, int, int]
     optimisation: Optimisation
+    uncut: str | None = None
 
 
 def load_counts(settings: ModelSettings) -> CountsFile:
@@ -83,8 +88,13 @@ def load_probed(
     execution: Execution,
     *,
     optimised: bool = True,
+    cut_at: str | None = None,
+    must_cut: bool = True,
 ) -> Probed:
-    """Load the model, settle its preprocessing, and try one with the other on the execution's device."""
+    """Load the model, settle its preprocessing, and try one with the other on the execution's device.
+
+    ``cut_at``: the layer behind which the network is cut in two, or ``auto``; an error where it cannot be and must.
+    """
     if settings.model.model is None:
         raise SettingsError("no model is given; name the model file first")
     size_of = cache(lambda preprocessing: trial_size(preprocessing, images, execution))
@@ -116,11 +126,23 @@ def load_probed(
     shape = (preprocessing.channels, *size_of(preprocessing))
     with naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
+    uncut = None
     few = images is not None and not optimised and model.card is None
     optimisation = Optimisation("as the file has it (few images)" if few else "as the file has it", 0.0)
+    if cut_at is not None and model.card is None:
+        try:
+            with naming(settings.model.model):
+                cut_model(model, cut_at, make_trial(shape, execution.device, 1))
+        except SettingsError as error:
+            if must_cut:
+                raise
+            uncut = str(error)
+    trial = make_trial(shape, execution.device, model.fit_batch(2))
     if optimised and model.card is None:
-        model.network, optimisation = optimise(model.network, make_trial(shape, execution.device, model.fit_batch(2)))
-    return Probed(model, preprocessing, probe, shape, optimisation)
+        model.network, optimisation = each_part(model.network, trial, optimise)
+    elif cut_at is not None and model.card is None:
+        model.network, optimisation = each_part(model.network, trial, lambda part, _: (part, optimisation))
+    return Probed(model, preprocessing, probe, shape, optimisation, uncut)
 
 
 def make_trial(shape: tuple[int, int, int], device: torch.device, n: int) -> Tensor:

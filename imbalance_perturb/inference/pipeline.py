@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imbalance_perturb.config.settings import Settings
 from imbalance_perturb.data.image_files import ImageList
@@ -17,6 +18,8 @@ from imbalance_perturb.inference.auto_eps import measure_strength, settle_eps
 from imbalance_perturb.inference.batching import MULTIPLE, TRIED, measure_batch_size, usual_batch_size
 from imbalance_perturb.inference.correction import logit_correction, make_debiased, settle_corrected, settle_prior
 from imbalance_perturb.inference.execution import Execution, enough_memory, select_execution
+from imbalance_perturb.inference.hidden_stage.cutting import Staged
+from imbalance_perturb.inference.hidden_stage.staged_network import each_part
 from imbalance_perturb.inference.model_loading import Probed, load_counts, load_probed, make_trial, naming
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
@@ -37,6 +40,19 @@ MEASURED_FROM = 2000
 OPTIMISED_FROM = 16
 
 
+class HiddenStep(NamedTuple):
+    """The correction at a hidden layer beside that at the input: for a choice between the two.
+
+    ``layer``: its path; ``behind``: the share of a forward pass that lies behind it. ``debiased`` has an eps of no
+    consequence; ``strength`` says which is the full correction.
+    """
+
+    debiased: PerturbedClassifier
+    layer: str
+    behind: float
+    strength: StepStrength
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Everything that turns images into predictions, checked: the model takes what preprocessing makes of an image.
@@ -45,6 +61,7 @@ class Pipeline:
     ``settings`` have a number for eps; ``strength`` says how it was found, where it was asked for as ``auto``.
     ``input_shape`` (C, H, W) is what the model was tried on, ``n_images`` are those of the list, 0 where there is none.
     ``debiased`` is the correction in full precision, ``low`` the same in low precision where the execution has one.
+    ``hidden``: where it was asked for, the correction at a hidden layer, or why this network has none.
     """
 
     settings: Settings
@@ -62,6 +79,7 @@ class Pipeline:
     low: PerturbedClassifier | None = None
     low_optimisation: Optimisation | None = None
     strength: StepStrength | None = None
+    hidden: HiddenStep | str = "not asked for"
 
 
 def load_pipeline(
@@ -74,6 +92,7 @@ def load_pipeline(
     measure_step: bool = False,
     optimised: bool = True,
     cores: int | None = None,
+    hidden_at: str | None = None,
 ) -> Pipeline:
     """Load, check and connect model, counts and preprocessing for these images.
 
@@ -86,6 +105,7 @@ def load_pipeline(
         measure_step: find out which eps is the full correction, also where the settings have a number.
         optimised: whether the network may be rewritten for this machine; it is where images enough follow.
         cores: of the machine that the run may use; by default those that this process has.
+        hidden_at: the layer of a second correction beside that of the settings, or ``auto``, where there is one.
 
     Raises:
         ImbperturbError: the first thing that is wrong, with its remedy.
@@ -99,10 +119,15 @@ def load_pipeline(
     if execution.low_dtype is None and not settings.run.compile and 0 < n_images < OPTIMISED_FROM:
         optimised = False
     with enough_memory(execution.device, "this model and two images: use --device cpu, or smaller images"):
-        probed = load_probed(settings, counts, images, execution, optimised=optimised)
+        cut_at = settings.debias.perturb_at if settings.debias.hidden else hidden_at
+        probed = load_probed(
+            settings, counts, images, execution, optimised=optimised, cut_at=cut_at, must_cut=hidden_at != "auto"
+        )
         if probed.model.card is not None:
             settings, target = _take_card(settings, probed.model.card, counts, exact=exact)
             execution = select_execution(settings.run, n_images, cores=cores)
+        if settings.debias.hidden and isinstance(probed.model.network, Staged):
+            settings = replace(settings, debias=replace(settings.debias, perturb_at=probed.model.network.layer))
         strength = None
         if measure_step or (isinstance(settings.debias.eps, str) and settings.debias.moves_input):
             assert images is not None, "refused before"
@@ -117,6 +142,10 @@ def load_pipeline(
         if lowered is not None:
             low = make_debiased(settings.debias, lowered.model, counts, target, probed.preprocessing, correction)
         debiased = make_debiased(settings.debias, probed.model, counts, target, probed.preprocessing, correction)
+        hidden: HiddenStep | str = probed.uncut or "not asked for"
+        if hidden_at is not None and probed.uncut is None:
+            assert images is not None, "a choice is of images"
+            hidden = _hidden_step(settings, probed, images, counts, target, execution)
         if settings.run.batch_size is None:
             execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, n_images))
         if settings.run.compile:
@@ -137,7 +166,20 @@ def load_pipeline(
         low=low,
         low_optimisation=None if lowered is None else lowered.optimisation,
         strength=strength,
+        hidden=hidden,
     )
+
+
+def _hidden_step(
+    settings: Settings, probed: Probed, images: ImageList, counts: ClassCounts, target: Tensor, execution: Execution
+) -> HiddenStep:
+    """The step of the settings at the layer where the network is cut, where there are no pixels."""
+    staged = probed.model.network
+    assert isinstance(staged, Staged)
+    debias = replace(settings.debias, perturb_at=staged.layer, clip=False, eps_space="input")
+    strength = measure_strength(probed.model, images, counts, debias, probed.preprocessing, execution)
+    debiased = make_debiased(debias, probed.model, counts, target, probed.preprocessing)
+    return HiddenStep(debiased, staged.layer, staged.behind, strength)
 
 
 def _take_card(settings: Settings, card: CorrectedCard, counts: ClassCounts, *, exact: bool) -> tuple[Settings, Tensor]:
@@ -178,7 +220,7 @@ def _lower(settings: Settings, probed: Probed, execution: Execution) -> tuple[Ex
     model = probed.model
     trial = make_trial(probed.input_shape, execution.device, model.fit_batch(2))
     try:
-        network, optimisation = lower(model.network, trial, execution.low_dtype)
+        network, optimisation = each_part(model.network, trial, partial(lower, dtype=execution.low_dtype))
         lowered = LoadedClassifier(network, model.info, batch_range=model.batch_range)
         gradient_sign(lowered, trial, torch.full((model.info.num_classes,), 1 / model.info.num_classes))
     except Exception as error:  # what a network raises in a precision that it was not written for
@@ -206,9 +248,14 @@ def _compile(probed: Probed, lowered: _Lowered | None, execution: Execution) -> 
     """Compile what the models run, in place; reasons why not are noted."""
     x = make_trial(probed.input_shape, execution.device, probed.model.fit_batch(execution.batch_size))
     notes = list(execution.notes)
+
+    def compile_part(network: nn.Module, trial: Tensor) -> tuple[nn.Module, Optimisation]:
+        made, reason = compiled(network, trial)
+        notes.extend([reason] if reason is not None and reason not in notes else [])
+        return made, probed.optimisation
+
     for model in (probed.model, *(() if lowered is None else (lowered.model,))):
-        model.network, reason = compiled(model.network, x)
-        notes += [reason] if reason is not None and reason not in notes else []
+        model.network, _ = each_part(model.network, x, compile_part)
     return replace(execution, notes=tuple(notes))
 
 

@@ -42,6 +42,8 @@ class PerturbedClassifier(nn.Module):
         correction: another function of logits (N, C) that is applied to them at the end.
         prior: (C,) class shares of where the model is used, above 0 and summing to 1, that are corrected for instead of
             equal ones, by tau and by a ``target`` that is named.
+        front: computes from inputs what ``model`` takes, where the step is to be at a hidden stage: between the two,
+            with ``eps`` and ``clip`` in units of the front's output. Its gradient is never needed.
 
     Raises:
         SettingsError: if an argument is out of range.
@@ -62,6 +64,7 @@ class PerturbedClassifier(nn.Module):
         tau: float = 0.0,
         correction: Callable[[Tensor], Tensor] | None = None,
         prior: Tensor | None = None,
+        front: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if prior is not None:
@@ -83,6 +86,7 @@ class PerturbedClassifier(nn.Module):
             )
         logit_gradient(loss)
         self.model = model
+        self.front = front
         self.counts = counts
         self.temperature = float(temperature)
         self.loss = loss
@@ -110,21 +114,25 @@ class PerturbedClassifier(nn.Module):
         return base, self.predict_perturbed(moved) if self.active else self.adjust(base)
 
     def perturb_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute base logits (N, C) and perturbed input x̃ (N, ...): a gradient pass a step, a plain one for eps 0."""
-        self._warn_if_lost(x)
+        """Compute base logits (N, C) and perturbed input x̃ (N, ...): a gradient pass a step, a plain one for eps 0.
+
+        With a front it is the front's output that is perturbed.
+        """
+        base, moved = None, self.to_stage(x)
+        self._warn_if_lost(moved)
         if not self.active:
-            return self.predict_plain(x), x
-        base, moved = None, x
+            # A copy of the front's output: the model's first layer may work in place.
+            return self.predict_from_stage(moved if self.front is None else moved.clone()), moved
         for _ in range(self.steps):
             found = gradient_sign(self.model, moved, self.target, temperature=self.temperature, loss=self.loss)
             base = found.logits if base is None else base
-            moved = step(moved, found.sign, self.eps.to(x), self.clip)
+            moved = step(moved, found.sign, self.eps.to(moved), self.clip)
         assert base is not None  # steps >= 1
         return base, moved
 
     def predict_perturbed(self, moved: Tensor) -> Tensor:
-        """Compute the corrected logits (N, C) of an input that is already perturbed: the final pass and tau."""
-        return self.adjust(self.predict_plain(moved))
+        """Compute the corrected logits (N, C) of what :meth:`perturb_input` gave: the final pass and tau."""
+        return self.adjust(self.predict_from_stage(moved))
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Apply the module's tau to logits (N, C) (see :func:`adjust_logits`), and its correction."""
@@ -132,11 +140,16 @@ class PerturbedClassifier(nn.Module):
         return adjusted if self.correction is None else self.correction(adjusted)
 
     def predict_plain(self, x: Tensor) -> Tensor:
-        """Compute the wrapped model's logits (N, C) of an input without perturbing it, in full precision."""
-        # no_grad, not inference_mode: the latter would hand out tensors that a caller cannot use in autograd.
-        with torch.no_grad(), frozen_eval(self.model), full_precision(x.device):
-            logits: Tensor = self.model(x)
-        return logits
+        """Compute the logits (N, C) of an input (N, ...) without perturbing it, in full precision."""
+        return self.predict_from_stage(self.to_stage(x))
+
+    def to_stage(self, x: Tensor) -> Tensor:
+        """Compute of inputs (N, ...) what the step moves: the front's output (N, ...), or ``x`` where there is none."""
+        return x if self.front is None else _run_plain(self.front, x)
+
+    def predict_from_stage(self, h: Tensor) -> Tensor:
+        """Compute the logits (N, C) of what :meth:`to_stage` gave, as it is or moved, in full precision."""
+        return _run_plain(self.model, h)
 
     def _warn_if_lost(self, x: Tensor) -> None:
         smallest = self.eps[self.eps > 0].min().item() if self.active else 1.0
@@ -150,3 +163,10 @@ class PerturbedClassifier(nn.Module):
     def extra_repr(self) -> str:
         """Describe the settings for ``print(module)``."""
         return f"eps={self.eps.tolist()}, temperature={self.temperature:g}, loss={self.loss!r}, tau={self.tau:g}"
+
+
+def _run_plain(module: nn.Module, x: Tensor) -> Tensor:
+    # no_grad, not inference_mode: the latter would hand out tensors that a caller cannot use in autograd.
+    with torch.no_grad(), frozen_eval(module), full_precision(x.device):
+        found: Tensor = module(x)
+    return found

@@ -19,6 +19,7 @@ NAMES = {
     "torch.cpu._is_amx_tile_supported": "bf16 on CPUs with AMX",
     "torch.fx.experimental.optimization.fuse": "batch norm folded into convolutions",
     "torch._C.parse_schema": "networks of TorchScript files rewritten",
+    "torch._C._jit_pass_dce": "networks of TorchScript files rewritten",
     "torch._ops.OpOverload": "networks of files rewritten, and export",
     "torch._C.PyTorchFileReader": "TorchScript as torch itself sees it, before it is loaded",
     "torch._weight_norm": "weight norm in checkpoints",

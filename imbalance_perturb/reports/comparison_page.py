@@ -22,6 +22,7 @@ _FIGURES = {"mcr": "MCR", "scr": "SCR", "worst_class_recall": "worst class recal
 _ABOUT = {
     "none": "the model as it is",
     "perturb": "one signed-gradient step of the input towards the rare classes",
+    "perturb-at": "the same step on the output of a hidden layer, of which only what lies behind is computed again",
     "la": "post-hoc logit adjustment: tau times the log prior is taken off the logits (Menon et al. 2021)",
     "perturb+la": "both, tuned together",
     "tau-norm": "rows of the last layer divided by their norm to the power of tau (Kang et al. 2020)",

@@ -77,7 +77,7 @@ def _gains(comparison: Comparison, wide: bool) -> Table:
                 cells += [styled(("same", "dim")), p_text(None)]
             else:
                 cells += [difference_text(difference, wide), p_text(None if difference is None else difference.p_value)]
-        table.add_row(_name(result, wide), *cells, str(result.passes), rate_text(result.images_per_second))
+        table.add_row(_name(result, wide), *cells, f"{result.passes:g}", rate_text(result.images_per_second))
     return table
 
 

@@ -26,6 +26,7 @@ from imbalance_perturb.inference.execution import applied
 from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.inference.stopwatch import Stopwatch
+from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.method.perturbation import LossSpec, gradient_signs, step
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.making import StepStrength
@@ -47,11 +48,15 @@ def eps_around(strength: StepStrength | None) -> tuple[float, ...]:
 
 
 class Variant(NamedTuple):
-    """One correction: a loss with its temperature, a step size, and a direction."""
+    """One correction: a loss with its temperature, a step size, a direction, and whether it is at the hidden layer.
+
+    ``eps`` is in units of where the step is taken; the hidden layer is the pipeline's second, ``Pipeline.hidden``.
+    """
 
     loss_spec: LossSpec
     eps: float
     direction: str = PERTURB
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,16 +198,12 @@ def _sweep_group(
     stopwatch: Stopwatch,
 ) -> list[tuple[int, dict[Variant | None, Tensor]]]:
     """For each usable image of a group: its index and its rows of logits by variant, ``None`` for the plain model."""
-    loss_specs = list(dict.fromkeys(variant.loss_spec for variant in collected.logits))
-    debiased = pipeline.debiased
+    stages = [_Stage.of(pipeline, collected, hidden) for hidden in (False, True)]
+    stages = [stage for stage in stages if stage.variants or not stage.hidden]
     try:
-        with stopwatch.timing("gradient pass", x.device):
-            if any(variant.direction != RANDOM_SIGN for variant in collected.logits):
-                signs, base = gradient_signs(debiased.model, x, pipeline.target, loss_specs)
-                collected.passes["backward"] += len(loss_specs)
-            else:
-                signs, base = [], debiased.predict_plain(x)
-            collected.passes["forward"] += 1
+        found: dict[Variant | None, Tensor] = {}
+        for stage in stages:
+            found |= stage.run(names, x, collected, stopwatch, plain=not stage.hidden)
     except ModelGradientError as error:
         if len(names) == 1:
             collected.errors[names[0]] = str(error)
@@ -212,14 +213,6 @@ def _sweep_group(
             (i, _sweep_group(pipeline, [name], x[i : i + 1], collected, stopwatch)) for i, name in enumerate(names)
         ]
         return [(i, found) for i, one in alone for _, found in one]
-    by_loss_spec = dict(zip(loss_specs, signs, strict=False))
-    found: dict[Variant | None, Tensor] = {None: base}
-    with stopwatch.timing("final pass", x.device):
-        for variant in collected.logits:
-            sign = _random_sign(names, x) if variant.direction == RANDOM_SIGN else by_loss_spec[variant.loss_spec]
-            eps = _input_eps(pipeline, variant).to(x)
-            found[variant] = debiased.predict_plain(step(x, sign, eps, debiased.clip))
-            collected.passes["final"] += 1
     rows = {variant: logits.float().cpu() for variant, logits in found.items()}
     finite = torch.stack([torch.isfinite(logits).all(1) for logits in rows.values()]).all(0).tolist()
     for name, ok in zip(names, finite, strict=True):
@@ -228,11 +221,51 @@ def _sweep_group(
     return [(i, {variant: logits[i] for variant, logits in rows.items()}) for i, ok in enumerate(finite) if ok]
 
 
-def _input_eps(pipeline: Pipeline, variant: Variant) -> Tensor:
-    eps = -variant.eps if variant.direction == MINUS_EPS else variant.eps
-    if pipeline.settings.debias.eps_space == "pixel":
-        return pipeline.preprocessing.pixel_eps(eps)
-    return torch.tensor(eps)
+class _Stage(NamedTuple):
+    """Where steps are taken, with those that are: the pipeline's own place, or its hidden layer."""
+
+    pipeline: Pipeline
+    debiased: PerturbedClassifier
+    variants: list[Variant]
+    hidden: bool
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, collected: _Collected, hidden: bool) -> _Stage:
+        variants = [variant for variant in collected.logits if variant.hidden == hidden]
+        if not hidden or not variants:
+            return cls(pipeline, pipeline.debiased, variants, hidden)
+        assert not isinstance(pipeline.hidden, str), "variants of it come from a pipeline that has it"
+        return cls(pipeline, pipeline.hidden.debiased, variants, hidden)
+
+    def run(
+        self, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch, *, plain: bool
+    ) -> dict[Variant | None, Tensor]:
+        """Logits (n, C) of every step on images (n, ...), and with ``plain`` those of the model, under ``None``."""
+        debiased, where = self.debiased, "hidden " if self.hidden else ""
+        loss_specs = list(dict.fromkeys(variant.loss_spec for variant in self.variants))
+        with stopwatch.timing(f"{where}gradient pass", x.device):
+            h = debiased.to_stage(x)
+            if any(variant.direction != RANDOM_SIGN for variant in self.variants):
+                signs, base = gradient_signs(debiased.model, h, self.pipeline.target, loss_specs)
+                collected.passes["backward"] += len(loss_specs)
+            else:
+                # A copy: the model's first layer may work in place.
+                signs, base = [], debiased.predict_from_stage(h.clone())
+            collected.passes["forward"] += 1
+        by_loss_spec = dict(zip(loss_specs, signs, strict=False))
+        found: dict[Variant | None, Tensor] = {None: base} if plain else {}
+        with stopwatch.timing(f"{where}final pass", x.device):
+            for variant in self.variants:
+                sign = _random_sign(names, h) if variant.direction == RANDOM_SIGN else by_loss_spec[variant.loss_spec]
+                found[variant] = debiased.predict_from_stage(step(h, sign, self._eps(variant).to(h), debiased.clip))
+                collected.passes["final"] += 1
+        return found
+
+    def _eps(self, variant: Variant) -> Tensor:
+        eps = -variant.eps if variant.direction == MINUS_EPS else variant.eps
+        if self.pipeline.settings.debias.eps_space == "pixel" and not self.hidden:
+            return self.pipeline.preprocessing.pixel_eps(eps)
+        return torch.tensor(eps)
 
 
 def _random_sign(names: list[str], x: Tensor) -> Tensor:

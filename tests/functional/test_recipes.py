@@ -51,8 +51,8 @@ OTHER = {
 #: Settings that go with no other value of those above, take a compiler, a replaced head, two sets of weights or a
 #: cluster, or are granted by the command line alone.
 APART = {
-    "model", "counts", "target_m", "compile", "factory", "trust_model_file", "head_activation", "weights", "offsets",
-    "engine", "ray_address", "ray_workers", "ray_worker_cpus", "ray_worker_gpus",
+    "model", "counts", "target_m", "perturb_at", "compile", "factory", "trust_model_file", "head_activation", "weights",
+    "offsets", "engine", "ray_address", "ray_workers", "ray_worker_cpus", "ray_worker_gpus",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from torch import Tensor, fx, nn
 
 from imbalance_perturb.inference.acceleration.aten_layers import build_layer
 from imbalance_perturb.method.private_torch import find
+
+#: Entry of a node's ``meta``: the path of the layer that the file says it belongs to.
+LAYER = "layer"
 
 
 class NotConvertible(Exception):
@@ -43,6 +47,13 @@ class _Builder:
         self.graph = fx.Graph()
         self.root = nn.Module()
         self._layers = 0
+
+    def label(self, path: str) -> None:
+        """Note of all that was added since the last call which layer of the file it belongs to."""
+        for node in reversed(self.graph.nodes):
+            if LAYER in node.meta:
+                return
+            node.meta[LAYER] = path
 
     def input(self, name: str) -> fx.Node:
         return self.graph.placeholder(name)
@@ -92,7 +103,7 @@ class _Builder:
 
     def arithmetic(self, operation: str, args: Sequence[Any]) -> Any:
         """Add arithmetic on sides, which TorchScript does on tensors of no dimension; ``None`` if it is none."""
-        function = _ARITHMETIC.get(operation)
+        function = ARITHMETIC.get(operation)
         if function is None or not any(isinstance(a, fx.Node) and a.meta.get("number") for a in args[:2]):
             return None
         return self.number(self.graph.call_function(function, tuple(args[:2])))
@@ -120,7 +131,7 @@ class _Builder:
 
 
 #: Arithmetic on the sides of tensors. Arithmetic on tensors is called unchanged.
-_ARITHMETIC = {
+ARITHMETIC = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -146,6 +157,11 @@ _FUNCTIONAL = {
 }
 
 
+#: How TorchScript writes where a node is, ``SELF(ResNet).layer1(Sequential).0(BasicBlock).relu(ReLU)``, and what of it
+#: is no layer.
+_HIERARCHY, _NO_LAYER = re.compile(r"([^.()]+)\([^()]*\)"), ("SELF", "UNKNOWN_INSTANCE")
+
+
 def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
     with warnings.catch_warnings():
         # torch calls TorchScript itself deprecated; the format is one that users have.
@@ -156,6 +172,7 @@ def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
         if hasattr(frozen, "training"):
             frozen = torch.jit.freeze(frozen, optimize_numerics=False)
     graph = frozen.graph
+    _drop_checks(graph)
     inputs = list(graph.inputs())
     if len(inputs) != 2:
         raise NotConvertible("more than one input")
@@ -189,10 +206,24 @@ def _from_torchscript(network: torch.jit.ScriptModule) -> fx.GraphModule:
             )
         else:
             raise NotConvertible(kind)
+        builder.label(".".join(name for name in _HIERARCHY.findall(node.getModuleHierarchy()) if name not in _NO_LAYER))
     outputs = [values[value.debugName()] for value in graph.outputs()]
     if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
         raise NotConvertible("its output is not one tensor")
     return builder.finish(outputs[0])
+
+
+def _drop_checks(graph: Any) -> None:
+    """Take out of a TorchScript graph what only raises an error for an input that does not fit, as scripts have it."""
+    for node in list(graph.nodes()):
+        inside = [inner.kind() for block in node.blocks() for inner in block.nodes()]
+        if node.kind() == "prim::If" and not list(node.outputs()) and set(inside) <= _RAISING:
+            node.destroy()
+    find("torch._C._jit_pass_dce")(graph)
+
+
+#: What stands where a script raises an error.
+_RAISING = {"prim::RaiseException", "prim::Constant", "aten::format"}
 
 
 def _resolve_call(schema: str, arguments: list[Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
@@ -204,6 +235,8 @@ def _resolve_call(schema: str, arguments: list[Any]) -> tuple[Callable[..., Any]
         raise NotConvertible(schema)
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+    if len(arguments) != len(parsed.arguments):
+        raise NotConvertible(schema)
     for value, argument in zip(arguments, parsed.arguments, strict=True):
         if argument.kwarg_only:
             kwargs[argument.name] = value
@@ -234,7 +267,7 @@ def _from_exported(program: fx.GraphModule) -> fx.GraphModule:
             args, kwargs = list(known(tuple(node.args))), dict(known(node.kwargs))
             name = node.target._opname
             values[node] = builder.call(name, node.target, args, kwargs)
-        elif node.op == "call_function" and node.target in (operator.getitem, *_ARITHMETIC.values()):
+        elif node.op == "call_function" and node.target in (operator.getitem, *ARITHMETIC.values()):
             values[node] = builder.graph.call_function(node.target, known(tuple(node.args)))
         elif node.op == "output":
             (result,) = node.args
@@ -244,6 +277,8 @@ def _from_exported(program: fx.GraphModule) -> fx.GraphModule:
             return builder.finish(values[result])
         else:
             raise NotConvertible(str(node.target))
+        scopes = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())
+        builder.label(scopes[-1][0])
     raise NotConvertible("it has no output")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imbalance_perturb.config.settings import IMAGE_TIMEOUT
+from imbalance_perturb.config.machine_settings import IMAGE_TIMEOUT
 from imbalance_perturb.data.image_decoding import decode_image, open_regular
 from imbalance_perturb.data.pixels import Peak, Pixels, find_peak
 from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry

@@ -222,7 +222,7 @@ def _for_others(task: Task, scouted: Scouted) -> Task:
     settled: Settings = scouted.machine["settings"]
     settings = replace(
         settings,
-        debias=replace(settings.debias, eps=settled.debias.eps),
+        debias=replace(settings.debias, eps=settled.debias.eps, perturb_at=settled.debias.perturb_at),
         run=replace(settings.run, batch_size=scouted.batch_size),
     )
     return replace(task, luggage=replace(task.luggage, settings=settings))

@@ -119,7 +119,7 @@ class _Adviser:
             text += f", with more accuracy ({share_text(kept, signed=True)})"
         if other.passes != pick.passes:
             passes = "pass" if other.passes == 1 else "passes"
-            text += f", at {other.passes} {passes} an image instead of {pick.passes}"
+            text += f", at {other.passes:g} {passes} an image instead of {pick.passes:g}"
         return text
 
     def _keeps_accuracy(self, pick: MethodResult, other: MethodResult) -> float | None:

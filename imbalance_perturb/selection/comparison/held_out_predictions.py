@@ -25,6 +25,7 @@ from imbalance_perturb.selection.comparison.methods import (
     BOTH,
     CONTROLS,
     EFFECTIVE_PRIOR,
+    HIDDEN,
     NORMALISE,
     OFFSETS,
     PARAMETERS,
@@ -36,7 +37,7 @@ from imbalance_perturb.selection.comparison.methods import (
 from imbalance_perturb.selection.cross_validation import Pick, choose_without_each_fold, generator_for_all
 from imbalance_perturb.selection.group_folds import split_folds
 from imbalance_perturb.selection.rule import check_rule, choose_among
-from imbalance_perturb.selection.sweep import PERTURB, Variant, run_sweep
+from imbalance_perturb.selection.sweep import PERTURB, Variant, eps_around, run_sweep
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -79,7 +80,19 @@ class ComparisonRun:
     @property
     def methods(self) -> list[str]:
         """Those that can be used."""
-        return [m for m in self.options.methods if m != NORMALISE or not isinstance(self.last_layer, str)]
+        return [method for method in self.options.methods if self.why_not(method) is None]
+
+    def why_not(self, method: str) -> str | None:
+        """Why this network cannot have a method, if it cannot."""
+        needed = {NORMALISE: self.last_layer, HIDDEN: self.pipeline.hidden}.get(method)
+        return needed if isinstance(needed, str) else None
+
+    def steps(self, method: str) -> tuple[float, ...]:
+        """The steps to try for a method, in units of where it takes them."""
+        hidden = self.pipeline.hidden
+        if method != HIDDEN or isinstance(hidden, str):
+            return self.options.steps
+        return (0.0, *eps_around(hidden.strength))
 
     def cache(self, images: ImageList, variants: Sequence[Variant]) -> CachedLogits:
         """All that the methods need of the images, from one sweep over them."""
@@ -90,9 +103,10 @@ class ComparisonRun:
 
     def grid(self) -> list[Variant]:
         """Every step that a choice may fall on."""
-        if not any(method in (PERTURB, BOTH, *CONTROLS) for method in self.options.methods):
-            return []
-        return [self._variant(eps) for eps in self.options.steps if eps > 0]
+        wanted = [] if HIDDEN not in self.methods else [HIDDEN]
+        if any(method in (PERTURB, BOTH, *CONTROLS) for method in self.options.methods):
+            wanted = [PERTURB, *wanted]
+        return [self._variant(eps, method) for method in wanted for eps in self.steps(method) if eps > 0]
 
     def tune(self, cached: CachedLogits, labels: Ints) -> dict[str, Tuned]:
         """Choose parameters for all methods that have their own."""
@@ -106,7 +120,7 @@ class ComparisonRun:
             return self._fit_offsets(cached, labels)
         if method == EFFECTIVE_PRIOR:
             return self._fit_effective_prior(cached, labels)
-        candidates = list_candidates(method, self.options.steps, self.options.tau_grid)
+        candidates = list_candidates(method, self.steps(method), self.options.tau_grid)
         if len(candidates) == 1:
             return Tuned(candidates, candidates[0], None, np.zeros(len(labels), dtype=np.int64))
         rule, pick = self.options.rule, self._picker(method, candidates, cached, labels)
@@ -222,7 +236,7 @@ class ComparisonRun:
         """Predict the test images with what was chosen on all validation images."""
         chosen = {method: self.chosen_candidate(method, tuned) for method in self.methods}
         moving = [(method, candidate.eps) for method, candidate in chosen.items() if candidate.eps > 0]
-        variants = [self._variant(eps, method if method in CONTROLS else PERTURB) for method, eps in moving]
+        variants = [self._variant(eps, method) for method, eps in moving]
         cached = self.cache(images.images, variants)
         preds = {method: cached.predict(method, [candidate])[:, 0] for method, candidate in chosen.items()}
         sweep, groups = cached.sweep, groups_of(images, cached.sweep.names)
@@ -237,8 +251,8 @@ class ComparisonRun:
         debias = self.pipeline.settings.debias
         return LossSpec(debias.loss, debias.temperature)
 
-    def _variant(self, eps: float, direction: str = PERTURB) -> Variant:
-        return Variant(self._loss_spec, eps, direction)
+    def _variant(self, eps: float, method: str) -> Variant:
+        return Variant(self._loss_spec, eps, method if method in CONTROLS else PERTURB, method == HIDDEN)
 
 
 def first_error(errors: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imbalance_perturb.config.settings import Settings
+from imbalance_perturb.config.settings import INPUT, Settings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import LabelsError, first_few
@@ -29,6 +29,7 @@ from imbalance_perturb.selection.comparison.held_out_predictions import (
 from imbalance_perturb.selection.comparison.methods import (
     BOTH,
     CONTROLS,
+    HIDDEN,
     NORMALISE,
     PARAMETERS,
     CachedLogits,
@@ -89,10 +90,15 @@ def compare_methods(
     for labelled in (val, test):
         if labelled is not None:
             progress.found(labelled.images)
-    measured = options.eps_grid is None and any("eps" in PARAMETERS[method] for method in options.methods)
+    at_input = [method for method in options.methods if method != HIDDEN]
+    measured = options.eps_grid is None and any("eps" in PARAMETERS[method] for method in at_input)
     # The recipe may have the method that an earlier comparison advised; here the step is what is varied.
-    settings = replace(settings, debias=replace(settings.debias, method=PERTURB, tau=None))
-    pipeline = load_pipeline(settings, val.images, counts_file=counts_file, exact=True, measure_step=measured)
+    asked, debias = settings.debias.perturb_at, settings.debias
+    settings = replace(settings, debias=replace(debias, method=PERTURB, tau=None, perturb_at=INPUT))
+    hidden_at = None if HIDDEN not in options.methods else "auto" if asked == INPUT else asked
+    pipeline = load_pipeline(
+        settings, val.images, counts_file=counts_file, exact=True, measure_step=measured, hidden_at=hidden_at
+    )
     progress.loaded(LoadedPipeline.of(pipeline))
     if options.eps_grid is None:
         options = replace(options, eps_grid=(0.0, *eps_around(pipeline.strength)) if measured else (0.0,))
@@ -175,7 +181,7 @@ def _summarise(
         confidence_level=options.level,
         notes=(
             *_warnings(cached.sweep, scored, files),
-            *_notes(results, {**cached.sweep.errors, **scored.failed}, val, test, files, options),
+            *_notes(results, {**cached.sweep.errors, **scored.failed}, val, test, files, run),
             *class_notes,
             *note_groups(val, test, options.rule.folds, counts.names),
         ),
@@ -189,19 +195,22 @@ def _warnings(sweep: Sweep, scored: Scored, files: ComparisonFiles) -> list[str]
 
 
 def _describe_method(method: str, run: ComparisonRun, tuned: Mapping[str, Tuned], rates: _Rates) -> MethodResult:
-    if method not in run.methods:
-        return MethodResult(method, unavailable=str(run.last_layer))
+    unavailable, hidden = run.why_not(method), run.pipeline.hidden
+    if unavailable is not None:
+        return MethodResult(method, unavailable=unavailable)
     candidate = run.chosen_candidate(method, tuned)
     if method == BOTH and not candidate.eps and len(run.options.steps) > 1:
         return MethodResult(method, unavailable=f"no eps adds to la with tau {candidate.tau:g}")
-    passes = count_passes(method, candidate)
+    behind, layer = (1.0, None) if isinstance(hidden, str) else (hidden.behind, hidden.layer)
+    passes = count_passes(method, candidate, behind)
     return MethodResult(
         method,
+        layer=layer if method == HIDDEN else None,
         control=method in CONTROLS,
         parameters={name: getattr(candidate, name) for name in PARAMETERS[method]},
         agreement=None if method in CONTROLS else tuned[method].agreement,
         passes=passes,
-        images_per_second=rates.one_pass if passes == 1 else rates.perturbed,
+        images_per_second=rates.one_pass if passes == 1 else rates.hidden if method == HIDDEN else rates.perturbed,
     )
 
 
@@ -211,9 +220,9 @@ def _notes(
     val: LabelledImages,
     test: LabelledImages | None,
     files: ComparisonFiles,
-    options: ComparisonOptions,
+    run: ComparisonRun,
 ) -> list[str]:
-    notes = []
+    notes, options = [], run.options
     if failed:
         notes.append(f"{len(failed):,} images could not be used and are in no figure (first: {first_error(failed)})")
     for labelled, path in ((val, files.val), (test, files.test)):
@@ -224,8 +233,8 @@ def _notes(
         if labelled.unused_labels:
             notes.append(f"{labelled.unused_labels:,} labels are of images that {path} does not have")
     notes += [f"{result.method} is not available: {result.unavailable}" for result in results if result.unavailable]
-    grids = {"eps": options.steps, "tau": options.tau_grid}
     for result in results:
+        grids = {"eps": run.steps(result.method), "tau": options.tau_grid}
         ends = [
             f"{k} {v:g}"
             for k, v in result.parameters.items()
@@ -264,16 +273,25 @@ def _source(run: ComparisonRun, files: ComparisonFiles) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Rates:
-    """Images per second that the model alone takes, measured in a sweep: one pass, and a perturbed prediction."""
+    """Images per second that the model alone takes, measured in a sweep.
+
+    Of one pass, of a perturbed prediction, and of one at the hidden layer (``None`` where there was none).
+    """
 
     one_pass: float
     perturbed: float
+    hidden: float | None
 
     @classmethod
     def from_sweep(cls, sweep: Sweep) -> _Rates:
         images = len(sweep.names)
         gradient = sweep.seconds["gradient pass"] / images
-        steps = sum(logits is not sweep.base for logits in sweep.logits.values())
+        hidden_steps = sum(variant.hidden for variant in sweep.logits)
+        steps = sum(logits is not sweep.base for logits in sweep.logits.values()) - hidden_steps
         # Where no step was tried, the 'gradient pass' was a plain one.
         plain = sweep.seconds["final pass"] / images / steps if steps else gradient
-        return cls(1 / plain, 1 / (gradient + plain))
+        hidden = None
+        if hidden_steps:
+            final = sweep.seconds["hidden final pass"] / hidden_steps
+            hidden = images / (sweep.seconds["hidden gradient pass"] + final)
+        return cls(1 / plain, 1 / (gradient + plain), hidden)

@@ -22,10 +22,12 @@ from imbalance_perturb.selection.rule import SelectionRule
 from imbalance_perturb.selection.sweep import MINUS_EPS, PERTURB, RANDOM_SIGN, Sweep, Variant
 
 NONE, ADJUST, BOTH, NORMALISE, OFFSETS = "none", "la", "perturb+la", "tau-norm", "offsets"
+#: The step at a hidden layer, of the pipeline's choice.
+HIDDEN = "perturb-at"
 EFFECTIVE_PRIOR = "p2p"
 
 #: All methods, in the order of the table.
-METHODS = (NONE, PERTURB, ADJUST, BOTH, NORMALISE, OFFSETS, EFFECTIVE_PRIOR, RANDOM_SIGN, MINUS_EPS)
+METHODS = (NONE, PERTURB, HIDDEN, ADJUST, BOTH, NORMALISE, OFFSETS, EFFECTIVE_PRIOR, RANDOM_SIGN, MINUS_EPS)
 
 #: What a real effect must beat; they move the input by the eps that was chosen for `perturb`.
 CONTROLS = (RANDOM_SIGN, MINUS_EPS)
@@ -38,6 +40,7 @@ TAU_GRID = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 1.25, 1.5, 1.
 PARAMETERS: dict[str, tuple[str, ...]] = {
     NONE: (),
     PERTURB: ("eps",),
+    HIDDEN: ("eps",),
     ADJUST: ("tau",),
     BOTH: ("eps", "tau"),
     NORMALISE: ("tau",),
@@ -54,8 +57,8 @@ class ComparisonOptions:
 
     Args:
         methods: of :data:`METHODS`; `none` is always there.
-        eps_grid: steps to try; 0 is added, except to a single value, which is then used as it is. ``None``: those of
-            `tune-eps`, of the same strengths on every network.
+        eps_grid: steps at the input to try; 0 is added, except to a single value, which is then used as it is.
+            ``None``: those of `tune-eps`, of the same strengths on every network; so they always are at a hidden layer.
         tau_grid: strengths of logit adjustment (by counts or effective prior) and tau-normalisation to try, likewise.
         rule: how to choose among them; its test is of steps alone, which cost two passes more.
         level: of all intervals.
@@ -112,14 +115,17 @@ def list_candidates(method: str, eps_grid: Sequence[float], tau_grid: Sequence[f
     return [Candidate(eps, tau) for eps, tau in product(epsilons, taus)]
 
 
-def count_passes(method: str, candidate: Candidate) -> int:
-    """What an image costs, in forward passes.
+def count_passes(method: str, candidate: Candidate, behind: float = 1.0) -> float:
+    """What an image costs, in forward passes, of which ``behind`` lies behind the hidden layer.
 
     A backward pass that is asked for the input's gradient alone repeats each layer's product once, as the forward
     pass does, and so counts 1; the customary 2 includes the gradients of the parameters, which nobody needs here.
-    A perturbed prediction is forward, backward, forward: 3. Arithmetic on logits, and tossing coins, counts nothing.
+    A perturbed prediction is forward, backward, forward: 3; at a hidden layer the latter two are of what lies behind.
+    Arithmetic on logits, and tossing coins, counts nothing.
     That is a count of products: real kernels can be slower backwards, which the measured images per second show.
     """
+    if method == HIDDEN and candidate.eps > 0:
+        return round(1 + 2 * behind, 2)
     return 3 if method in (PERTURB, BOTH, MINUS_EPS) and candidate.eps > 0 else 1
 
 
@@ -146,6 +152,8 @@ class CachedLogits:
         match method:
             case "perturb" | "random-sign" | "minus-eps":
                 return self._moved(candidate.eps, method)
+            case "perturb-at":
+                return self._moved(candidate.eps, PERTURB, hidden=True)
             case "la":
                 return adjust_logits(base, self.counts, candidate.tau)
             case "perturb+la":
@@ -162,5 +170,5 @@ class CachedLogits:
         columns = [self.correct(method, candidate).argmax(dim=1).numpy() for candidate in candidates]
         return np.stack(columns, axis=1)
 
-    def _moved(self, eps: float, direction: str) -> Tensor:
-        return self.sweep.base if eps == 0 else self.sweep.logits[Variant(self.loss_spec, eps, direction)]
+    def _moved(self, eps: float, direction: str, *, hidden: bool = False) -> Tensor:
+        return self.sweep.base if eps == 0 else self.sweep.logits[Variant(self.loss_spec, eps, direction, hidden)]

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from imbalance_perturb.config.settings import INPUT, DebiasSettings
 from imbalance_perturb.config.settings import METHODS as APPLICABLE
-from imbalance_perturb.config.settings import DebiasSettings
 from imbalance_perturb.evaluation.results import Difference, Grouping, Scores, interval_key
 
-#: Methods whose predictions another one makes in `predict`, which has no labelled images.
-APPLIED_AS = {"p2p": "offsets"}
+#: Methods whose predictions another one makes in `predict`: it has no labelled images, and a setting for the layer.
+APPLIED_AS = {"p2p": "offsets", "perturb-at": "perturb"}
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,20 @@ class MethodResult:
     were chosen without a part of them (``None`` where there was nothing to choose). ``scores`` are of images that
     had no part in the choice, ``differences`` are this method minus `none` on the same images. ``passes`` counts
     forward passes an image, a backward pass to the input as one. ``unavailable`` says why a method could not be
-    used; it then has no scores.
+    used; it then has no scores. ``layer`` is that of a step that is not taken at the input.
     """
 
     method: str
     control: bool = False
     parameters: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
     agreement: tuple[int, int] | None = None
-    passes: int = 1
+    passes: float = 1
     images_per_second: float | None = None
     scores: Scores | None = None
     differences: Mapping[str, Difference] = field(default_factory=dict)
     changed: int = 0
     unavailable: str | None = None
+    layer: str | None = None
 
     @property
     def applicable(self) -> bool:
@@ -45,7 +46,8 @@ class MethodResult:
     def setting(self) -> str:
         """The parameters as text, such as ``eps 0.005, tau 0.75``."""
         numbers = [f"{name} {value:g}" for name, value in self.parameters.items() if not isinstance(value, tuple)]
-        return ", ".join(numbers) or ("fitted" if self.parameters else "")
+        where = [] if self.layer is None else [f"layer {self.layer}"]
+        return ", ".join([*where, *numbers]) or ("fitted" if self.parameters else "")
 
     def to_dict(self, interval_key: str) -> dict[str, Any]:
         """The result as JSON has it."""
@@ -53,6 +55,7 @@ class MethodResult:
             "control": self.control,
             "available": self.unavailable is None,
             "parameters": dict(self.parameters),
+            "perturb_at": self.layer,
             "same_choice_in_splits": None if self.agreement is None else list(self.agreement),
             "forward_equivalents": self.passes,
             "images_per_second": self.images_per_second,
@@ -75,13 +78,16 @@ class Advice:
 
 def applied_debias(result: MethodResult, debias: DebiasSettings) -> DebiasSettings:
     """The settings with which `predict` makes a method's predictions; T, loss, target and units stay as they are."""
-    found = dict(result.parameters)
-    if result.method == "perturb" and debias.tau:
+    found: dict[str, Any] = dict(result.parameters)
+    if result.method in ("perturb", "perturb-at") and debias.tau:
         found["tau"] = 0.0
+    if result.layer is not None:
+        found |= {"clip": False, "eps_space": "input"}  # there are no pixels
+    found["perturb_at"] = result.layer or INPUT
     method = APPLIED_AS.get(result.method, result.method)
     if method == "offsets":
         found.pop("tau", None)  # it is in the offsets
-    return replace(debias, method=method, **found)  # type: ignore[arg-type]
+    return replace(debias, method=method, **found)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class TuningOptions:
 
 def tuned_debias(tuning: Tuning, debias: DebiasSettings) -> DebiasSettings:
     """The settings with the chosen eps, and its loss and temperature; with eps 0 those stay as they are."""
-    choice, debias = tuning.choice, tunable(debias)
+    choice, debias = tuning.choice, replace(tunable(debias), perturb_at=tuning.perturb_at)
     if choice.loss is None or choice.temperature is None:
         return replace(debias, eps=0.0)
     return replace(debias, eps=choice.eps, loss=choice.loss, temperature=choice.temperature)
@@ -185,6 +185,7 @@ def tune(
         seconds=sweep.seconds,
         confidence_level=CONFIDENCE_LEVEL,
         group=None if groups is None else groups.describe(),
+        perturb_at=pipeline.settings.debias.perturb_at,
         source=_source(pipeline, labelled),
     )
     few_groups = note_groups(labelled, None, options.rule.folds, counts.names)

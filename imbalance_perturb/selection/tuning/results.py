@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from imbalance_perturb.config.settings import INPUT
 from imbalance_perturb.evaluation.results import Grouping, Interval, interval_key
 from imbalance_perturb.selection.cross_validation import Figures
 from imbalance_perturb.selection.rule import SelectionRule
@@ -74,7 +75,7 @@ class Tuning:
     ``tried[0]`` is eps 0; ``chosen`` indexes ``tried``. ``splits``: for each correction, in how many splits of the
     images it was chosen without the held-out part. ``held_out`` has the keys of ``figures``. ``support``: images of
     each class. ``failed``: reason by name of the images that could not be used. ``summary`` says the choice in words,
-    ``notes`` what a reader must know beside it.
+    ``notes`` what a reader must know beside it. ``perturb_at``: the layer behind which the steps are, or ``input``.
     """
 
     tried: tuple[TriedCorrection, ...]
@@ -96,6 +97,7 @@ class Tuning:
     notes: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
     group: Grouping | None = None
+    perturb_at: str = INPUT
 
     @property
     def choice(self) -> TriedCorrection:

@@ -107,6 +107,8 @@ def values_of_all(draw: st.DrawFn) -> dict[str, Any]:
         values["method"] = "perturb"
     if values["method"] in ("offsets", "tau-norm"):
         values["prior"] = "balanced"
+    if values["perturb_at"] != "input":
+        values["clip"], values["eps_space"] = False, "input"  # there are no pixels
     if isinstance(values["eps"], str):
         values["steps"] = 1
     values["preset"] = draw(st.sampled_from(["imagenet", "none"]))

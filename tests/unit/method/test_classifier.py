@@ -195,3 +195,59 @@ def test_numpy_scalars_are_numbers(skin7_counts: ClassCounts) -> None:
     assert torch.equal(made(x), plain(x))
     with pytest.raises(SettingsError, match=r"steps is 1\.5; it must be a whole number"):
         PerturbedClassifier(model, skin7_counts, steps=1.5)  # type: ignore[arg-type]
+
+
+class _InPlace(nn.Module):
+    """A back whose first layer writes into what it is given."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(h.mul_(1.0))
+        return out
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_front_takes_the_step_behind_it(resnet: nn.Module, images: torch.Tensor, steps: int) -> None:
+    """h~ = h - eps sign(dL/dh), against a float64 transcription by hooks; base logits are the model's own."""
+    front, back = nn.Sequential(*list(resnet.children())[:6]), nn.Sequential(*list(resnet.children())[6:-1])
+    back = _InPlace(nn.Sequential(back, nn.Flatten(), resnet.fc))
+    debiased = PerturbedClassifier(back, COUNTS, eps=0.05, front=front, steps=steps)
+    base, logits = debiased.predict_both(images)
+
+    exact = copy.deepcopy(resnet).double()
+    p = np.log(900 / np.array(COUNTS.counts))
+    target = torch.tensor(p / p.sum())
+    moved: list[torch.Tensor] = []
+
+    def through(hidden: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def replace(*found: torch.Tensor) -> torch.Tensor:
+            seen.append(found[2].detach().clone() if hidden is None else hidden)
+            seen[0].requires_grad_(True)
+            return seen[0].clone()
+
+        hook = exact.layer2.register_forward_hook(replace)
+        z = exact(images.double())
+        hook.remove()
+        return z, seen[0]
+
+    h = None
+    for _ in range(steps):
+        z, h = through(h)
+        moved.append(z.detach())
+        loss = -(target * torch.log_softmax(z / 1000, dim=1)).sum()
+        (gradient,) = torch.autograd.grad(loss, h)
+        h = (h - 0.05 * gradient.sign()).detach()
+    expected = through(h)[0].detach()
+    torch.testing.assert_close(base.double(), moved[0], rtol=1e-3, atol=1e-4)
+    # Signs of gradients that are all but zero may differ between float32 and float64.
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-2, atol=2e-3)
+    assert float((logits - base).abs().max()) > 0.1
+    plain = PerturbedClassifier(back, COUNTS, eps=0.0, front=front)
+    same, stage = plain.perturb_input(images)
+    assert torch.equal(same, plain.predict_plain(images))
+    assert torch.equal(stage, front(images))

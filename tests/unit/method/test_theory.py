@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from imbalance_perturb import ClassCounts, target_distribution
+from imbalance_perturb import ClassCounts, PerturbedClassifier, target_distribution
 from imbalance_perturb.method.logit_corrections import adjust_logits, log_prior
 from imbalance_perturb.method.perturbation import LOGIT_GRADIENTS, gradient_sign, logit_gradient, perturb
 from tests.analytic import as_module
@@ -121,6 +121,22 @@ def test_a_linear_model_is_moved_by_the_same_offset_everywhere() -> None:
     x = torch.randn(50, 30, dtype=torch.float64)
     moved = model(perturb(model, x, target_distribution(COUNTS), eps=0.01)) - model(x)
     torch.testing.assert_close(moved, moved[:1].expand_as(moved))
+
+
+def test_a_step_at_a_hidden_layer_lowers_the_log_prior_by_the_gradient_there() -> None:
+    """l.(z~ - z) = -eps ||J_h^T l||_1 to first order, J_h at the front's output; a fixed offset if that is constant."""
+    front = torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.ReLU()).double()
+    back = as_module(AnalyticModel.random(2, features=20, hidden=16, classes=7))
+    x, eps, prior = torch.randn(6, 12, dtype=torch.float64), 1e-5, centred_log_prior(COUNTS)
+    debiased = PerturbedClassifier(back, COUNTS, eps=eps, temperature=1e9, front=front)
+    base, moved = debiased.predict_both(x)
+    torch.testing.assert_close(base, back(front(x)))
+    pulled = torch.einsum("ncd,c->nd", jacobian(back, front(x).detach()), prior).abs().sum(1)
+    torch.testing.assert_close((base - moved) @ prior, eps * pulled, rtol=1e-3, atol=0)
+    assert pulled.max() > 1.2 * pulled.min()
+    linear = PerturbedClassifier(torch.nn.Linear(20, 7).double(), COUNTS, eps=0.1, temperature=1e9, front=front)
+    base, moved = linear.predict_both(x)
+    torch.testing.assert_close(moved - base, (moved - base)[:1].expand_as(base))
 
 
 @given(numbers=st.lists(st.integers(1, 10_000), min_size=2, max_size=2).filter(lambda n: n[0] != n[1]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from collections.abc import Callable
 
@@ -362,3 +363,18 @@ def test_a_fused_convolution_is_convolution_shortcut_activation(dtype: torch.dty
     if activation is Activation.NONE or bool(clear.all()):
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.abs().max() + 0.1))
+
+
+def test_a_scripted_network_is_rewritten_as_its_own_layers() -> None:
+    """What only raises an error for an input that does not fit is no control flow to give up on."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=4).eval().requires_grad_(False)
+    x = torch.randn(2, 3, 64, 64)
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(network), stream)
+        stream.seek(0)
+        found, done = optimise(torch.jit.load(stream), x)
+    assert done.path.startswith("batch norm folded into 20 convolutions")
+    torch.testing.assert_close(found(x), network(x), rtol=1e-4, atol=1e-4)

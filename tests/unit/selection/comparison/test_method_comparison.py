@@ -32,7 +32,7 @@ from imbalance_perturb.selection.comparison.methods import (
 )
 from imbalance_perturb.selection.comparison.results import Comparison, MethodResult
 from imbalance_perturb.selection.rule import SelectionRule
-from imbalance_perturb.selection.sweep import Sweep, Variant, run_sweep
+from imbalance_perturb.selection.sweep import STRENGTH_GRID, Sweep, Variant, run_sweep
 
 EPS, TAU = (0.01, 0.05), (0.5, 1.0)
 RULE = SelectionRule(significance=None, repeats=2, folds=3)
@@ -101,12 +101,14 @@ def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None
     rng = np.random.default_rng(0)
     base, moved = rng.normal(size=(2, 60, 4)) * 2
     away, coin = base - (moved - base), base + rng.normal(size=base.shape) * 0.1
+    inside = rng.normal(size=base.shape)
     n, norms, bias = np.array([700, 200, 90, 10]), np.array([2.0, 1.5, 1.0, 0.5]), rng.normal(size=4)
     loss_spec = LossSpec("cross-entropy", 1000.0)
     logits = {
         Variant(loss_spec, 0.01): torch.from_numpy(moved),
         Variant(loss_spec, 0.01, "minus-eps"): torch.from_numpy(away),
         Variant(loss_spec, 0.01, "random-sign"): torch.from_numpy(coin),
+        Variant(loss_spec, 0.01, hidden=True): torch.from_numpy(inside),
     }
     sweep = Sweep([str(i) for i in range(60)], {}, torch.from_numpy(base), logits, {}, {})
     layer = LastLayer("fc.weight", torch.from_numpy(norms), torch.from_numpy(bias))
@@ -116,6 +118,8 @@ def test_every_method_is_what_a_transcription_makes_of_the_same_logits() -> None
         ("none", Candidate()): base,
         ("perturb", Candidate(0.01)): moved,
         ("perturb", Candidate()): base,
+        ("perturb-at", Candidate(0.01)): inside,
+        ("perturb-at", Candidate()): base,
         ("la", Candidate(tau=0.75)): base - 0.75 * prior,
         ("perturb+la", Candidate(0.01, 0.75)): moved - 0.75 * prior,
         ("perturb+la", Candidate(0.0, 0.75)): base - 0.75 * prior,
@@ -144,10 +148,13 @@ def test_candidates_start_with_the_plain_model_unless_a_value_is_fixed() -> None
 
 
 def test_costs_in_forward_passes() -> None:
-    """A step costs forward, backward, forward; what works on logits, or does not move, costs the one pass."""
-    moving = {method: count_passes(method, Candidate(0.01, 1.0)) for method in METHODS}
+    """A step costs forward, backward, forward; what works on logits, or does not move, costs the one pass.
+
+    At a hidden layer, behind which a quarter of a pass lies, the backward and the second forward are of that alone.
+    """
+    moving = {method: count_passes(method, Candidate(0.01, 1.0), 0.25) for method in METHODS}
     assert moving == {
-        "none": 1, "perturb": 3, "la": 1, "perturb+la": 3, "tau-norm": 1, "offsets": 1, "p2p": 1,
+        "none": 1, "perturb": 3, "perturb-at": 1.5, "la": 1, "perturb+la": 3, "tau-norm": 1, "offsets": 1, "p2p": 1,
         "random-sign": 1, "minus-eps": 3,
     }  # fmt: skip
     assert all(count_passes(method, Candidate(0.0, 1.0)) == 1 for method in METHODS)
@@ -176,14 +183,15 @@ def test_test_images_are_scored_with_what_validation_images_chose(demo: Path, te
     entries = by_method(tested)
     test = find_labelled_images(demo / "images", demo / "labels.csv", tested.classes)
     assert tested.n == len(test.images)
-    pipeline = load_pipeline(settings_of(demo), test.images)
+    pipeline = load_pipeline(settings_of(demo), test.images, hidden_at=entries["perturb-at"].layer)
     batches = list(iter_inputs(test.images, pipeline.preprocessing, pipeline.execution))
     x = torch.cat([group.x for batch in batches for group in batch.groups])
     labels = test.select_labels([name for batch in batches for name in batch.names])
     layer = find_last_layer(pipeline.model, x[:2])
     assert isinstance(layer, LastLayer)
-    eps = entries["perturb"].parameters["eps"]
+    eps, inside = (entries[method].parameters["eps"] for method in ("perturb", "perturb-at"))
     variants = [Variant(LossSpec(), e) for e in EPS] + [Variant(LossSpec(), eps, d) for d in CONTROLS]
+    variants += [Variant(LossSpec(), inside, hidden=True)] if inside else []
     cached = CachedLogits(run_sweep(pipeline, test.images, variants), LossSpec(), pipeline.counts, layer)
     for method, entry in entries.items():
         preds = cached.predict(method, [Candidate(**entry.parameters)])[:, 0]
@@ -200,13 +208,14 @@ def test_without_test_images_each_is_predicted_with_what_others_chose(nested: tu
     found, (grid, controls) = nested
     assert found.scored_on == "validation"
     assert found.n == found.tuned_on == len(grid.names)
-    # 2 + K passes for the grid, and for the controls those eps that were chosen somewhere.
-    batches = grid.passes["forward"]
-    assert grid.passes == {"forward": batches, "backward": batches, "final": len(EPS) * batches}
+    # 2 + K passes for each grid, at the input and at the layer; for the controls those eps that were chosen somewhere.
+    batches = grid.passes["forward"] // 2
+    steps = len(EPS) + len(STRENGTH_GRID)
+    assert grid.passes == {"forward": 2 * batches, "backward": 2 * batches, "final": steps * batches}
     assert controls.passes["final"] <= 2 * len(EPS) * batches
     assert {variant.direction for variant in controls.logits} == set(CONTROLS)
     entries = by_method(found)
-    for method in ("perturb", "la", "perturb+la", "tau-norm"):
+    for method in ("perturb", "perturb-at", "la", "perturb+la", "tau-norm"):
         same, splits = entries[method].agreement or (0, 0)
         assert 0 <= same <= splits == 6
     assert entries["none"].agreement is entries["random-sign"].agreement is None
@@ -261,7 +270,8 @@ def test_the_advice_is_one_of_the_methods_and_json_holds_all(tested: Comparison)
     assert data["advice"]["method"] in data["methods"]
     for method, entry in data["methods"].items():
         assert {"mcr", "scr", "worst_class_recall", "accuracy", "ci95", "confusion_matrix"} <= entry.keys()
-        assert entry["forward_equivalents"] in (1, 3)
+        assert entry["forward_equivalents"] in (1, 1.59 if method == "perturb-at" else 3)
+        assert (entry["perturb_at"] is None) is (method != "perturb-at")
         assert (entry["difference"] == {}) is (method == "none")
     assert data["methods"]["la"]["difference"]["mcr"].keys() == {"value", "ci95", "p_value", "test"}
     assert data["methods"]["tau-norm"]["control"] is False
