@@ -18,7 +18,7 @@ from torch import fx
 import imbalance_perturb
 from imbalance_perturb.config.settings import PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.deployment.functional_network import make_functional
-from imbalance_perturb.deployment.onnx_files import NEEDED, check_packages, onnx_bytes, open_onnx
+from imbalance_perturb.deployment.onnx_files import NEEDED, check_packages, onnx_bytes, open_onnx, run_once
 from imbalance_perturb.deployment.program_files import make_program, program_bytes, read_program
 from imbalance_perturb.deployment.proof import Proof, TrialBatch, make_trials, prove
 from imbalance_perturb.deployment.tracing import Correction, select_outputs, trace
@@ -176,7 +176,8 @@ def make_file(traced: Traced, suffix: str) -> tuple[bytes, CorrectedCard, Proof]
     with _naming(traced.pipeline):
         if suffix == ".onnx":
             content, with_gradient = onnx_bytes(traced.program, trials[0].given, card)
-            gradient, file = open_onnx(with_gradient), open_onnx(content)
+            file = run_once(content, [trial.given for trial in trials])
+            gradient = open_onnx(with_gradient)
         else:
             content = program_bytes(traced.program, card)
             gradient, file = traced.graph, read_program(content)

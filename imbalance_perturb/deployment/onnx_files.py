@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -58,29 +57,40 @@ def onnx_bytes(program: torch.export.ExportedProgram, x: Tensor, card: Corrected
             )
     except Exception as error:  # whatever the exporter raises for an operator that it does not know
         raise ModelFileError(f"the graph cannot be written as ONNX: {reason(error)}") from error
-    assert made is not None
+    assert made is not None, "an exporter that writes no file returns the model"
     made.model.metadata_props[CARD] = json.dumps(card.to_dict())
     for node in made.model.graph:
         node.metadata_props.clear()  # paths of the machine that it was made on
         node.doc_string = None
     proto = made.model_proto
+    del made  # the parameters once less
     for value in (*proto.graph.input, *proto.graph.output):
         names = card.input.shape if value.name == card.input.name else ("batch", len(card.classes))
         for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
             if isinstance(name, str):
                 dim.dim_param = name
-    return proto.SerializeToString(), _with_gradient(proto).SerializeToString()
+    content = proto.SerializeToString()
+    _add_gradients(proto)
+    return content, proto.SerializeToString()
 
 
-def _with_gradient(proto: Any) -> Any:
-    """The same model that returns what each step takes the sign of, too."""
+def _add_gradients(proto: Any) -> None:
+    """Make a model return what each step takes the sign of, too."""
     import onnx
 
-    model = copy.deepcopy(proto)
-    gradients = [node.input[0] for node in model.graph.node if node.op_type == "Sign"]
+    gradients = [node.input[0] for node in proto.graph.node if node.op_type == "Sign"]
     for name in gradients:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return model
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+
+
+def run_once(content: bytes, batches: Sequence[Tensor]) -> Callable[[Tensor], Sequence[Tensor]]:
+    """Run an ONNX model on these batches, and make a function that knows what it returned for each of them.
+
+    ONNX Runtime holds the parameters several times while a model is open: here it is closed again.
+    """
+    run = open_onnx(content)
+    found = [run(batch) for batch in batches]
+    return lambda images: next(known for batch, known in zip(batches, found, strict=True) if batch is images)
 
 
 def open_onnx(content: bytes) -> Callable[[Tensor], Sequence[Tensor]]:

@@ -98,8 +98,10 @@ def _iter_normalised(
 
 
 def _sent(pixels: Tensor, device: torch.device) -> Tensor:
-    # Only from pinned memory does a copy to the GPU overlap other work.
-    return pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
+    if device.type != "cuda":
+        return pixels.to(device)
+    # Only from pinned memory does a copy to the GPU overlap other work. One layout, whoever decoded.
+    return pixels.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def sample_names(images: ImageList, count: int = CALIBRATED, seed: int = 0) -> list[str]:

@@ -13,12 +13,13 @@ from torch import Tensor
 from imbalance_perturb.config.settings import ModelSettings, Settings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing, select_preprocessing
-from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError
+from imbalance_perturb.errors import CountsError, ImbperturbError, SettingsError, first_few
 from imbalance_perturb.inference.acceleration.optimisation import Optimisation, optimise
-from imbalance_perturb.inference.execution import Execution
+from imbalance_perturb.inference.execution import Execution, applied
 from imbalance_perturb.inference.hidden_stage.staged_network import cut_model, each_part
 from imbalance_perturb.inference.model_input import settle_preprocessing, trial_size
 from imbalance_perturb.method.counts import ClassCounts, CountsFile, name_classes, read_counts_file
+from imbalance_perturb.method.perturbation import gradient_sign
 from imbalance_perturb.models import (
     LoadedClassifier,
     OwnPreprocessing,
@@ -126,6 +127,7 @@ def load_probed(
     shape = (preprocessing.channels, *size_of(preprocessing))
     with naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))
+        check_deterministic(model, make_trial(shape, execution.device, 2), execution)
     uncut = None
     few = images is not None and not optimised and model.card is None
     optimisation = Optimisation("as the file has it (few images)" if few else "as the file has it", 0.0)
@@ -143,6 +145,35 @@ def load_probed(
     elif cut_at is not None and model.card is None:
         model.network, optimisation = each_part(model.network, trial, lambda part, _: (part, optimisation))
     return Probed(model, preprocessing, probe, shape, optimisation, uncut)
+
+
+def check_deterministic(model: LoadedClassifier, x: Tensor, execution: Execution) -> None:
+    """Run both passes under deterministic algorithms, where these are asked for, to find out what has none.
+
+    Raises:
+        SettingsError: naming the operation, and the layers that do it.
+    """
+    if not execution.deterministic:
+        return
+    classes = model.info.num_classes
+    try:
+        with applied(execution):
+            gradient_sign(model, x, torch.full((classes,), 1 / classes))
+    except RuntimeError as error:
+        if _NO_DETERMINISTIC not in str(error):
+            raise
+        operation = str(error).split()[0]
+        kind = operation.partition("_backward")[0].replace("_", "")
+        layers = [name for name, layer in model.network.named_modules() if type(layer).__name__.lower() == kind]
+        where = f" (layers: {first_few(layers)})" if layers else ""
+        raise SettingsError(
+            f"deterministic is true, but {execution.device} has no such algorithm for {operation}{where}; leave it out,"
+            " or use --device cpu"
+        ) from error
+
+
+#: In what torch says where an operation has none.
+_NO_DETERMINISTIC = "does not have a deterministic implementation"
 
 
 def make_trial(shape: tuple[int, int, int], device: torch.device, n: int) -> Tensor:

@@ -21,6 +21,7 @@ from imbalance_perturb.inference.acceleration import convolution
 from imbalance_perturb.inference.acceleration.compilation import compile_network
 from imbalance_perturb.inference.acceleration.conversion import convert
 from imbalance_perturb.inference.acceleration.fusion import Rewriter
+from imbalance_perturb.inference.acceleration.low_precision import LowPrecision, low_copy
 from imbalance_perturb.inference.acceleration.trial import LEAST_COSINE, LOW_LEAST_COSINE, same_gradient
 from imbalance_perturb.method.device_errors import pass_on_device_errors
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
@@ -77,22 +78,6 @@ class Rewritten(ChannelsLast):
     def traced(self) -> nn.Module:
         """The same for a compiler, which fuses in its own way."""
         return ChannelsLast(self.source)
-
-
-class LowPrecision(nn.Module):
-    """A network in low precision that takes and returns float32.
-
-    The input stays float32 up to the first layer: rounded to bfloat16 it would lose a step of 0.001.
-    """
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network, self.dtype = network, dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the network's output, float32."""
-        with torch.autocast(x.device.type, dtype=self.dtype):
-            return self.network(x).float()  # type: ignore[no-any-return]
 
 
 def optimise(network: nn.Module, x: Tensor) -> tuple[nn.Module, Optimisation]:
@@ -164,12 +149,28 @@ def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module,
         if found is not None:
             return found
         reasons += [reason] if reason else []
-    candidate, path = network, f"{name} by autocast"
-    if x.device.type == "cuda" and _convolves(network, x):
-        # The half-precision units of a GPU work on channels-last tensors; others are converted at each layer.
-        candidate, path = ChannelsLast(network), f"{path}, channels-last"
-    lowered = LowPrecision(candidate, dtype)
+    path = f"{name} by autocast"
+    if x.device.type == "cuda":
+        found, reason = _attempt(lambda: _copy_lowered(network, x, dtype, expected))
+        if found is not None:
+            return found
+        reasons += [reason] if reason else []
+    lowered = LowPrecision(network, dtype)
     return lowered, Optimisation(_with_reasons(path, reasons), _moved(lowered, x, expected))
+
+
+def _copy_lowered(
+    network: nn.Module, x: Tensor, dtype: torch.dtype, expected: Tensor | None
+) -> tuple[nn.Module, Optimisation] | None:
+    copied = low_copy(network, x, dtype)
+    if copied is None:
+        return None
+    path = f"{str(dtype).removeprefix('torch.')} by autocast, weights cast once, first and last layer in float32"
+    if _convolves(copied, x):
+        # Half-precision units work on channels-last tensors; others are converted at each layer.
+        copied, path = ChannelsLast(copied), f"{path}, channels-last"
+    lowered = LowPrecision(copied, dtype)
+    return lowered, Optimisation(path, _moved(lowered, x, expected))
 
 
 def _lower_rewritten(

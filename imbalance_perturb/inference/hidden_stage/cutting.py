@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -230,7 +229,7 @@ def _check(network: nn.Module, staged: Staged, x: Tensor, asked: str) -> None:
         batch = torch.cat([x, x.flip(3)])[:images]
         with torch.no_grad(), frozen_eval(network), frozen_eval(staged), full_precision(x.device):
             try:
-                whole, parts = network(copy.copy(batch)), staged(copy.copy(batch))
+                whole, parts = network(batch.clone()), staged(batch.clone())
             except Exception as error:  # whatever a graph fails on that was traced for another batch
                 pass_on_device_errors(error, x.device)
                 raise SettingsError(

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -137,23 +135,10 @@ def test_fp16_is_not_for_a_cpu() -> None:
         settle(10, precision="fp16")
 
 
-@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_without_bf16_runs_fp16(supported: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA auto is bf16 where the very GPU has it, not where it is emulated; there it is fp16."""
-    current: list[torch.device] = []
-
-    @contextmanager
-    def make_current(device: torch.device) -> Iterator[None]:
-        current.append(device)
-        yield
-        current.pop()
-
-    def is_supported(including_emulation: bool) -> bool:
-        return including_emulation or (supported and current == [torch.device("cuda:1")])
-
-    monkeypatch.setattr(torch.cuda, "device", make_current)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
-    assert fast_dtype(torch.device("cuda:1")) == dtype
+def test_a_gpu_runs_auto_in_fp16() -> None:
+    """On every card: as fast as bf16, with a third of the close calls. On a CPU it is bf16 or nothing."""
+    assert fast_dtype(torch.device("cuda:1")) == torch.float16
+    assert fast_dtype(torch.device("cpu")) in (torch.bfloat16, None)
 
 
 def test_cublas_is_told_before_its_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
