@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,22 +105,24 @@ class Preprocessing:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels in [0, 255], uint8 or float32, on any device, to model input (N, C, H, W), float32."""
-        mean, std = self._per_channel(self.mean, pixels.device), self._per_channel(self.std, pixels.device)
+        mean, std = _per_channel(self.mean, pixels.device), _per_channel(self.std, pixels.device)
         # In place: new memory for each of the four steps took several times as long as the arithmetic.
         return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Compute the lowest and highest model input that is a pixel in [0, 1]: two (1, C, 1, 1) tensors."""
-        mean, std = self._per_channel(self.mean, None), self._per_channel(self.std, None)
+        mean, std = _per_channel(self.mean), _per_channel(self.std)
         return (0 - mean) / std, (1 - mean) / std
 
     def pixel_eps(self, eps: float) -> Tensor:
         """Convert a step of ``eps`` in [0, 1] pixels to units of the model input: (1, C, 1, 1)."""
-        return eps / self._per_channel(self.std, None)
+        return eps / _per_channel(self.std)
 
-    @staticmethod
-    def _per_channel(values: tuple[float, ...], device: torch.device | None) -> Tensor:
-        return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device | None = None) -> Tensor:
+    """Numbers as a tensor (1, C, 1, 1), on a device once and for all: not to be changed."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def make_geometry(preprocessing: Preprocessing) -> Callable[[Pixels], Tensor]:

@@ -161,12 +161,15 @@ class Passes:
 
     def run_in_parts(self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
         """Call ``compute`` on parts of a batch (N, ...); returns its tensors, one row for each image."""
+        parts: list[tuple[Tensor, ...]] = []
 
-        def rows(part: slice) -> list[tuple[Tensor, ...]]:
+        def rows(part: slice) -> Sequence[int]:
             found = compute(fill_up(x[part], self._multiple))
-            return list(zip(*(logits[: part.stop - part.start].unbind() for logits in found), strict=True))
+            parts.append(tuple(logits[: part.stop - part.start] for logits in found))
+            return range(part.start, part.stop)
 
-        return tuple(torch.stack(logits) for logits in zip(*self.limit.run(rows, len(x)), strict=True))
+        self.limit.run(rows, len(x))
+        return tuple(torch.cat(logits) for logits in zip(*parts, strict=True))
 
     def predict_both(self, network: PerturbedClassifier, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
         """Predict base and corrected logits of a batch (N, ...).

@@ -123,6 +123,7 @@ def make_debiased(
         correction=correction,
         prior=select_prior(settings.prior, counts),
         front=front,
+        mark_unusable=next((parameter.is_cuda for parameter in model.parameters()), False),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ModelGradientError
 from imbalance_perturb.inference.decoding.workers import DecodedBatch, Decoders, in_slices, iter_decoded
 from imbalance_perturb.inference.execution import Execution
-from imbalance_perturb.inference.predictor import Predicted, Predictor
+from imbalance_perturb.inference.predictor import Begun, Predicted, Predictor
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow
@@ -159,18 +160,38 @@ def iter_predictions(
     if sample:
         with stopwatch.timing("calibration", execution.device):
             _calibrate(predictor, islice(decoded, len(sample)), preprocessing, execution)
+    # A GPU computes one batch while the rows of the one before are made.
+    ahead = execution.device.type == "cuda"
+    waiting: list[Callable[[], list[PredictionRow]]] = []
     for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch, deep):
-        rows: list[PredictionRow | None] = [
-            None if error is None else PredictionRow(name, error=error)
-            for name, error in zip(batch.names, batch.errors, strict=True)
-        ]
-        for positions, x in batch.groups:
-            found = {start + position: batch.names[position] for position in positions}
-            predicted = _predict(predictor, found, x, probabilities, stopwatch)
-            for position, row in zip(positions, predicted, strict=True):
-                rows[position] = row
+        begun = [predictor.begin(x, stopwatch) if ahead else None for _, x in batch.groups]
+        waiting.append(partial(_finish, predictor, batch, begun, start, probabilities, stopwatch))
         start += len(batch.names)
-        yield [_present(row) for row in rows]
+        if len(waiting) > int(ahead):
+            yield waiting.pop(0)()
+    for finish in waiting:
+        yield finish()
+
+
+def _finish(
+    predictor: Predictor,
+    batch: InputBatch,
+    begun: Sequence[Begun | None],
+    start: int,
+    probabilities: bool,
+    stopwatch: Stopwatch,
+) -> list[PredictionRow]:
+    """The rows of a batch that begins at ``start`` in the run; what is begun of its groups is waited for."""
+    rows: list[PredictionRow | None] = [
+        None if error is None else PredictionRow(name, error=error)
+        for name, error in zip(batch.names, batch.errors, strict=True)
+    ]
+    for (positions, x), one in zip(batch.groups, begun, strict=True):
+        found = {start + position: batch.names[position] for position in positions}
+        predicted = _predict(predictor, found, x, probabilities, stopwatch, one)
+        for position, row in zip(positions, predicted, strict=True):
+            rows[position] = row
+    return [_present(row) for row in rows]
 
 
 def _present(row: PredictionRow | None) -> PredictionRow:
@@ -179,11 +200,16 @@ def _present(row: PredictionRow | None) -> PredictionRow:
 
 
 def _predict(
-    predictor: Predictor, names: Mapping[int, str], x: Tensor, probabilities: bool, stopwatch: Stopwatch
+    predictor: Predictor,
+    names: Mapping[int, str],
+    x: Tensor,
+    probabilities: bool,
+    stopwatch: Stopwatch,
+    begun: Begun | None = None,
 ) -> list[PredictionRow]:
-    """Predict images (N, C, H, W), whose ``names`` are by their positions in the run."""
+    """Predict images (N, C, H, W), whose ``names`` are by their positions in the run, or what is begun of them."""
     try:
-        predicted = predictor.predict(x, stopwatch, list(names))
+        predicted = predictor.finish(begun or predictor.begin(x, stopwatch), stopwatch, list(names))
     except ModelGradientError as error:
         if len(names) == 1:
             return [PredictionRow(next(iter(names.values())), error=str(error))]
@@ -193,15 +219,18 @@ def _predict(
             for one, image in zip(names.items(), x, strict=True)
             for row in _predict(predictor, dict([one]), image[None], probabilities, stopwatch)
         ]
-    return _rows(list(names.values()), predicted, predictor.counts.names, probabilities)
+    asked = "output" if x.device.type == "cpu" else "output, or its gradient,"
+    return _rows(list(names.values()), predicted, predictor.counts.names, probabilities, asked)
 
 
-def _rows(names: list[str], predicted: Predicted, classes: Sequence[str], probabilities: bool) -> list[PredictionRow]:
+def _rows(
+    names: list[str], predicted: Predicted, classes: Sequence[str], probabilities: bool, asked: str
+) -> list[PredictionRow]:
     base, logits = predicted.base, predicted.logits
     corrected = predicted.corrected.tolist()
     finite = (torch.isfinite(base).all(1) & torch.isfinite(logits).all(1)).tolist()
     # float64: a confidence is written with more digits than a float32 softmax keeps.
-    base_probs, probs = (torch.softmax(z.double(), dim=1).cpu() for z in (base, logits))
+    base_probs, probs = (torch.softmax(z.double(), dim=1) for z in (base, logits))
     # argmax over the logits: probabilities can tie where logits differ.
     base_preds, preds = base.argmax(1).tolist(), logits.argmax(1).tolist()
     first, second = probs.topk(2).values.unbind(1)
@@ -209,7 +238,7 @@ def _rows(names: list[str], predicted: Predicted, classes: Sequence[str], probab
     rows = []
     for index, name in enumerate(names):
         if not finite[index]:
-            rows.append(PredictionRow(name, error="the model's output is not finite (NaN or infinity)"))
+            rows.append(PredictionRow(name, error=f"the model's {asked} is not finite (NaN or infinity)"))
             continue
         rows.append(
             PredictionRow(

@@ -38,14 +38,23 @@ WORTHWHILE = 0.4
 class Predicted(NamedTuple):
     """The logits of a batch, and how they were computed.
 
-    ``base`` and ``logits``: (N, C), plain and corrected; ``refined``: (N,) bool, whether both were recomputed by
-    the full computation; ``corrected``: (N,) bool, whether the correction was run (else ``logits`` are those of
-    the plain model, with the classifier's tau).
+    All on the CPU. ``base``, ``logits``: (N, C), plain and corrected; ``refined``: (N,) bool, whether both were
+    recomputed by the full computation; ``corrected``: (N,) bool, whether the correction was run (else ``logits`` are
+    those of the plain model, with the classifier's tau).
     """
 
     base: Tensor
     logits: Tensor
     refined: Tensor
+    corrected: Tensor
+
+
+class Begun(NamedTuple):
+    """Images (N, ...) whose passes are in a GPU's queue: base and corrected logits (N, C), and (N,) which corrected."""
+
+    x: Tensor
+    base: Tensor
+    logits: Tensor
     corrected: Tensor
 
 
@@ -147,18 +156,28 @@ class Predictor:
         Raises:
             ModelGradientError: if the reference has no usable gradient for an image of the batch; nothing is counted.
         """
-        assert not self.needs_calibration, "calibrate() comes first"
         stopwatch = stopwatch or Stopwatch()
-        base, logits, corrected = self._compute(x, stopwatch)
+        return self.finish(self.begin(x, stopwatch), stopwatch, positions)
+
+    def begin(self, x: Tensor, stopwatch: Stopwatch) -> Begun:
+        """Put the passes of a batch (N, ...) into a GPU's queue, where nothing is asked of it before: see `predict`."""
+        assert not self.needs_calibration, "calibrate() comes first"
+        return Begun(x, *self._compute(x, stopwatch))
+
+    def finish(self, begun: Begun, stopwatch: Stopwatch, positions: Sequence[int] | None = None) -> Predicted:
+        """Wait for a batch that was begun, and recompute what is to be: see `predict`."""
+        x, corrected = begun.x, begun.corrected
+        base, logits = _on_host(begun.base, begun.logits)
         refined = self._doubtful(base, logits)
         if positions is None:
             positions = range(self._tally.images, self._tally.images + len(x))
-        sampled = sample(self._seed, positions).to(x.device) & ~refined & ~self._is_full(corrected)
+        sampled = sample(self._seed, positions) & ~refined & ~self._is_full(corrected)
         again = refined | sampled
         tally = Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
         if again.any():
             with stopwatch.timing("refinement", x.device):
-                full_base, full = self._passes.run_in_parts(self._reference.predict_both, x[again])
+                both = self._passes.run_in_parts(self._reference.predict_both, _rows_of(x, again))
+            full_base, full = _on_host(*both)
             among = sampled[again]
             base_same = (base[sampled].argmax(1) == full_base[among].argmax(1)).cpu()
             same = (logits[sampled].argmax(1) == full[among].argmax(1)).cpu()
@@ -201,15 +220,15 @@ class Predictor:
         network = self._low or self._reference
         if not self._close_calls_only:
             base, logits = self._run(x, stopwatch)
-            return base, logits, torch.full((len(x),), network.active, device=x.device)
+            return base, logits, torch.full((len(x),), network.active)
         with stopwatch.timing("plain pass", x.device):
-            (base,) = self._passes.run_in_parts(lambda part: (network.predict_plain(part),), x)
+            (base,) = _on_host(*self._passes.run_in_parts(lambda part: (network.predict_plain(part),), x))
         logits = network.adjust(base).clone()  # rows are replaced below
         # Close calls of the precision go to the reference, with the correction, in any case.
         corrected = self._may_change(logits) & ~self._doubtful(base, logits)
         if corrected.any():
             # The base logits stay those of the plain pass, on which it was decided.
-            logits[corrected] = self._run(x[corrected], stopwatch)[1]
+            logits[corrected] = _on_host(*self._run(_rows_of(x, corrected), stopwatch))[1]
         return base, logits, corrected
 
     def _run(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
@@ -222,7 +241,7 @@ class Predictor:
     def _doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
         """Whether only the reference can decide the labels."""
         if self._low is None:
-            return torch.zeros(len(base), dtype=torch.bool, device=base.device)
+            return torch.zeros(len(base), dtype=torch.bool)
         return are_doubtful(self._bounds, base, logits)
 
     def _may_change(self, logits: Tensor) -> Tensor:
@@ -243,8 +262,8 @@ class Predictor:
         nothing = torch.empty(0, len(self.counts))
         found: list[tuple[Tensor, ...]] = [(nothing,) * 4]
         for x in xs:
-            full = self._passes.attempt_both(self._reference, x, Stopwatch())
-            rows = full if self._low is None else self._run(x, Stopwatch())
+            full = _on_host(*self._passes.attempt_both(self._reference, x, Stopwatch()))
+            rows = full if self._low is None else _on_host(*self._run(x, Stopwatch()))
             usable = torch.isfinite(full[0]).all(1) & torch.isfinite(full[1]).all(1)
             found.append(tuple(logits[usable] for logits in (*full, *rows)))
         full_base, full_logits, base, logits = (
@@ -265,3 +284,17 @@ class Predictor:
     def _count(self, tally: Tally) -> None:
         for name, value in vars(tally).items():
             setattr(self._tally, name, getattr(self._tally, name) + value)
+
+
+def _on_host(*logits: Tensor) -> tuple[Tensor, ...]:
+    """Bring tensors (N, C) to the CPU, all at once: a GPU is waited for each time that it is asked for one."""
+    if logits[0].device.type == "cpu":
+        return logits
+    return tuple(torch.stack(logits).cpu().unbind())
+
+
+def _rows_of(x: Tensor, chosen: Tensor) -> Tensor:
+    """The images of a batch (N, ...) that are true in (N,), without asking a GPU how many these are."""
+    if x.device.type == "cpu":
+        return x[chosen]
+    return x.index_select(0, chosen.nonzero().squeeze(1).pin_memory().to(x.device, non_blocking=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,16 @@ from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.method.deployment_prior import check_prior
 from imbalance_perturb.method.logit_corrections import adjust_logits
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
-from imbalance_perturb.method.perturbation import gradient_sign, logit_gradient, step
+from imbalance_perturb.method.perturbation import LossSpec, gradient_signs, logit_gradient, step
 from imbalance_perturb.method.target import target_distribution
+
+
+class _Constants(NamedTuple):
+    """What each step takes beside images: p* (C,), eps and clip."""
+
+    target: Tensor
+    eps: Tensor
+    clip: tuple[float | Tensor, float | Tensor] | None
 
 
 class PerturbedClassifier(nn.Module):
@@ -44,6 +53,8 @@ class PerturbedClassifier(nn.Module):
             equal ones, by tau and by a ``target`` that is named.
         front: computes from inputs what ``model`` takes, where the step is to be at a hidden stage: between the two,
             with ``eps`` and ``clip`` in units of the front's output. Its gradient is never needed.
+        mark_unusable: whether an image whose gradient is not finite gets logits of NaN, in the place of an error for
+            its whole batch, for which a GPU would have to be waited for.
 
     Raises:
         SettingsError: if an argument is out of range.
@@ -65,6 +76,7 @@ class PerturbedClassifier(nn.Module):
         correction: Callable[[Tensor], Tensor] | None = None,
         prior: Tensor | None = None,
         front: nn.Module | None = None,
+        mark_unusable: bool = False,
     ) -> None:
         super().__init__()
         if prior is not None:
@@ -87,6 +99,7 @@ class PerturbedClassifier(nn.Module):
         logit_gradient(loss)
         self.model = model
         self.front = front
+        self.mark_unusable = mark_unusable
         self.counts = counts
         self.temperature = float(temperature)
         self.loss = loss
@@ -98,6 +111,7 @@ class PerturbedClassifier(nn.Module):
         # Plain attributes, no buffers: half() or to(bfloat16) on the module must not round p* and eps.
         self.target = target
         self.eps = eps
+        self._placed: dict[torch.device, tuple[_Constants, _Constants]] = {}
 
     @property
     def active(self) -> bool:
@@ -123,10 +137,13 @@ class PerturbedClassifier(nn.Module):
         if not self.active:
             # A copy of the front's output: the model's first layer may work in place.
             return self.predict_from_stage(moved if self.front is None else moved.clone()), moved
+        spec, constants = LossSpec(self.loss, self.temperature), self._constants(moved.device)
         for _ in range(self.steps):
-            found = gradient_sign(self.model, moved, self.target, temperature=self.temperature, loss=self.loss)
-            base = found.logits if base is None else base
-            moved = step(moved, found.sign, self.eps.to(moved), self.clip)
+            (sign,), logits = gradient_signs(
+                self.model, moved, constants.target, [spec], mark_unusable=self.mark_unusable
+            )
+            base = logits if base is None else base
+            moved = step(moved, sign, constants.eps.to(moved), constants.clip)
         assert base is not None  # steps >= 1
         return base, moved
 
@@ -150,6 +167,21 @@ class PerturbedClassifier(nn.Module):
     def predict_from_stage(self, h: Tensor) -> Tensor:
         """Compute the logits (N, C) of what :meth:`to_stage` gave, as it is or moved, in full precision."""
         return _run_plain(self.model, h)
+
+    def _constants(self, device: torch.device) -> _Constants:
+        """The constants on a device: sent there once, and not with every batch."""
+        given = _Constants(self.target, self.eps, self.clip)
+        if device.type == "cpu":
+            return given
+        source, placed = self._placed.get(device, (None, given))
+        if source is None or any(one is not other for one, other in zip(source, given, strict=True)):
+            clip = None
+            if given.clip is not None:
+                low, high = (bound.to(device) if isinstance(bound, Tensor) else bound for bound in given.clip)
+                clip = low, high
+            placed = _Constants(given.target.to(device), given.eps.to(device), clip)
+            self._placed[device] = given, placed
+        return placed
 
     def _warn_if_lost(self, x: Tensor) -> None:
         smallest = self.eps[self.eps > 0].min().item() if self.active else 1.0

@@ -64,11 +64,12 @@ def gradient_sign(
 
 
 def gradient_signs(
-    model: nn.Module, x: Tensor, target: Tensor, loss_specs: Sequence[LossSpec]
+    model: nn.Module, x: Tensor, target: Tensor, loss_specs: Sequence[LossSpec], *, mark_unusable: bool = False
 ) -> tuple[list[Tensor], Tensor]:
     """Compute :func:`gradient_sign` for several losses and T from one forward pass, and the logits (N, C).
 
-    One backward pass for each; arguments and errors as for :func:`gradient_sign`.
+    One backward pass for each; arguments and errors as for :func:`gradient_sign`. With ``mark_unusable`` an image whose
+    gradient is not finite is no error but has logits of NaN: a GPU that is not asked need not be waited for.
     """
     for loss, temperature in loss_specs:
         if not temperature > 0:
@@ -81,11 +82,17 @@ def gradient_signs(
         logits = _forward(model, leaf.clone(), target)
         z = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         directions = [loss_direction(z, target, spec) for spec in loss_specs]
-        signs = [
-            _gradient(logits, leaf, v, last=index == len(directions) - 1).sign().to(torch.int8)
-            for index, v in enumerate(directions)
+        gradients = [
+            _gradient(logits, leaf, v, last=index == len(directions) - 1) for index, v in enumerate(directions)
         ]
-    return signs, logits.detach()
+    logits = logits.detach()
+    for gradient in gradients:
+        if not mark_unusable:
+            _check_finite(gradient)
+            continue
+        unusable = ~torch.isfinite(gradient).flatten(1).all(1)
+        logits = logits.masked_fill(unusable[:, None], torch.nan)
+    return [gradient.sign().to(torch.int8) for gradient in gradients], logits
 
 
 def project_gradient(model: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
@@ -96,7 +103,9 @@ def project_gradient(model: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad(), frozen_eval(model), float32_products():
         leaf = x.detach().clone().requires_grad_(True)
         logits = _forward(model, leaf.clone(), direction)
-        return _gradient(logits, leaf, direction.to(logits).expand_as(logits), last=True)
+        gradient = _gradient(logits, leaf, direction.to(logits).expand_as(logits), last=True)
+    _check_finite(gradient)
+    return gradient
 
 
 def loss_direction(z: Tensor, target: Tensor, spec: LossSpec) -> Tensor:
@@ -124,11 +133,14 @@ def _gradient(logits: Tensor, leaf: Tensor, v: Tensor, *, last: bool) -> Tensor:
         raise ModelGradientError(
             "no gradient reaches the model's input: its output does not depend on it differentiably"
         )
+    return gradient
+
+
+def _check_finite(gradient: Tensor) -> None:
     if not torch.isfinite(gradient).all():
         raise ModelGradientError(
             "the gradient at the model's input is not finite: NaN or infinity in the input or the parameters"
         )
-    return gradient
 
 
 def step(

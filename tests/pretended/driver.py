@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def _current(device: torch.device | int) -> Iterator[None]:
         yield
     finally:
         pretend_cuda.opt.current = before
+
+
+class _Event:
+    """``torch.cuda.Event``: the clock, when it is recorded."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.monotonic()
+
+    def synchronize(self) -> None:
+        pretend_cuda.note("event waited for")
+
+    def elapsed_time(self, other: _Event) -> float:
+        """Milliseconds."""
+        return 1000 * (other.at - self.at)
 
 
 def _move_what_scripts_hold() -> None:
@@ -60,6 +78,7 @@ def main() -> None:
     seen, rest = options.pop("seen"), options.pop("rest")
     pretend_cuda.install(quiet=True, **options)
     torch.cuda.device = _current  # type: ignore[assignment, misc]
+    torch.cuda.Event = _Event  # type: ignore[assignment, misc]
     # Awake from the first tensor on.
     torch.cuda.is_initialized = lambda: bool(pretend_cuda.seen)  # type: ignore[assignment]
     atexit.register(lambda: seen.write_text(json.dumps(pretend_cuda.seen)))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from imbalance_perturb.inference.acceleration.conversion import LAYER, convert
 from imbalance_perturb.method.module_state import frozen_eval, full_precision
@@ -77,24 +77,57 @@ def enclosing(path: str) -> Iterator[str]:
 def run_noting(graph: fx.GraphModule, x: Tensor) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
     """Run a graph on a batch; returns of each node what it gave (a tensor's shape, else the value), and its products.
 
-    Products are floating-point operations of convolutions, linear layers and attention.
+    Products are multiplications in convolutions, linear layers and attention.
     """
     runner = _Noting(graph)
-    with torch.no_grad(), frozen_eval(graph), full_precision(x.device), runner.counter:
+    # The counter takes a second and a half to import: where layers are all that multiplies, shapes say as much.
+    counting = nullcontext() if _multiplies_in_layers(graph) else runner.count_all()
+    with torch.no_grad(), frozen_eval(graph), full_precision(x.device), counting:
         runner.run(x)
     return runner.found, runner.cost
+
+
+#: Parts of names of functions that multiply matrices.
+_MULTIPLYING = ("matmul", "mm", "einsum", "attention", "linear", "conv")
+
+#: Layers without products of matrices.
+_CHEAP = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+
+
+def _multiplies_in_layers(graph: fx.GraphModule) -> bool:
+    """Whether convolutions and linear layers hold all products."""
+    for node in graph.graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            name = str(getattr(node.target, "__name__", node.target))
+            if any(part in name for part in _MULTIPLYING):
+                return False
+        elif node.op == "call_module":
+            layer = graph.get_submodule(str(node.target))
+            if not isinstance(layer, (nn.Conv2d, nn.Linear, *_CHEAP)) and any(True for _ in layer.parameters()):
+                return False
+    return True
 
 
 class _Noting(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.counter = FlopCounterMode(display=False)
+        self._counter: Any = None
         self.found: dict[fx.Node, Any] = {}
         self.cost: dict[fx.Node, int] = {}
 
+    def count_all(self) -> AbstractContextManager[object]:
+        """Inside, the products of whatever operation are counted."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        self._counter = FlopCounterMode(display=False)
+        return self._counter  # type: ignore[no-any-return]
+
     def run_node(self, n: fx.Node) -> Any:
-        before = self.counter.get_total_flops()
+        before = 0 if self._counter is None else self._counter.get_total_flops()
         result = super().run_node(n)
-        self.cost[n] = self.counter.get_total_flops() - before
+        if self._counter is not None:
+            self.cost[n] = (self._counter.get_total_flops() - before) // 2  # it counts additions, too
+        elif n.op == "call_module" and isinstance(layer := self.fetch_attr(str(n.target)), nn.Conv2d | nn.Linear):
+            self.cost[n] = result.numel() * layer.weight[0].numel()
         self.found[n] = result.shape if isinstance(result, Tensor) else result
         return result
