@@ -125,6 +125,8 @@ def select_execution(
 def _settle_workers(wanted: int | None, device: torch.device, n_images: int | None, cores: int) -> tuple[int, bool]:
     """Choose the number of worker processes, and whether decoding and computing take turns."""
     if device.type == "cuda":
+        if device.index is not None:  # one of several by its number: the others have runs of their own
+            cores = max(2, cores // torch.cuda.device_count())
         spare, takes_turns = cores - 1, False
     else:
         # The threads of a pass wait for the slowest of them: a worker that takes the core of one stops them all.

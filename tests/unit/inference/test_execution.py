@@ -135,6 +135,18 @@ def test_fp16_is_not_for_a_cpu() -> None:
         settle(10, precision="fp16")
 
 
+def test_one_of_several_gpus_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight runs on a machine of eight do not start decoders for all cores each; a run that has them all does."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+
+    def workers(device: str, cores: int) -> int:
+        return select_execution(RunSettings(device=device, precision="fp32"), 10_000, cores=cores).workers
+
+    assert [workers("cuda:7", cores) for cores in (64, 16, 4)] == [7, 1, 1]
+    assert workers("cuda", 12) == 11
+
+
 def test_a_gpu_runs_auto_in_fp16() -> None:
     """On every card: as fast as bf16, with a third of the close calls. On a CPU it is bf16 or nothing."""
     assert fast_dtype(torch.device("cuda:1")) == torch.float16
