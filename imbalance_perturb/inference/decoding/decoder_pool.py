@@ -8,26 +8,33 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import torch
-
-from imbalance_perturb.data.pixels import Peak
 from imbalance_perturb.inference.allocator import release_freed_memory
 from imbalance_perturb.inference.decoding.overdue import InHand, Overdue, Watch
+from imbalance_perturb.inference.decoding.pixel_slots import PixelSlots
+from imbalance_perturb.inference.decoding.worker_process import (
+    Decoded,
+    Decoder,
+    Sent,
+    decode_in_worker,
+    read_in_worker,
+    start_worker,
+)
 
 T = TypeVar("T")
 
 #: Images of a task: a slice of hundreds is decoded by all workers, not by one while the others go on to later slices.
 _TASK = 32
+
+#: Slots for each worker and for whoever waits: of tasks that are decoded, that wait, and that are read.
+_SLOTS = 12
 
 #: Tasks that are started for each worker, one that it decodes and one that waits; and slices, at least.
 _AHEAD = 2
@@ -45,37 +52,21 @@ _TRIES = 2
 _GRACE = 2.0
 
 
-class Decoded(NamedTuple):
-    """One image as it comes from a worker; as an array, since tensors would be sent through shared memory."""
-
-    found: np.ndarray[Any, Any] | str
-    seconds: float
-    peak: Peak | None = None
-
-
-class Decoder(Protocol):
-    """What a worker does with one image."""
-
-    def decode(self, name: str) -> Decoded:
-        """Decode an image: its pixels, or the reason why it cannot be used."""
-        ...
-
-    def read(self, name: str) -> None:
-        """Read its file into the system's cache."""
-        ...
-
-
 def in_slices(names: Sequence[str], size: int) -> Iterator[list[str]]:
     """Split names, in their order, into slices of ``size``."""
     return (list(names[start : start + size]) for start in range(0, len(names), size))
 
 
 class _Task(NamedTuple):
-    """A slice that was started: ``late`` are those of its names that are not decoded again."""
+    """A slice that was started: ``late`` are those of its names that are not decoded again.
+
+    ``slot``: where its pixels go, which is the task's until it has been read or its workers have ended.
+    """
 
     names: list[str]
     late: frozenset[str]
-    future: Future[list[Decoded]]
+    future: Future[list[Sent]]
+    slot: int | None
 
 
 class DecoderPool:
@@ -86,10 +77,16 @@ class DecoderPool:
         workers: how many.
         timeout: seconds that a worker may take for one image, while it is waited for.
         start_method: how processes are started; ``None`` forks them where that is safe.
+        shape: (C, H, W) of an image, where all have one: forked workers then write pixels where they are read.
     """
 
     def __init__(
-        self, make_decoder: Callable[[], Decoder], workers: int, timeout: float, start_method: str | None = None
+        self,
+        make_decoder: Callable[[], Decoder],
+        workers: int,
+        timeout: float,
+        start_method: str | None = None,
+        shape: tuple[int, int, int] | None = None,
     ) -> None:
         self._make_decoder, self._workers, self._timeout = make_decoder, workers, timeout
         # Forked where that is safe: a fresh interpreter in each worker has to import torch again.
@@ -100,12 +97,21 @@ class DecoderPool:
         self._under_way: dict[int, tuple[list[str], Future[Any]]] = {}
         # Images that took too long: those of them that come again are not waited for again.
         self._late: dict[str, Decoded] = {}
+        self._slots: PixelSlots | None = None
+        if shape is not None and self._context.get_start_method() == "fork":
+            with suppress(OSError, ValueError):  # no such memory here: then pixels go through pipes
+                self._slots = PixelSlots(shape, _TASK, _SLOTS * (1 + workers))
+        self._task = _TASK if self._slots is None else self._slots.images
+        self._held: list[int | None] = []
         # A forked worker finds the libraries that decoding takes loaded here; else each would take a second for it.
         make_decoder()
         self._pool = self._open()
 
     def decode_ahead(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[Decoded]]]:
-        """Yield each slice with its images decoded, in order; some are decoded ahead, in tasks of :data:`_TASK`."""
+        """Yield each slice with its images decoded, in order; some are decoded ahead, in tasks of :data:`_TASK`.
+
+        Pixels are to be read before the next slice is asked for.
+        """
         whole: deque[list[str]] = deque()
         most = _AHEAD * self._workers
 
@@ -113,8 +119,8 @@ class DecoderPool:
             nonlocal most
             for names in slices:
                 whole.append(names)
-                most = max(most, _AHEAD * math.ceil(len(names) / _TASK))
-                yield from in_slices(names, _TASK)
+                most = max(most, _AHEAD * math.ceil(len(names) / self._task))
+                yield from in_slices(names, self._task)
 
         decoded: list[Decoded] = []
         for _, part in self._decode_in_order(cut(), lambda: most):
@@ -122,6 +128,7 @@ class DecoderPool:
             if len(decoded) == len(whole[0]):
                 yield whole.popleft(), decoded
                 decoded = []
+                self._give_back()
 
     def decode_in_turn(self, slices: Iterator[list[str]]) -> Iterator[tuple[list[str], list[Decoded]]]:
         """Yield each slice with its images decoded, in order, by all workers at once when it is asked for.
@@ -130,12 +137,13 @@ class DecoderPool:
         """
         names = next(slices, None)
         while names is not None:
-            parts = list(in_slices(names, math.ceil(len(names) / (_PARTS * self._workers))))
+            parts = list(in_slices(names, min(self._task, math.ceil(len(names) / (_PARTS * self._workers)))))
             decoded = [one for _, part in self._decode_in_order(iter(parts), partial(len, parts)) for one in part]
             following = next(slices, None)
             for part in in_slices([name for name in following or [] if name not in self._late], _READ_TOGETHER):
-                self._submit(_read_in_worker, part)
+                self._submit(read_in_worker, part)
             yield names, decoded
+            self._give_back()
             names = following
 
     def _decode_in_order(
@@ -154,6 +162,7 @@ class DecoderPool:
             except BrokenProcessPool:
                 # Which image broke it may not be known: all started slices start again, the first of them on its own.
                 self._reopen()
+                self._drop(task, *waiting)
                 decoded = self._decode_apart(task.names)
                 waiting = deque(self._start(other.names) for other in waiting)
             yield task.names, decoded
@@ -170,32 +179,56 @@ class DecoderPool:
     def _decode_apart(self, names: list[str]) -> list[Decoded]:
         """Decode images whose slice was lost with a worker: together once more, and then one by one."""
         while True:
-            late = len(self._late)
+            late, task = len(self._late), self._start(names)
             try:
-                return self._finish(self._start(names))
+                return self._finish(task)
             except BrokenProcessPool:
                 self._reopen()
+                self._drop(task)
             if len(self._late) == late:  # else it is known which image broke it
                 return [self._decode_alone(name) for name in names]
 
     def _decode_alone(self, name: str) -> Decoded:
         for _ in range(_TRIES):
+            task = self._start([name])
             try:
-                return self._finish(self._start([name]))[0]
+                return self._finish(task)[0]
             except BrokenProcessPool:
                 self._reopen()
+                self._drop(task)
         if name in self._late:
             return self._late[name]
         return Decoded(f"decoding it ended its process {_TRIES} times (killed by the system, or out of memory)", 0.0)
 
     def _start(self, names: list[str]) -> _Task:
         late = frozenset(self._late.keys() & set(names))
-        return _Task(names, late, self._submit(_decode_in_worker, [name for name in names if name not in late]))
+        slot = None if self._slots is None else self._slots.take()
+        work = partial(decode_in_worker, slot)
+        return _Task(names, late, self._submit(work, [name for name in names if name not in late]), slot)
 
     def _finish(self, task: _Task) -> list[Decoded]:
         found = self._wait(task.future)
-        decoded = iter(found)
+        self._held.append(task.slot)
+        decoded = iter([self._fetch(one, task.slot) for one in found])
         return [self._late[name] if name in task.late else next(decoded) for name in task.names]
+
+    def _fetch(self, sent: Sent, slot: int | None) -> Decoded:
+        if sent.place is None:
+            return sent.decoded
+        assert self._slots is not None
+        assert slot is not None
+        return sent.decoded._replace(found=self._slots.get(slot, sent.place))
+
+    def _give_back(self) -> None:
+        """The slots of what was yielded and has been read."""
+        if self._slots is not None:
+            for slot in self._held:
+                self._slots.give_back(slot)
+        self._held = []
+
+    def _drop(self, *tasks: _Task) -> None:
+        """The slots of tasks that are not finished: only after all workers have ended."""
+        self._held += [task.slot for task in tasks]
 
     def _submit(self, work: Callable[[int, list[str]], T], names: list[str]) -> Future[T]:
         number = next(self._numbers)
@@ -238,52 +271,6 @@ class DecoderPool:
         return ProcessPoolExecutor(
             self._workers,
             mp_context=self._context,
-            initializer=_start_worker,
-            initargs=(self._make_decoder, in_hand),
+            initializer=start_worker,
+            initargs=(self._make_decoder, in_hand, self._slots),
         )
-
-
-class _Worker(NamedTuple):
-    decoder: Decoder
-    in_hand: InHand
-
-    def each(self, number: int, names: Sequence[str], work: Callable[[str], T]) -> list[T]:
-        """Do the work for each image of a task, and let the run see which one that is."""
-        done = []
-        for position, name in enumerate(names):
-            self.in_hand.take(number, position)
-            done.append(work(name))
-        self.in_hand.leave()
-        return done
-
-
-_worker: _Worker | None = None
-
-
-def _start_worker(make_decoder: Callable[[], Decoder], in_hand: InHand) -> None:
-    global _worker
-    # Ctrl-C reaches every process of a terminal; the run decides what is still to be finished.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    in_hand.join()
-    _worker = _Worker(make_decoder(), in_hand)
-
-
-def _end_with_parent() -> None:
-    # A pool's workers would wait for ever for the next task of a run that was killed.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _decode_in_worker(number: int, names: list[str]) -> list[Decoded]:
-    assert _worker is not None, "the worker was started"
-    return _worker.each(number, names, _worker.decoder.decode)
-
-
-def _read_in_worker(number: int, names: list[str]) -> None:
-    assert _worker is not None, "the worker was started"
-    _worker.each(number, names, _worker.decoder.read)

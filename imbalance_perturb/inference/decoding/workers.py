@@ -21,7 +21,8 @@ from imbalance_perturb.data.pixels import Peak, Pixels, find_peak
 from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry
 from imbalance_perturb.data.remote_files import RemotePath
 from imbalance_perturb.errors import ImageError
-from imbalance_perturb.inference.decoding.decoder_pool import Decoded, DecoderPool, in_slices
+from imbalance_perturb.inference.decoding.decoder_pool import DecoderPool, in_slices
+from imbalance_perturb.inference.decoding.worker_process import Decoded
 
 __all__ = ["DecodedBatch", "Decoders", "in_slices", "iter_decoded"]
 
@@ -117,7 +118,9 @@ class Decoders:
             # A store's client has threads; and waiting for it takes no core.
             start_method, takes_turns = BESIDE_THREADS, False
         self._decoder = None if workers else make_decoder()
-        self._pool = DecoderPool(make_decoder, workers, image_timeout, start_method) if workers else None
+        size = preprocessing.size
+        shape = None if size is None else (preprocessing.channels, *size)
+        self._pool = DecoderPool(make_decoder, workers, image_timeout, start_method, shape) if workers else None
         self._takes_turns = takes_turns
 
     def iter_decoded(self, slices: Iterator[list[str]]) -> Iterator[DecodedBatch]:

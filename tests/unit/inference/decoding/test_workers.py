@@ -24,6 +24,15 @@ from imbalance_perturb.inference.decoding.workers import DecodedBatch, Decoders,
 PREPROCESSING = select_preprocessing(PreprocessSettings(preset="none"))
 
 
+@pytest.fixture(autouse=True, params=["pipes", "shared memory"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images without a size of their own come through pipes, those of one size through shared memory."""
+    if request.param == "shared memory":
+        sized = select_preprocessing(PreprocessSettings(preset="none", resize=(4, 4)))
+        assert sized.size == (4, 4)
+        monkeypatch.setitem(globals(), "PREPROCESSING", sized)
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> ImageList:
     """Fifty images that hold their own number, and a broken one."""
