@@ -28,7 +28,6 @@ from imbalance_perturb.models import (
     probe_classifier,
     read_class_names,
 )
-from imbalance_perturb.models.corrected_file import CorrectedNetwork
 
 
 class Probed(NamedTuple):
@@ -121,9 +120,7 @@ def load_probed(
     if counts is not None and model.info.classes is not None and len(counts) == model.info.num_classes:
         _agree(counts, model.info.classes, settings.model)
     preprocessing = settle_preprocessing(settings.preprocess, model.preprocessing, model.info.in_channels)
-    model.to(execution.device)
-    if isinstance(model.network, CorrectedNetwork):
-        model.network.settle_on(execution.device)
+    model.place_on(execution.device)
     shape = (preprocessing.channels, *size_of(preprocessing))
     with naming(settings.model.model):
         probe = probe_classifier(model, shape, num_classes=None if counts is None else len(counts))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from imbalance_perturb.errors import ModelOutputError
 from imbalance_perturb.models.corrected_file import CorrectedCard
@@ -93,6 +93,13 @@ class LoadedClassifier(nn.Module):
         """Without effect: a loaded classifier stays in eval mode."""
         return self
 
+    def place_on(self, device: torch.device) -> None:
+        """Move the parameters to a device, and have programs make there what they make by themselves."""
+        self.to(device)
+        for program in self.network.modules():
+            if isinstance(program, fx.GraphModule):
+                _make_on(program, device)
+
     def fit_batch(self, n: int) -> int:
         """The batch size nearest to n that the network itself takes at once, without this wrapper around it."""
         smallest, largest = self.batch_range
@@ -105,6 +112,18 @@ class LoadedClassifier(nn.Module):
             # log p = z - logsumexp(z): a constant per image, which no softmax, at any temperature, sees.
             logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
         return logits
+
+
+def _make_on(program: fx.GraphModule, device: torch.device) -> None:
+    """Exchange the devices in a program, which are those of the machine that it was exported on."""
+
+    def exchanged(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in program.graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, exchanged)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, exchanged)
+    program.recompile()
 
 
 def in_batches(network: Callable[[Tensor], Any], x: Tensor, batch_range: tuple[int, int | None]) -> Tensor:

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from imbalance_perturb.config.settings import DebiasSettings, PreprocessSettings
 from imbalance_perturb.config.stored_settings import to_tuples
@@ -217,14 +216,6 @@ class CorrectedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the corrected logits (N, C)."""
         return self.both(x)[0]
-
-    def settle_on(self, device: torch.device) -> None:
-        """Let the program make its constants on a device, to which the parameters have been moved."""
-        assert isinstance(self.program, fx.GraphModule)
-        for node in self.program.graph.nodes:
-            if "device" in node.kwargs:
-                node.kwargs = {**node.kwargs, "device": device}
-        self.program.recompile()
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return corrected and plain logits, (N, C) each."""

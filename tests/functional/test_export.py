@@ -107,8 +107,8 @@ def test_torch_alone_opens_the_program(exported: Path) -> None:
 
 def test_the_program_moves_to_another_device(exported: Path) -> None:
     """No constant of the graph stays on the CPU: on a device without memory any would be in the way."""
-    model = ip.load_classifier(exported / "debiased.pt2", input_shape=(3, 16, 16)).to("meta")
-    model.network.settle_on(torch.device("meta"))  # type: ignore[operator, union-attr]
+    model = ip.load_classifier(exported / "debiased.pt2", input_shape=(3, 16, 16))
+    model.place_on(torch.device("meta"))
     assert model(torch.empty(3, 3, 16, 16, device="meta")).shape == (3, 4)
 
 

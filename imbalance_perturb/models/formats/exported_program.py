@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import logging
 import pickle
 import re
-from typing import Any
+import zipfile
+from typing import Any, BinaryIO
 
 import torch
 
@@ -258,21 +260,32 @@ def read_export(snapshot: Snapshot, *, trust: bool) -> torch.export.ExportedProg
     except ModelFileError:
         raise
     except LOAD_ERRORS as error:
-        if _lies_on_gpu(snapshot) and not torch.cuda.is_available():
-            raise ModelFileError(
-                f"{path}: this torch.export file is tied to a GPU, and there is none: its tensors lie on one; export"
-                " the model on the CPU (model.cpu()), or move the program there before it is saved"
-                " (torch.export.passes.move_to_device_pass(program, 'cpu'))"
-            ) from error
         raise ModelFileError(
             f"{path}: this torch.export file cannot be read by torch {torch.__version__} ({first_line(error)});"
             " export it again with this version, or give the model's state_dict"
         ) from error
 
 
-def _lies_on_gpu(snapshot: Snapshot) -> bool:
-    found = snapshot.archive.records(lambda part: part.endswith(("weights_config.json", "models/model.json")))
-    return any(b'"type": "cuda"' in content for _, content in found)
+#: How a program says that a tensor, or what it makes, is on a GPU, and how that it is on the CPU.
+_ON_GPU, _ON_CPU = re.compile(rb'"type": "cuda", "index": (null|[0-9]+)'), b'"type": "cpu", "index": null'
+
+
+def _moved_to_cpu(snapshot: Snapshot) -> BinaryIO:
+    """The file as if the program had been exported on the CPU, where it was on a GPU, which may not be here."""
+    described = dict(snapshot.archive.records(lambda part: part.endswith(".json")))
+    if not any(_ON_GPU.search(content) for content in described.values()):
+        return snapshot.open()
+    moved = io.BytesIO()
+    with zipfile.ZipFile(snapshot.open()) as old, zipfile.ZipFile(moved, "w") as new:
+        for name in old.namelist():
+            content = _ON_GPU.sub(_ON_CPU, old.read(name)) if name.endswith(".json") else old.read(name)
+            if content and _SAVED.fullmatch(name):
+                saved = io.BytesIO()
+                torch.save(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), saved)
+                content = saved.getvalue()
+            new.writestr(name, content)
+    moved.seek(0)
+    return moved
 
 
 def _load_export(snapshot: Snapshot) -> torch.export.ExportedProgram:
@@ -280,6 +293,6 @@ def _load_export(snapshot: Snapshot) -> torch.export.ExportedProgram:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        return torch.export.load(snapshot.open())
+        return torch.export.load(_moved_to_cpu(snapshot))
     finally:
         logging.disable(before)
