@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: From this width on a figure and its interval share a line.
 _WIDE = 130
+
+#: Letters of a line below a method's name, where the terminal is narrower.
+_NARROW = 12
 
 _FIGURES = {"mcr": "MCR", "scr": "SCR", "worst_class_recall": "worst recall", "accuracy": "accuracy"}
 
@@ -81,7 +85,12 @@ def _gains(comparison: Comparison, wide: bool) -> Table:
     return table
 
 
+def _short_lines(setting: str) -> list[str]:
+    """Settings for a column that leaves room for others in a narrow terminal: the names of layers can be long."""
+    return [line for part in setting.split(", ") for line in textwrap.wrap(part, _NARROW) or [part]]
+
+
 def _name(result: MethodResult, wide: bool) -> Text:
-    settings = [result.setting] if wide else result.setting.split(", ")
+    settings = [result.setting] if wide else _short_lines(result.setting)
     dim = [(setting, "dim") for setting in settings if result.parameters]
     return styled((result.method, "italic" if result.control else ""), *dim, between=" " if wide else "\n  ")

@@ -16,7 +16,18 @@ DIGITS = ("--preset", "none", "--resize", "64", "--mean", "0.5", "--std", "0.5")
 
 QUICK = ("--eps-grid", "0.02,0.05", "--tau-grid", "0.5,1", "--folds", "3", "--repeats", "2")
 
-METHODS = ["none", "perturb", "la", "perturb+la", "tau-norm", "offsets", "p2p", "random-sign", "minus-eps"]
+METHODS = [
+    "none",
+    "perturb",
+    "perturb-at",
+    "la",
+    "perturb+la",
+    "tau-norm",
+    "offsets",
+    "p2p",
+    "random-sign",
+    "minus-eps",
+]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +163,7 @@ def test_class_folders_serve_as_labels(labelled: Workplace) -> None:
         (("--steps", "2"), 2, "methods are compared with one step"),
         (("--eps-grid", "a,b"), 2, "eps-grid is 'a,b'; expected numbers"),
         (("--tau-grid", "-1,2"), 2, "tau-grid is -1.0, 2.0; expected numbers, at least 0"),
-        (("--methods", "la,magic"), 2, "methods has magic; expected some of none, perturb, la"),
+        (("--methods", "la,magic"), 2, "methods has magic; expected some of none, perturb, perturb-at, la"),
         (("--objective", "auc"), 2, "objective is 'auc'; expected one of mcr"),
         (("--folds", "1"), 2, "folds is 1; expected a whole number, at least 2"),
         (("--confidence-level", "2"), 2, "confidence-level is 2"),
