@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from imbalance_perturb.config.machine_settings import IMAGE_TIMEOUT
@@ -22,6 +21,7 @@ from imbalance_perturb.data.preprocessing import Preprocessing, make_geometry
 from imbalance_perturb.data.remote_files import RemotePath
 from imbalance_perturb.errors import ImageError
 from imbalance_perturb.inference.decoding.decoder_pool import DecoderPool, in_slices
+from imbalance_perturb.inference.decoding.reused_memory import ReusedMemory
 from imbalance_perturb.inference.decoding.worker_process import Decoded
 
 __all__ = ["DecodedBatch", "Decoders", "in_slices", "iter_decoded"]
@@ -121,7 +121,7 @@ class Decoders:
         size = preprocessing.size
         shape = None if size is None else (preprocessing.channels, *size)
         self._pool = DecoderPool(make_decoder, workers, image_timeout, start_method, shape) if workers else None
-        self._takes_turns = takes_turns
+        self._takes_turns, self._memory = takes_turns, ReusedMemory()
 
     def iter_decoded(self, slices: Iterator[list[str]]) -> Iterator[DecodedBatch]:
         """Decode images, a batch for each slice, in order.
@@ -133,10 +133,10 @@ class Decoders:
         """
         if self._decoder is not None:
             for names in slices:
-                yield _collate(names, [self._decoder.decode(name) for name in names])
+                yield _collate(names, [self._decoder.decode(name) for name in names], self._memory)
         if self._pool is not None:
             for names, decoded in (self._pool.decode_in_turn if self._takes_turns else self._pool.decode_ahead)(slices):
-                yield _collate(names, decoded)
+                yield _collate(names, decoded, self._memory)
 
     def close(self) -> None:
         """End the processes after their current image; one that does not finish it is killed."""
@@ -161,17 +161,16 @@ def iter_decoded(
         decoders.close()
 
 
-def _collate(names: list[str], decoded: Sequence[Decoded]) -> DecodedBatch:
+def _collate(names: list[str], decoded: Sequence[Decoded], memory: ReusedMemory) -> DecodedBatch:
     # Each image keeps its position beside its pixels, so that no failure can shift a prediction to a neighbour.
     assert len(names) == len(decoded)
     errors = [one.found if isinstance(one.found, str) else None for one in decoded]
+    pixels: dict[int, np.ndarray[Any, Any]] = {}
     alike: dict[tuple[tuple[int, ...], np.dtype[Any]], list[int]] = {}
     for position, one in enumerate(decoded):
         if not isinstance(one.found, str):
+            pixels[position] = one.found
             alike.setdefault((one.found.shape, one.found.dtype), []).append(position)
-    groups = [
-        (positions, torch.from_numpy(np.stack([decoded[position].found for position in positions])))
-        for positions in alike.values()
-    ]
+    groups = [(positions, memory.stack([pixels[position] for position in positions])) for positions in alike.values()]
     peaks = tuple(one.peak for one in decoded if one.peak is not None)
     return DecodedBatch(names, errors, groups, sum(one.seconds for one in decoded), peaks)
