@@ -22,6 +22,9 @@ from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow
 
+#: Images of the first group on a GPU: what one worker decodes at a time.
+_FIRST = 32
+
 #: Most images of a batch that a predictor is calibrated on.
 _CALIBRATION_BATCH = 16
 
@@ -155,7 +158,7 @@ def iter_predictions(
     if predictor.needs_calibration:
         sample = list(in_slices(sample_names(images), execution.group_size))
     # One stream for both: workers start once, and decode the run's first images while the predictor is calibrated.
-    slices = chain(sample, in_slices(images.names, execution.group_size))
+    slices = chain(sample, _in_groups(images.names, execution))
     decoded = _decode(images, slices, preprocessing, execution) if decoders is None else decoders.iter_decoded(slices)
     if sample:
         with stopwatch.timing("calibration", execution.device):
@@ -163,14 +166,28 @@ def iter_predictions(
     # A GPU computes one batch while the rows of the one before are made.
     ahead = execution.device.type == "cuda"
     waiting: list[Callable[[], list[PredictionRow]]] = []
+    first = start + min(len(images.names), _first_group(execution))
     for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch, deep):
         begun = [predictor.begin(x, stopwatch) if ahead else None for _, x in batch.groups]
         waiting.append(partial(_finish, predictor, batch, begun, start, probabilities, stopwatch))
         start += len(batch.names)
-        if len(waiting) > int(ahead):
+        if len(waiting) > int(ahead) or start == first:
             yield waiting.pop(0)()
     for finish in waiting:
         yield finish()
+
+
+def _in_groups(names: Sequence[str], execution: Execution) -> Iterator[list[str]]:
+    """Names in the groups in which they are decoded and predicted: a small one at first, for rows that come soon."""
+    start, size = 0, _first_group(execution)
+    while start < len(names):
+        yield list(names[start : start + size])
+        start, size = start + size, execution.group_size
+
+
+def _first_group(execution: Execution) -> int:
+    """On a GPU groups are large, and all of one is decoded before it is predicted."""
+    return min(execution.group_size, _FIRST) if execution.device.type == "cuda" else execution.group_size
 
 
 def _finish(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,6 +25,9 @@ _LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_WORKERS = 16
 _BATCHES_TOGETHER = 4
 
+#: Most bytes of the float32 images of a group: large ones are decoded and predicted fewer batches at a time.
+_GROUP_BYTES = 1 << 30
+
 #: So many images are decoded before a second worker process has started.
 _FEW = 32
 
@@ -35,7 +39,7 @@ class Execution:
     ``precision``: ``fp32``; ``bf16`` or ``fp16`` throughout; or ``auto``, ``low_dtype`` with close calls in fp32.
     ``takes_turns``: whether decoding and computing, which both need all cores, take turns at them; else workers decode
     while the model computes. ``notes`` say why precision or close calls are other than asked for. ``image_timeout``:
-    seconds that a worker may take for one image.
+    seconds that a worker may take for one image. ``batches_together``: that are decoded and predicted in one group.
     """
 
     device: torch.device
@@ -48,6 +52,7 @@ class Execution:
     takes_turns: bool = False
     notes: tuple[str, ...] = ()
     image_timeout: float = IMAGE_TIMEOUT
+    batches_together: int = _BATCHES_TOGETHER
 
     @property
     def device_name(self) -> str:
@@ -57,7 +62,12 @@ class Execution:
     @property
     def group_size(self) -> int:
         """Images that are decoded and predicted together, several batches of them: close calls are few in each."""
-        return _BATCHES_TOGETHER * self.batch_size
+        return self.batches_together * self.batch_size
+
+    def for_images(self, shape: tuple[int, int, int]) -> Execution:
+        """The same for images of ``shape`` (C, H, W), of which fewer batches may go together."""
+        most = _GROUP_BYTES // (4 * math.prod(shape) * self.batch_size)
+        return replace(self, batches_together=max(1, min(_BATCHES_TOGETHER, most)))
 
     @property
     def low_name(self) -> str | None:

@@ -148,6 +148,7 @@ def load_pipeline(
             hidden = _hidden_step(settings, probed, images, counts, target, execution)
         if settings.run.batch_size is None:
             execution = replace(execution, batch_size=_batch_size(probed, low or debiased, execution, n_images))
+        execution = execution.for_images(probed.input_shape)
         if settings.run.compile:
             execution = _compile(probed, lowered, execution)
     return Pipeline(

@@ -16,7 +16,7 @@ from imbalance_perturb.config.settings import PreprocessSettings
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.data.preprocessing import Preprocessing, select_preprocessing
 from imbalance_perturb.inference import engine
-from imbalance_perturb.inference.engine import iter_inputs, iter_predictions, sample_names
+from imbalance_perturb.inference.engine import _in_groups, iter_inputs, iter_predictions, sample_names
 from imbalance_perturb.inference.execution import Execution
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.inference.stopwatch import Stopwatch
@@ -242,3 +242,15 @@ def test_inputs_hold_every_position_once(folder: Path) -> None:
         seen += len(batch.names)
     assert seen == len(images)
     assert stopwatch.seconds.keys() >= {"decode", "wait for images", "normalise"}
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "sizes"),
+    [("cuda", 1100, [32, 512, 512, 44]), ("cuda", 20, [20]), ("cpu", 1100, [512, 512, 76]), ("cuda", 0, [])],
+)
+def test_the_first_group_on_a_gpu_is_small(device: str, images: int, sizes: list[int]) -> None:
+    """Its first rows wait for one task of a worker and not for hundreds of images; every name comes once, in order."""
+    names = [str(index) for index in range(images)]
+    groups = list(_in_groups(names, Execution(torch.device(device), 128, 1, "fp32", False)))
+    assert [len(group) for group in groups] == sizes
+    assert [name for group in groups for name in group] == names

@@ -147,6 +147,16 @@ def test_one_of_several_gpus_takes_its_share_of_the_cores(monkeypatch: pytest.Mo
     assert workers("cuda", 12) == 11
 
 
+def test_large_images_make_small_groups() -> None:
+    """A group's images take a gigabyte at most, as far as one batch of them does; those of usual size go by fours."""
+    execution = settle(10_000, batch_size=8)
+    assert execution.for_images((3, 224, 224)) == execution
+    assert execution.group_size == 32
+    assert execution.for_images((3, 3000, 3000)).group_size == 8
+    assert execution.for_images((3, 2000, 2000)).group_size == 16
+    assert settle(10_000, batch_size=128).for_images((3, 1024, 1024)).group_size == 128
+
+
 def test_a_gpu_runs_auto_in_fp16() -> None:
     """On every card: as fast as bf16, with a third of the close calls. On a CPU it is bf16 or nothing."""
     assert fast_dtype(torch.device("cuda:1")) == torch.float16
