@@ -24,8 +24,8 @@ from imbalance_perturb.inference.decoding.workers import DecodedBatch, Decoders,
 PREPROCESSING = select_preprocessing(PreprocessSettings(preset="none"))
 
 
-@pytest.fixture(autouse=True, params=["pipes", "shared memory"])
-def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["pipes", "shared memory"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images without a size of their own come through pipes, those of one size through shared memory."""
     if request.param == "shared memory":
         sized = select_preprocessing(PreprocessSettings(preset="none", resize=(4, 4)))
@@ -75,6 +75,7 @@ def test_images_come_in_order_each_with_its_own_pixels(
     assert levels(batches) == expected(images)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_large_slice_is_shared_out(images: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice of hundreds is no task of one worker: small ones go to all, and no more wait than two slices take."""
     sizes: list[int] = []
@@ -107,6 +108,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, name: str, end: Callable[[], object])
     monkeypatch.setattr(workers, "decode_image", decode)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("takes_turns", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_image_that_kills_its_worker_fails_alone(
@@ -121,6 +123,7 @@ def test_an_image_that_kills_its_worker_fails_alone(
     assert found == others
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("takes_turns", [False, True])
 def test_a_worker_killed_by_chance_costs_nothing(
     images: ImageList, takes_turns: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -212,6 +215,7 @@ def stall(seconds: float = 600) -> Callable[[], object]:
     return lambda: time.sleep(seconds)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("takes_turns", [False, True])
 @pytest.mark.parametrize("stalled", [("23.png",), ("00.png", "01.png", "23.png", "49.png")])
 def test_an_image_that_never_ends_fails_alone(
