@@ -179,8 +179,8 @@ class Predictor:
                 both = self._passes.run_in_parts(self._reference.predict_both, _rows_of(x, again))
             full_base, full = _on_host(*both)
             among = sampled[again]
-            base_same = (base[sampled].argmax(1) == full_base[among].argmax(1)).cpu()
-            same = (logits[sampled].argmax(1) == full[among].argmax(1)).cpu()
+            base_same = base[sampled].argmax(1) == full_base[among].argmax(1)
+            same = logits[sampled].argmax(1) == full[among].argmax(1)
             tally.base_agreed, tally.agreed = int(base_same.sum()), int((base_same & same).sum())
             base[refined], logits[refined] = full_base[~among].to(base), full[~among].to(logits)
             corrected = corrected | (refined & self._reference.active)

@@ -203,7 +203,7 @@ def _sweep_group(
     try:
         found: dict[Variant | None, Tensor] = {}
         for stage in stages:
-            found |= stage.run(names, x, collected, stopwatch, plain=not stage.hidden)
+            found |= stage.run(names, x, collected, stopwatch)
     except ModelGradientError as error:
         if len(names) == 1:
             collected.errors[names[0]] = str(error)
@@ -238,9 +238,9 @@ class _Stage(NamedTuple):
         return cls(pipeline, pipeline.hidden.debiased, variants, hidden)
 
     def run(
-        self, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch, *, plain: bool
+        self, names: list[str], x: Tensor, collected: _Collected, stopwatch: Stopwatch
     ) -> dict[Variant | None, Tensor]:
-        """Logits (n, C) of every step on images (n, ...), and with ``plain`` those of the model, under ``None``."""
+        """Logits (n, C) of every step on images (n, ...); the pipeline's own place has the model's, under ``None``."""
         debiased, where = self.debiased, "hidden " if self.hidden else ""
         loss_specs = list(dict.fromkeys(variant.loss_spec for variant in self.variants))
         with stopwatch.timing(f"{where}gradient pass", x.device):
@@ -253,7 +253,7 @@ class _Stage(NamedTuple):
                 signs, base = [], debiased.predict_from_stage(h.clone())
             collected.passes["forward"] += 1
         by_loss_spec = dict(zip(loss_specs, signs, strict=False))
-        found: dict[Variant | None, Tensor] = {None: base} if plain else {}
+        found: dict[Variant | None, Tensor] = {} if self.hidden else {None: base}
         with stopwatch.timing(f"{where}final pass", x.device):
             for variant in self.variants:
                 sign = _random_sign(names, h) if variant.direction == RANDOM_SIGN else by_loss_spec[variant.loss_spec]

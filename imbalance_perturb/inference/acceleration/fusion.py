@@ -16,22 +16,10 @@ from torch import Tensor, fx, nn
 
 from imbalance_perturb.inference.acceleration.convolution import Activation, FusedConvolution, convertible
 from imbalance_perturb.inference.acceleration.dense_blocks import DenseBlock, DenseLayer, ScaledReLU
+from imbalance_perturb.inference.acceleration.low_precision import FullPrecision
 
 _RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
-
-
-class FullPrecisionLinear(nn.Linear):
-    """A linear layer in float32 whatever precision is in force: the logits' own digits."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features)."""
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
 
 
 class _Shapes(fx.Interpreter):
@@ -223,7 +211,7 @@ class Rewriter:
         head = self._result()
         linear = self._at(head) if isinstance(head, fx.Node) else None
         if type(linear) is nn.Linear:
-            head.target = self._add(f"{head.target}_precise", FullPrecisionLinear(linear))
+            head.target = self._add(f"{head.target}_precise", FullPrecision(linear))
 
     def _add(self, name: str, module: nn.Module) -> str:
         name = name.replace(".", "_")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -144,17 +145,17 @@ def lower(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[nn.Module,
     """
     name = str(dtype).removeprefix("torch.")
     expected, reasons = _output(network, x), []
+    ways: list[Callable[[], tuple[nn.Module, Optimisation] | None]] = []
     if isinstance(network, Rewritten) and dtype is torch.bfloat16:
-        found, reason = _attempt(lambda: _lower_rewritten(network, x, dtype, expected))
+        ways.append(partial(_lower_rewritten, network, x, dtype, expected))
+    if x.device.type == "cuda":
+        ways.append(partial(_copy_lowered, network, x, dtype, expected))
+    for way in ways:
+        found, reason = _attempt(way)
         if found is not None:
             return found
         reasons += [reason] if reason else []
     path = f"{name} by autocast"
-    if x.device.type == "cuda":
-        found, reason = _attempt(lambda: _copy_lowered(network, x, dtype, expected))
-        if found is not None:
-            return found
-        reasons += [reason] if reason else []
     lowered = LowPrecision(network, dtype)
     return lowered, Optimisation(_with_reasons(path, reasons), _moved(lowered, x, expected))
 

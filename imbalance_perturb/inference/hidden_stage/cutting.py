@@ -108,8 +108,8 @@ def find_cuts(graph: fx.GraphModule, x: Tensor) -> list[Cut]:
     found, cost = run_noting(graph, x)
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in order}
-    sizes, told = _batch_sizes(graph, found, len(x))
     of_images, ends = _of_images(graph), _last_nodes(order)
+    sizes, told = _batch_sizes(found, of_images, len(x))
     crossing: set[fx.Node] = set()
     total, done, cuts = max(1, sum(cost.values())), 0, []
     paths = {enclosed for node in order for enclosed in list(enclosing(node.meta.get(LAYER, "")))[1:]}
@@ -152,12 +152,12 @@ def _is_tensor_of_images(shape: Any, images: int) -> bool:
 
 
 def _batch_sizes(
-    graph: fx.GraphModule, found: dict[fx.Node, Any], images: int
+    found: dict[fx.Node, Any], of_images: set[fx.Node], images: int
 ) -> tuple[frozenset[fx.Node], set[fx.Node]]:
     """The nodes that are the number of images, and all that can be told from it: those, and arithmetic on them."""
     sizes = frozenset(node for node, value in found.items() if isinstance(value, int) and value == images)
-    told, of_images = set(sizes), _of_images(graph)
-    for node in graph.graph.nodes:
+    told = set(sizes)
+    for node in found:  # in their order
         arithmetic = node.op == "call_function" and node.target in ARITHMETIC.values()
         if arithmetic and all(source in told or source not in of_images for source in node.all_input_nodes):
             told.add(node)
