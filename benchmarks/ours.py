@@ -10,6 +10,7 @@ from torch import Tensor
 from imbalance_perturb.inference.acceleration.optimisation import lower, optimise
 from imbalance_perturb.inference.allocator import keep_freed_memory
 from imbalance_perturb.inference.batching import usual_batch_size
+from imbalance_perturb.inference.calibration import Sampled
 from imbalance_perturb.inference.execution import fast_dtype
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.method.classifier import PerturbedClassifier
@@ -81,5 +82,5 @@ def prepare(
         batch_size=batch_size,
     )
     if predictor.needs_calibration:
-        predictor.calibrate(calibration.split(16))
+        predictor.calibrate((Sampled(x, [None] * len(x)) for x in calibration.split(16)), fewest=len(calibration) // 2)
     return Ours(predictor, path, [f"{name}: {note}" for note in predictor.summary().notes], batch_size)

@@ -35,7 +35,7 @@ from imbalance_perturb.config.machine_settings import IMAGE_TIMEOUT
 from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.data.preprocessing import Preprocessing
-from imbalance_perturb.inference import engine
+from imbalance_perturb.inference import input_stream
 from imbalance_perturb.inference.allocator import keep_freed_memory
 from imbalance_perturb.inference.decoding.workers import DecodedBatch, in_slices, iter_decoded
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
@@ -113,7 +113,7 @@ def make_contenders(pipeline: Pipeline, images: ImageList, work: Path) -> dict[s
 
     def compute() -> Cost:
         # The engine's own loop, fed from memory: rows, calibration and writing are those of the pipeline.
-        with mock.patch.object(engine, "iter_decoded", memory):
+        with mock.patch.object(input_stream, "iter_decoded", memory):
             return run()
 
     return {PIPELINE: _clocked(run), DECODE: _clocked(decode), COMPUTE: _clocked(compute)}

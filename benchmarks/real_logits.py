@@ -113,15 +113,21 @@ Read = Callable[[slice], Tensor]
 def load_checkpoint(
     checkpoint: Checkpoint, drawn: Images, shared: Path, *, hidden: bool = False
 ) -> tuple[Subject, Preprocessing]:
-    """One of the Skin7 checkpoints and how it sees images."""
+    """One of the Skin7 checkpoints, made fast, and how it sees images."""
+    model, preprocessing = open_checkpoint(checkpoint, shared)
+    drawn_images = read_images(drawn, slice(None), preprocessing)
+    return make_subject(model, skin7_counts(shared), drawn_images, hidden=hidden), preprocessing
+
+
+def open_checkpoint(checkpoint: Checkpoint, shared: Path) -> tuple[LoadedClassifier, Preprocessing]:
+    """One of the Skin7 checkpoints as its file has it, and how it sees images."""
     asked = checkpoint.settings
     preprocessing = select_preprocessing(type(asked)(resize=asked.resize, crop=asked.crop, mean=MEAN, std=STD))
     height, width = preprocessing.size or (224, 224)
     model = load_classifier(
         shared / "models" / checkpoint.file, arch=checkpoint.arch, input_shape=(3, height, width), outputs="logits"
     )
-    drawn_images = _read(drawn, slice(None), preprocessing)
-    return make_subject(model, skin7_counts(shared), drawn_images, hidden=hidden), preprocessing
+    return model, preprocessing
 
 
 def load_digits_network(*, hidden: bool = False) -> tuple[Subject, Read, NDArray[np.int64]]:
@@ -175,7 +181,8 @@ def write_logits(path: Path, subject: Subject, labels: NDArray[np.int64], groups
     unfinished.replace(path)
 
 
-def _read(images: Images, part: slice, preprocessing: Preprocessing) -> Tensor:
+def read_images(images: Images, part: slice, preprocessing: Preprocessing) -> Tensor:
+    """Prepare a part of a set: (n, C, H, W)."""
     geometry = make_geometry(preprocessing)
     pixels = [geometry(images.first(Image.open(path).convert("RGB"))) for path in images.paths[part]]
     return preprocessing.normalise(torch.stack(pixels)).contiguous()
@@ -202,7 +209,11 @@ def main() -> None:
             path = options.folder / f"{name}-{title}.npz"
             if not path.exists():
                 write_logits(
-                    path, subject, images.labels, images.groups, partial(_read, images, preprocessing=preprocessing)
+                    path,
+                    subject,
+                    images.labels,
+                    images.groups,
+                    partial(read_images, images, preprocessing=preprocessing),
                 )
             print(path, flush=True)
 

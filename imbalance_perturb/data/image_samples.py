@@ -10,8 +10,11 @@ import numpy as np
 
 from imbalance_perturb.errors import ImageFolderError
 
-#: Images that a predictor is calibrated on, and that eps is settled on where it is ``auto``.
-CALIBRATED, MEASURED = 64, 64
+#: Images that a predictor is calibrated on at most: one in so many, between two bounds.
+ONE_IN, CALIBRATED = 32, (64, 256)
+
+#: Images that eps is settled on, where it is ``auto``.
+MEASURED = 64
 
 #: So many at the start of a list may be looked at for the size of the model's input.
 FIRST = 1000
@@ -20,9 +23,13 @@ FIRST = 1000
 _TOLD_OF = 50
 
 
-def calibration_positions(total: int, count: int = CALIBRATED, seed: int = 0) -> Sequence[int]:
-    """Draw the positions of a random sample of ``total`` images, all where there are no more."""
-    return random.Random(seed).sample(range(total), count) if total > count else range(total)
+def calibration_positions(total: int) -> list[int]:
+    """Draw at random the positions of the images that a predictor may be calibrated on, of ``total`` images.
+
+    They are taken in this order, until there are enough: at least half of them.
+    """
+    fewest, most = CALIBRATED
+    return random.Random(0).sample(range(total), min(total, max(fewest, min(most, total // ONE_IN))))
 
 
 def strength_positions(total: int, count: int = MEASURED) -> list[int]:

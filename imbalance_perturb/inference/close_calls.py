@@ -18,6 +18,9 @@ from imbalance_perturb.predictions.run_state import SAFETY, Bounds
 #: Classes behind the first that say how the correction moves logits; of a thousand classes the rest says nothing.
 NEAREST = 8
 
+#: A bound is settled once the standard error of what it is measured by is at most this share of that.
+SETTLED = 0.2
+
 
 def margins(logits: Tensor) -> Tensor:
     """Compute (N,) by how much the highest of (N, C) logits exceeds the second, at least 0; NaN where a logit is."""
@@ -28,7 +31,8 @@ def margins(logits: Tensor) -> Tensor:
 def close_bound(logits: Tensor, reference: Tensor) -> float:
     """Measure the margin of ``logits`` up to which their label may differ from that of the ``reference``.
 
-    :data:`SAFETY` times the typical error of the difference between the two top classes. The largest
+    :data:`SAFETY` times the typical error of the difference between the two top classes, plus its standard error: of
+    few images, or where few of them have most of the error, the bound is wider, and no label pays for that. The largest
     error would do as well, but depends more on which images were drawn.
 
     Args:
@@ -38,10 +42,21 @@ def close_bound(logits: Tensor, reference: Tensor) -> float:
     Returns:
         At least 0, in units of a logit.
     """
+    return SAFETY * sum(_typical(_errors(logits, reference)))
+
+
+def is_settled(logits: Tensor, reference: Tensor) -> bool:
+    """Whether :func:`close_bound` of (N, C) logits would hardly be moved by more images."""
+    size, error = _typical(_errors(logits, reference))
+    return error <= SETTLED * size
+
+
+def _errors(logits: Tensor, reference: Tensor) -> Tensor:
+    """Errors of the difference between the two top classes, on the half of the images with the narrower margins."""
     first = logits.topk(2, dim=1).indices
     found, true = logits.gather(1, first), reference.gather(1, first)
     errors = (found[:, 0] - found[:, 1]) - (true[:, 0] - true[:, 1])
-    return SAFETY * _root_mean_square(errors[_narrow_half(margins(logits))])
+    return errors[_narrow_half(margins(logits))]
 
 
 class Reach(NamedTuple):
@@ -85,7 +100,7 @@ def fit_reach(logits: Tensor, corrected: Tensor, target: Tensor) -> Reach:
     lost, favour = lost.gather(1, nearest), favour.gather(1, nearest)
     # Least squares through the origin: where p* favours neither class, the correction has no reason to move them.
     slope = float((favour * lost).sum() / favour.square().sum().clamp_min(torch.finfo(favour.dtype).tiny))
-    return Reach(slope, _root_mean_square(lost - slope * favour))
+    return Reach(slope, _typical((lost - slope * favour).flatten())[0])
 
 
 def _pairs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,5 +115,8 @@ def _narrow_half(margin: Tensor) -> Tensor:
     return margin.argsort(stable=True)[: -(-len(margin) // 2)]
 
 
-def _root_mean_square(values: Tensor) -> float:
-    return float(values.double().square().mean().sqrt())
+def _typical(values: Tensor) -> tuple[float, float]:
+    """Root mean square of (n,) values, n at least 2, and its standard error by the delta method."""
+    squares = values.double().square()
+    size = float(squares.mean().sqrt())
+    return size, float(squares.std()) / len(squares) ** 0.5 / (2 * size) if size else 0.0

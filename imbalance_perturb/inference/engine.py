@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import chain, islice
-from typing import NamedTuple
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from imbalance_perturb.data.image_files import ImageList
-from imbalance_perturb.data.image_samples import CALIBRATED, calibration_positions
+from imbalance_perturb.data.image_samples import calibration_positions
 from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.errors import ModelGradientError
-from imbalance_perturb.inference.decoding.workers import DecodedBatch, Decoders, in_slices, iter_decoded
+from imbalance_perturb.inference.calibration import Sampled
+from imbalance_perturb.inference.decoding.workers import DecodedBatch, Decoders, in_slices
 from imbalance_perturb.inference.execution import Execution
-from imbalance_perturb.inference.predictor import Begun, Predicted, Predictor
+from imbalance_perturb.inference.input_stream import InputBatch, decode, iter_normalised
+from imbalance_perturb.inference.predicted import Predicted
+from imbalance_perturb.inference.predictor import Begun, Predictor
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow
@@ -25,112 +27,71 @@ from imbalance_perturb.predictions.rows import PredictionRow
 #: Images of the first group on a GPU: what one worker decodes at a time.
 _FIRST = 32
 
-#: Most images of a batch that a predictor is calibrated on.
+#: Images that a predictor is calibrated on between two looks at whether that is enough.
 _CALIBRATION_BATCH = 16
 
 
-class InputGroup(NamedTuple):
-    """Images of one batch that have the same size: ``positions`` in the batch and their tensor (n, C, H, W)."""
-
-    positions: list[int]
-    x: Tensor
-
-
-class InputBatch(NamedTuple):
-    """Consecutive images: ``names``, for each the reason why it cannot be used or ``None``, and the usable ones.
-
-    Every position without an error is in exactly one group.
-    """
-
-    names: list[str]
-    errors: list[str | None]
-    groups: list[InputGroup]
-
-
-def iter_inputs(
-    images: ImageList,
-    preprocessing: Preprocessing,
-    execution: Execution,
-    stopwatch: Stopwatch | None = None,
-    deep: DeepImages | None = None,
-) -> Iterator[InputBatch]:
-    """Decode in worker processes and yield model inputs in the order of ``images.names``, a group at a time.
-
-    A group is several batches (``execution.group_size`` images): what is given to a model is cut to size there.
-
-    Every name comes exactly once, usable or with its error; tensors are float32 on the execution's device. ``deep``
-    gets the images of more than 8 bits.
-    """
-    decoded = _decode(images, in_slices(images.names, execution.group_size), preprocessing, execution)
-    return _iter_normalised(decoded, preprocessing, execution, stopwatch or Stopwatch(), deep or DeepImages())
-
-
-def _decode(
-    images: ImageList, slices: Iterator[list[str]], preprocessing: Preprocessing, execution: Execution
-) -> Generator[DecodedBatch]:
-    return iter_decoded(
-        images.root,
-        slices,
-        preprocessing,
-        execution.workers,
-        takes_turns=execution.takes_turns,
-        image_timeout=execution.image_timeout,
-    )
-
-
-def _iter_normalised(
-    batches: Iterator[DecodedBatch],
-    preprocessing: Preprocessing,
-    execution: Execution,
-    stopwatch: Stopwatch,
-    deep: DeepImages,
-) -> Iterator[InputBatch]:
-    while True:
-        with stopwatch.timing("wait for images"):
-            decoded = next(batches, None)
-        if decoded is None:
-            return
-        stopwatch.add("decode", decoded.seconds)
-        for peak in decoded.peaks:
-            deep.add(*peak)
-        with stopwatch.timing("normalise", execution.device):
-            groups = [
-                InputGroup(positions, preprocessing.normalise(_sent(pixels, execution.device)))
-                for positions, pixels in decoded.groups
-            ]
-        yield InputBatch(decoded.names, decoded.errors, groups)
-
-
-def _sent(pixels: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return pixels.to(device)
-    # Only from pinned memory does a copy to the GPU overlap other work. One layout, whoever decoded.
-    return pixels.contiguous().pin_memory().to(device, non_blocking=True)
-
-
-def sample_names(images: ImageList, count: int = CALIBRATED, seed: int = 0) -> list[str]:
-    """Draw a random sample of all images, sorted: a folder's first are of one class.
+def sample_names(images: ImageList) -> list[str]:
+    """Draw the images that a predictor may be calibrated on, at random from all: a folder's first are of one class.
 
     Of a shard it is the whole list's sample, so that all shards are calibrated alike.
     """
     names = images.everything
-    return sorted(names[index] for index in calibration_positions(len(names), count, seed))
+    return [names[index] for index in calibration_positions(len(names))]
 
 
-def calibrate(predictor: Predictor, images: ImageList, preprocessing: Preprocessing, execution: Execution) -> None:
-    """Calibrate a predictor that needs it, on the usable ones of :func:`sample_names`, and predict nothing."""
+class _Slices:
+    """What is decoded of a run: the images to calibrate on, until there are enough of them, and then its own."""
+
+    def __init__(self, sample: Sequence[str], own: Iterator[list[str]], execution: Execution) -> None:
+        self.sample = list(in_slices(sample, min(execution.batch_size, _CALIBRATION_BATCH)))
+        self.images, self.enough, self.started = len(sample), False, 0
+        self._own = own
+
+    def __iter__(self) -> Iterator[list[str]]:
+        while not self.enough and self.started < len(self.sample):
+            self.started += 1
+            yield self.sample[self.started - 1]
+        yield from self._own
+
+
+def calibrate(
+    predictor: Predictor, images: ImageList, preprocessing: Preprocessing, execution: Execution, *, whole: bool
+) -> None:
+    """Calibrate a predictor that needs it, on the usable ones of :func:`sample_names`, and predict nothing.
+
+    ``whole``: whether the run is about the whole list, of which no name may be known here.
+    """
     if predictor.needs_calibration:
-        slices = list(in_slices(sample_names(images), execution.group_size))
-        with closing(_decode(images, iter(slices), preprocessing, execution)) as decoded:
-            _calibrate(predictor, decoded, preprocessing, execution)
+        sample = sample_names(images)
+        slices = _Slices(sample, iter(()), execution)
+        with closing(decode(images, iter(slices), preprocessing, execution)) as decoded:
+            _calibrate(predictor, slices, decoded, frozenset(sample if whole else ()), preprocessing, execution)
 
 
 def _calibrate(
-    predictor: Predictor, decoded: Iterator[DecodedBatch], preprocessing: Preprocessing, execution: Execution
+    predictor: Predictor,
+    slices: _Slices,
+    decoded: Iterator[DecodedBatch],
+    own: Collection[str],
+    preprocessing: Preprocessing,
+    execution: Execution,
 ) -> None:
-    sampled = _iter_normalised(decoded, preprocessing, execution, Stopwatch(), DeepImages())
-    most = min(execution.batch_size, _CALIBRATION_BATCH)
-    predictor.calibrate(part for batch in sampled for _, x in batch.groups for part in torch.split(x, most))
+    """Calibrate on the first of what is decoded; ``own``: those names of the sample that are images of the run."""
+    taken = 0
+
+    def batches() -> Iterator[Sampled]:
+        nonlocal taken
+        sampled = islice(decoded, len(slices.sample))
+        for batch in iter_normalised(sampled, preprocessing, execution, Stopwatch(), DeepImages()):
+            taken += 1
+            for positions, x in batch.groups:
+                yield Sampled(x, [name if name in own else None for name in batch.names_of(positions)])
+
+    predictor.calibrate(batches(), fewest=slices.images // 2)
+    slices.enough = True
+    for _ in range(slices.started - taken):  # were decoded ahead
+        next(decoded)
 
 
 def iter_predictions(
@@ -154,21 +115,22 @@ def iter_predictions(
     the list of the run.
     """
     stopwatch, deep = stopwatch or Stopwatch(), deep or DeepImages()
-    sample: list[list[str]] = []
-    if predictor.needs_calibration:
-        sample = list(in_slices(sample_names(images), execution.group_size))
+    sample = sample_names(images) if predictor.is_calibrated else []
+    predictor.compared = frozenset(sample)
     # One stream for both: workers start once, and decode the run's first images while the predictor is calibrated.
-    slices = chain(sample, _in_groups(images.names, execution))
-    decoded = _decode(images, slices, preprocessing, execution) if decoders is None else decoders.iter_decoded(slices)
-    if sample:
+    slices = _Slices(sample if predictor.needs_calibration else [], _in_groups(images.names, execution), execution)
+    wanted = iter(slices)
+    decoded = decode(images, wanted, preprocessing, execution) if decoders is None else decoders.iter_decoded(wanted)
+    if predictor.needs_calibration:
+        own = frozenset(name for name in images.names if name in predictor.compared)
         with stopwatch.timing("calibration", execution.device):
-            _calibrate(predictor, islice(decoded, len(sample)), preprocessing, execution)
+            _calibrate(predictor, slices, decoded, own, preprocessing, execution)
     # A GPU computes one batch while the rows of the one before are made.
     ahead = execution.device.type == "cuda"
     waiting: list[Callable[[], list[PredictionRow]]] = []
     first = start + min(len(images.names), _first_group(execution))
-    for batch in _iter_normalised(decoded, preprocessing, execution, stopwatch, deep):
-        begun = [predictor.begin(x, stopwatch) if ahead else None for _, x in batch.groups]
+    for batch in iter_normalised(decoded, preprocessing, execution, stopwatch, deep):
+        begun = [predictor.begin(x, stopwatch, batch.names_of(group)) if ahead else None for group, x in batch.groups]
         waiting.append(partial(_finish, predictor, batch, begun, start, probabilities, stopwatch))
         start += len(batch.names)
         if len(waiting) > int(ahead) or start == first:
@@ -226,7 +188,8 @@ def _predict(
 ) -> list[PredictionRow]:
     """Predict images (N, C, H, W), whose ``names`` are by their positions in the run, or what is begun of them."""
     try:
-        predicted = predictor.finish(begun or predictor.begin(x, stopwatch), stopwatch, list(names))
+        begun = begun or predictor.begin(x, stopwatch, list(names.values()))
+        predicted = predictor.finish(begun, stopwatch, list(names))
     except ModelGradientError as error:
         if len(names) == 1:
             return [PredictionRow(next(iter(names.values())), error=str(error))]

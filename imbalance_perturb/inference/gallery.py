@@ -18,8 +18,8 @@ from imbalance_perturb.data.preprocessing import Preprocessing
 from imbalance_perturb.data.remote_files import find_place
 from imbalance_perturb.errors import PredictionsError, printable
 from imbalance_perturb.inference.batching import Passes
-from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.execution import applied
+from imbalance_perturb.inference.input_stream import iter_inputs
 from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.places import find_images
 from imbalance_perturb.inference.rerun import RerunOptions, iter_again, load_again, settle_again

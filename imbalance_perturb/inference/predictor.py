@@ -2,8 +2,8 @@
 
 Neither shortcut may change a label. Low precision moves logits by a little, so only labels decided by a little are
 computed again; the correction moves them by more, so with close calls only, images decided by a lot do without it.
-How much 'a little' and 'a lot' are is measured before the run on images for which both are computed, and a random
-sample through the run says how often the labels agreed after all.
+How much 'a little' and 'a lot' are is measured before the run on images of it for which both are computed, and whose
+rows are known then; they and a random sample through the run say how often the labels agreed after all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 from imbalance_perturb.config.settings import PRECISIONS
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.batching import Passes
-from imbalance_perturb.inference.close_calls import Reach, are_doubtful, close_bound, fit_reach
+from imbalance_perturb.inference.calibration import FEWEST_CALIBRATED, BothWays, Sampled, Shortcuts, settle
+from imbalance_perturb.inference.predicted import Predicted, put_together
 from imbalance_perturb.inference.sampling import sample
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.method.classifier import PerturbedClassifier
@@ -27,35 +28,20 @@ from imbalance_perturb.method.counts import ClassCounts
 from imbalance_perturb.predictions.agreement import Agreement
 from imbalance_perturb.predictions.run_state import Bounds, PredictorState, Tally
 
-#: Fewest images that bounds can be measured on.
-FEWEST_CALIBRATED = 16
-
-#: Share of close calls from which a shortcut is given up: it would cost as much as it saves, and a few images do not
-#: describe well by how much logits move where that is much beside the margins.
-WORTHWHILE = 0.4
-
-
-class Predicted(NamedTuple):
-    """The logits of a batch, and how they were computed.
-
-    All on the CPU. ``base``, ``logits``: (N, C), plain and corrected; ``refined``: (N,) bool, whether both were
-    recomputed by the full computation; ``corrected``: (N,) bool, whether the correction was run (else ``logits`` are
-    those of the plain model, with the classifier's tau).
-    """
-
-    base: Tensor
-    logits: Tensor
-    refined: Tensor
-    corrected: Tensor
-
 
 class Begun(NamedTuple):
-    """Images (N, ...) whose passes are in a GPU's queue: base and corrected logits (N, C), and (N,) which corrected."""
+    """Images (n, ...) whose passes are in a GPU's queue: base and corrected logits (n, C), and (n,) which corrected.
+
+    ``kept``: of the N images of the batch, ``None`` for those n, and of the others what is known of them already.
+    ``compared``: of the N, whether their labels may have been compared before.
+    """
 
     x: Tensor
     base: Tensor
     logits: Tensor
     corrected: Tensor
+    kept: list[Predicted | None]
+    compared: list[bool]
 
 
 class Predictor:
@@ -75,7 +61,8 @@ class Predictor:
             depend on its batch.
         seed: of the sample.
 
-    Where ``needs_calibration`` is true (``auto``, ``close_calls_only``), :meth:`calibrate` comes first.
+    Where ``is_calibrated`` is true (``auto``, ``close_calls_only``), :meth:`calibrate` comes first, as long as
+    ``needs_calibration`` is. ``compared``: names of images that may have been compared then, and are not sampled.
 
     Raises:
         SettingsError: if the precision is not known, or has no network to run.
@@ -97,54 +84,71 @@ class Predictor:
             raise SettingsError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
         if precision != "fp32" and low is None:
             raise SettingsError(f"precision is {precision}, but there is no network in low precision")
-        self._reference = reference
-        self._low = None if precision == "fp32" else low
-        self._precision = precision
-        self._low_name = low_name or precision
+        self._reference, self._low = reference, low
+        self._precision, self._low_name = precision, low_name or precision
         # Without a step there is no correction to leave out.
-        self._close_calls_only = close_calls_only and reference.active
+        self._shortcuts = Shortcuts(reference, precision, close_calls_only and reference.active)
         self._passes = Passes(batch_size, alike=alike)
         self._seed = seed
-        self.needs_calibration = precision == "auto" or self._close_calls_only
+        self.is_calibrated = self.needs_calibration = precision == "auto" or self._shortcuts.close_calls_only
         self._bounds = Bounds()
         self._tally = Tally()
+        self._kept: dict[str, Predicted] = {}
+        self.compared: frozenset[str] = frozenset()
 
     @property
     def counts(self) -> ClassCounts:
         """Of the classes, in class-index order."""
         return self._reference.counts
 
-    def calibrate(self, xs: Iterable[Tensor]) -> None:
-        """Measure the bounds on batches (N, ...) of images like those to come.
+    def calibrate(self, batches: Iterable[Sampled], *, fewest: int = FEWEST_CALIBRATED) -> None:
+        """Measure the bounds on images like those to come, until they are settled or no image is left.
 
-        Images that either computation cannot handle are left out. Where too few are left, or too large a share of
-        them are close calls, the shortcut is given up for the rest of the run and the summary says so.
+        What is computed of images of the run is kept, so that their rows cost nothing more. Images that either
+        computation cannot handle are left out. Where too few are left, or too large a share of them are close calls,
+        the shortcut is given up for the rest of the run and the summary says so.
+
+        Args:
+            batches: in an order that tells nothing of the images; no more are taken than are needed.
+            fewest: images that are taken in any case, usable or not.
         """
         self.needs_calibration = False
-        full_base, full, base, logits = self._run_both(xs)
-        finite = torch.isfinite(base).all(1) & torch.isfinite(logits).all(1)
-        usable = int(finite.sum())
-        self._bounds.calibrated_on = usable
-        if usable < FEWEST_CALIBRATED:
-            self._give_up_precision(f"only {usable} images could be calibrated on: all in fp32")
-            self._give_up_close_calls(f"only {usable} images could be calibrated on: all corrected")
-            return
-        if self._precision == "auto":
-            self._bounds.base = close_bound(base[finite], full_base[finite])
-            self._bounds.corrected = close_bound(logits[finite], full[finite])
-            share = float(self._doubtful(base, logits).float().mean())
-            if share > WORTHWHILE:
-                self._give_up_precision(f"{share:.0%} of the images would be close calls: all in fp32")
-                base, finite = full_base, torch.ones_like(finite)
-        if self._close_calls_only:
-            adjusted = self._reference.adjust(base)[finite]
-            self._bounds.reach = fit_reach(adjusted, full[finite], self._reference.target)
-            share = float(self._may_change(adjusted).float().mean())
-            if share > WORTHWHILE:
-                self._give_up_close_calls(f"the correction might change {share:.0%} of the labels: all corrected")
+        found = BothWays(*[torch.empty(0, len(self.counts))] * 4)
+        names: list[str | None] = []
+        taken = 0
+        for batch in batches:
+            taken += len(batch.x)
+            both, usable = self._run_both(batch.x)
+            found = BothWays.joined([found, both]) if names else both
+            names += [name for name, one in zip(batch.names, usable.tolist(), strict=True) if one]
+            if taken >= fewest and self._shortcuts.settled(found):
+                break
+        own = torch.tensor([name is not None for name in names], dtype=torch.bool)
+        self._shortcuts, self._bounds, tally = settle(found, own, self._shortcuts)
+        self._count(tally)
+        # With close calls only a row begins with a plain pass, which none of these had.
+        if not self._shortcuts.close_calls_only:
+            rows = zip(names, *self._row_of(found), strict=True)
+            self._kept = {name: Predicted(*row) for name, *row in rows if name is not None}
+
+    def _row_of(self, found: BothWays) -> Predicted:
+        """What the run makes of images both of whose computations are known."""
+        active = torch.full((len(found.full),), self._reference.active)
+        if not self._shortcuts.low:
+            return Predicted(found.full_base, found.full, torch.zeros_like(active), active)
+        refined = self._doubtful(found.base, found.logits)
+        base, logits = (
+            torch.where(refined[:, None], full.to(low), low)
+            for full, low in ((found.full_base, found.base), (found.full, found.logits))
+        )
+        return Predicted(base, logits, refined, active)
 
     def predict(
-        self, x: Tensor, stopwatch: Stopwatch | None = None, positions: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        stopwatch: Stopwatch | None = None,
+        positions: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> Predicted:
         """Predict base and corrected logits of a batch (N, ...).
 
@@ -152,28 +156,35 @@ class Predictor:
             x: the inputs, float32.
             stopwatch: gets the seconds of the stages.
             positions: of each image in the run, which decide the sample; by default images come one after the other.
+            names: of the images, by which those are known that it was calibrated on.
 
         Raises:
             ModelGradientError: if the reference has no usable gradient for an image of the batch; nothing is counted.
         """
         stopwatch = stopwatch or Stopwatch()
-        return self.finish(self.begin(x, stopwatch), stopwatch, positions)
+        return self.finish(self.begin(x, stopwatch, names), stopwatch, positions)
 
-    def begin(self, x: Tensor, stopwatch: Stopwatch) -> Begun:
+    def begin(self, x: Tensor, stopwatch: Stopwatch, names: Sequence[str] | None = None) -> Begun:
         """Put the passes of a batch (N, ...) into a GPU's queue, where nothing is asked of it before: see `predict`."""
         assert not self.needs_calibration, "calibrate() comes first"
-        return Begun(x, *self._compute(x, stopwatch))
+        names = names or [""] * len(x)
+        kept = [self._kept.get(name) for name in names]
+        if any(kept):
+            x = _rows_of(x, torch.tensor([one is None for one in kept]))
+        return Begun(x, *self._compute(x, stopwatch), kept, [name in self.compared for name in names])
 
     def finish(self, begun: Begun, stopwatch: Stopwatch, positions: Sequence[int] | None = None) -> Predicted:
         """Wait for a batch that was begun, and recompute what is to be: see `predict`."""
-        x, corrected = begun.x, begun.corrected
+        x, corrected, kept = begun.x, begun.corrected, begun.kept
         base, logits = _on_host(begun.base, begun.logits)
         refined = self._doubtful(base, logits)
         if positions is None:
-            positions = range(self._tally.images, self._tally.images + len(x))
-        sampled = sample(self._seed, positions) & ~refined & ~self._is_full(corrected)
+            positions = range(self._tally.images, self._tally.images + len(kept))
+        sampled = sample(self._seed, positions, often=not self.is_calibrated) & ~torch.tensor(begun.compared)
+        sampled = sampled[torch.tensor([one is None for one in kept])]
+        sampled &= ~refined & ~self._shortcuts.are_full(corrected)
         again = refined | sampled
-        tally = Tally(images=len(x), recomputed=int(refined.sum()), sampled=int(sampled.sum()))
+        tally = Tally(sampled=int(sampled.sum()))
         if again.any():
             with stopwatch.timing("refinement", x.device):
                 both = self._passes.run_in_parts(self._reference.predict_both, _rows_of(x, again))
@@ -184,9 +195,11 @@ class Predictor:
             tally.base_agreed, tally.agreed = int(base_same.sum()), int((base_same & same).sum())
             base[refined], logits[refined] = full_base[~among].to(base), full[~among].to(logits)
             corrected = corrected | (refined & self._reference.active)
-        tally.corrected = int(corrected.sum())
+        found = put_together(Predicted(base, logits, refined, corrected), kept)
+        tally.images, tally.recomputed = len(kept), int(found.refined.sum())
+        tally.corrected = int(found.corrected.sum())
         self._count(tally)
-        return Predicted(base, logits, refined, corrected)
+        return found
 
     def summary(self) -> Agreement:
         """Summarise the run so far: its counts and the bounds that decided."""
@@ -200,8 +213,8 @@ class Predictor:
     def state(self) -> PredictorState:
         """What a run that goes on later needs (see :meth:`restore`)."""
         return PredictorState(
-            low=self._low is not None,
-            close_calls_only=self._close_calls_only,
+            low=self._shortcuts.low,
+            close_calls_only=self._shortcuts.close_calls_only,
             bounds=deepcopy(self._bounds),
             tally=replace(self._tally),
             most_at_once=self._passes.limit.most,
@@ -209,23 +222,29 @@ class Predictor:
 
     def restore(self, state: PredictorState) -> None:
         """Take up where a predictor of the same arguments stood, calibrated, when :meth:`state` was asked."""
-        self._low = self._low if state.low else None
-        self._close_calls_only = state.close_calls_only
+        precision = self._precision if state.low else "fp32"
+        self._shortcuts = Shortcuts(self._reference, precision, state.close_calls_only)
         self._bounds, self._tally = deepcopy(state.bounds), replace(state.tally)
         self._passes.limit.most = state.most_at_once
         self.needs_calibration = False
 
+    @property
+    def _network(self) -> PerturbedClassifier:
+        return self._low if self._low is not None and self._shortcuts.low else self._reference
+
     def _compute(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor, Tensor]:
         """Compute base and corrected logits, recomputing nothing, and (N,) for which images the correction ran."""
-        network = self._low or self._reference
-        if not self._close_calls_only:
+        if not len(x):  # all were kept
+            return torch.empty(0, len(self.counts)), torch.empty(0, len(self.counts)), torch.empty(0, dtype=torch.bool)
+        network = self._network
+        if not self._shortcuts.close_calls_only:
             base, logits = self._run(x, stopwatch)
             return base, logits, torch.full((len(x),), network.active)
         with stopwatch.timing("plain pass", x.device):
             (base,) = _on_host(*self._passes.run_in_parts(lambda part: (network.predict_plain(part),), x))
         logits = network.adjust(base).clone()  # rows are replaced below
         # Close calls of the precision go to the reference, with the correction, in any case.
-        corrected = self._may_change(logits) & ~self._doubtful(base, logits)
+        corrected = self._shortcuts.may_change(self._bounds, logits) & ~self._doubtful(base, logits)
         if corrected.any():
             # The base logits stay those of the plain pass, on which it was decided.
             logits[corrected] = _on_host(*self._run(_rows_of(x, corrected), stopwatch))[1]
@@ -233,53 +252,20 @@ class Predictor:
 
     def _run(self, x: Tensor, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
         """Compute base and corrected logits in the precision of the run, as new tensors, a batch at a time."""
-        if self._low is None:
+        if not self._shortcuts.low:
             return self._passes.predict_both(self._reference, x, stopwatch)
         # No usable gradient may be too much for the format alone.
-        return self._passes.attempt_both(self._low, x, stopwatch)
+        return self._passes.attempt_both(self._network, x, stopwatch)
 
     def _doubtful(self, base: Tensor, logits: Tensor) -> Tensor:
-        """Whether only the reference can decide the labels."""
-        if self._low is None:
-            return torch.zeros(len(base), dtype=torch.bool)
-        return are_doubtful(self._bounds, base, logits)
+        return self._shortcuts.doubtful(self._bounds, base, logits)
 
-    def _may_change(self, logits: Tensor) -> Tensor:
-        assert self._bounds.reach is not None, "close calls are only told after calibration"
-        return Reach(*self._bounds.reach).may_change(logits, self._reference.target)
-
-    def _is_full(self, corrected: Tensor) -> Tensor:
-        """Whether (N,) the logits are those of the full computation already, without being recomputed."""
-        if self._low is not None:
-            return torch.zeros_like(corrected)
-        return corrected if self._reference.active else torch.ones_like(corrected)
-
-    def _run_both(self, xs: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Compute base and corrected logits of the reference, then those in the precision of the run.
-
-        (n, C) each, of the images that the reference can handle; in low precision they may not be finite.
-        """
-        nothing = torch.empty(0, len(self.counts))
-        found: list[tuple[Tensor, ...]] = [(nothing,) * 4]
-        for x in xs:
-            full = _on_host(*self._passes.attempt_both(self._reference, x, Stopwatch()))
-            rows = full if self._low is None else _on_host(*self._run(x, Stopwatch()))
-            usable = torch.isfinite(full[0]).all(1) & torch.isfinite(full[1]).all(1)
-            found.append(tuple(logits[usable] for logits in (*full, *rows)))
-        full_base, full_logits, base, logits = (
-            torch.cat(parts) for parts in zip(*found[len(found) > 1 :], strict=True)
-        )
-        return full_base, full_logits, base, logits
-
-    def _give_up_precision(self, why: str) -> None:
-        if self._precision == "auto":
-            self._low, self._bounds.base, self._bounds.corrected = None, None, None
-            self._bounds.notes.append(why)
-
-    def _give_up_close_calls(self, why: str) -> None:
-        if self._close_calls_only:
-            self._close_calls_only = False
-            self._bounds.notes.append(why)
+    def _run_both(self, x: Tensor) -> tuple[BothWays, Tensor]:
+        """Compute images (N, ...) both ways; of the n that the reference can handle, and (N,) which these are."""
+        full = _on_host(*self._passes.attempt_both(self._reference, x, Stopwatch()))
+        rows = _on_host(*self._run(x, Stopwatch())) if self._shortcuts.low else full
+        usable = torch.isfinite(full[0]).all(1) & torch.isfinite(full[1]).all(1)
+        return BothWays(*full, *rows).some(usable), usable
 
     def _count(self, tally: Tally) -> None:
         for name, value in vars(tally).items():

@@ -34,7 +34,7 @@ class Agreement:
         images: all images that were predicted.
         recomputed: of them, by the full computation after all.
         corrected: of them, with the correction (rather than by the plain model, whose label would not change).
-        sampled: images that were not recomputed and yet run through the full computation, to compare the labels.
+        sampled: images whose labels come from a shortcut and were compared with those of the full computation.
         base_agreed: of the sampled, with the same base label.
         agreed: of the sampled, with the same base and corrected labels.
     """

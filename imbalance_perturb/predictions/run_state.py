@@ -10,9 +10,9 @@ from imbalance_perturb.files.typed_json import Count, write_typed
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow
 
-#: Bounds are this many times the typical (root mean square) difference. With bounds from 64 of the images of Skin7
-#: fold 1 again and again, 3 left 0.005 % of bf16's labels different from fp32's at eps 0.005 (0.05 % at worst) and
-#: none at 0.001; 2.5 left 0.02 %.
+#: Bounds are this many times the typical (root mean square) difference and its standard error. On Skin7 that left 1
+#: label in 8,000 of bf16 different from fp32's at eps 0.005 in runs of 320 images, 1 in 500 at worst, and fewer in
+#: longer runs and at 0.001 (``benchmarks/rounding.py``).
 SAFETY = 3.0
 
 #: Errors that a summary holds.
@@ -46,7 +46,7 @@ class Tally:
         images: all images that were predicted.
         recomputed: of them, by the full computation after all.
         corrected: of them, with the correction.
-        sampled: images that also ran through the full computation, to compare the labels.
+        sampled: images that ran through the full computation, too, to compare the labels.
         base_agreed: of the sampled, with the same base label.
         agreed: of the sampled, with the same base and corrected labels.
     """

@@ -21,8 +21,8 @@ from torch import Tensor
 from imbalance_perturb.data.image_files import ImageList
 from imbalance_perturb.errors import ModelGradientError, OutputFileError, SettingsError
 from imbalance_perturb.inference.batching import BatchLimit
-from imbalance_perturb.inference.engine import iter_inputs
 from imbalance_perturb.inference.execution import applied
+from imbalance_perturb.inference.input_stream import iter_inputs
 from imbalance_perturb.inference.pipeline import Pipeline
 from imbalance_perturb.inference.progress import Progress
 from imbalance_perturb.inference.stopwatch import Stopwatch

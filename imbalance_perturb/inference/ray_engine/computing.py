@@ -72,7 +72,8 @@ class Computing:
         """Calibrate, and tell what is settled here for all workers."""
         pipeline = self._pipeline
         with applied(pipeline.execution):
-            calibrate(self._predictor, self._images, pipeline.preprocessing, pipeline.execution)
+            whole = self._task.whole
+            calibrate(self._predictor, self._images, pipeline.preprocessing, pipeline.execution, whole=whole)
         return Scouted(
             node=self._node,
             loaded=renamed(LoadedPipeline.of(pipeline), self._back),

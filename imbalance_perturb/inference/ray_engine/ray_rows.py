@@ -210,6 +210,7 @@ def _make_task(
         luggage=pack(settings, put),
         root=root,
         sampled=sampled,
+        whole=images.whole is None,
         seen=tuple(name for name in sampled.first[:_SEEN] if is_there(root, name)),
         form=form,
         cores=share.cpus,

@@ -26,6 +26,7 @@ class Task:
         luggage: settings, and the files that they name.
         root: what names of images are relative to, an absolute path.
         sampled: the list of the run, of which those names are known that its preparation takes.
+        whole: whether the run is about all of that list, and no part of it.
         seen: names of some images that are there for whoever leads the run.
         form: what the predictions file is to look like.
         cores: that a worker may use.
@@ -34,6 +35,7 @@ class Task:
     luggage: Luggage
     root: Path | RemotePath
     sampled: SomeNames
+    whole: bool
     seen: tuple[str, ...]
     form: OutputForm
     cores: int

@@ -13,7 +13,7 @@ from imbalance_perturb.data.labels import LabelledImages, find_labelled_images
 from imbalance_perturb.errors import LabelsError, first_few
 from imbalance_perturb.evaluation.groups import groups_of
 from imbalance_perturb.evaluation.paired_evaluation import IntervalOptions
-from imbalance_perturb.inference.engine import iter_inputs
+from imbalance_perturb.inference.input_stream import iter_inputs
 from imbalance_perturb.inference.model_loading import load_counts
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 from imbalance_perturb.inference.progress import LoadedPipeline, ProgressLike, as_progress

@@ -16,8 +16,10 @@ from imbalance_perturb.config.settings import PreprocessSettings
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.data.preprocessing import Preprocessing, select_preprocessing
 from imbalance_perturb.inference import engine
-from imbalance_perturb.inference.engine import _in_groups, iter_inputs, iter_predictions, sample_names
+from imbalance_perturb.inference.calibration import Sampled
+from imbalance_perturb.inference.engine import _in_groups, iter_predictions, sample_names
 from imbalance_perturb.inference.execution import Execution
+from imbalance_perturb.inference.input_stream import iter_inputs
 from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.inference.stopwatch import Stopwatch
 from imbalance_perturb.predictions.rows import PredictionRow
@@ -36,6 +38,16 @@ class Brightness(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(1, 2, 3))[:, None] @ self.weight.T + self.bias
+
+
+class Counting(Brightness):
+    """Counts the images that go through it."""
+
+    images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        return super().forward(x)
 
 
 class NanOnBlack(Brightness):
@@ -137,47 +149,43 @@ def test_probabilities_are_those_of_all_classes(folder: Path) -> None:
 
 
 def test_calibration_images_are_from_the_whole_folder(folder: Path) -> None:
-    """The sample is random over all images, the same every time, and of a shard the whole list's."""
+    """The sample is random over all images, in an order of its own, the same every time, and of a shard the list's."""
     images = find_images(folder)
-    found = sample_names(images, 12)
-    assert len(set(found)) == 12
-    assert found == sorted(found) == sample_names(images, 12)
-    assert found != list(images.names[:12])
-    assert sample_names(images, 1000) == list(images.names)
+    found = sample_names(images)
+    assert sorted(found) == list(images.names)  # of so few all, at most
+    assert found == sample_names(images) != list(images.names)
     shard = dataclasses.replace(images, names=images.names[:5], whole=images.names)
-    assert sample_names(shard, 12) == found
+    assert sample_names(shard) == found
 
 
 class Calibrated(Predictor):
-    """Keeps what it is calibrated on."""
+    """Keeps what it is calibrated on, and what goes through its networks after that."""
 
-    seen: ClassVar[list[Tensor]] = []
+    seen: ClassVar[list[Sampled]] = []
 
-    def calibrate(self, xs: Iterable[Tensor]) -> None:
-        self.seen[:] = xs
-        super().calibrate(self.seen)
+    def calibrate(self, batches: Iterable[Sampled], *, fewest: int = 16) -> None:
+        self.seen[:] = []
+        super().calibrate((self.seen.append(batch) or batch for batch in batches), fewest=fewest)  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_predictor_is_calibrated_on_the_sample(folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    """The images of the sample that can be used, and no other; then come all images from the first on."""
+def test_a_predictor_is_calibrated_on_the_sample(folder: Path, workers: int) -> None:
+    """On usable images of the sample and no other, until it is settled; then come all images from the first on."""
     images = find_images(folder)
-    names = sample_names(images, 12)
-    monkeypatch.setattr(engine, "sample_names", lambda images: names)
     debiased = PerturbedClassifier(Brightness(), COUNTS, eps=0.05)
     predictor = Calibrated(debiased, debiased, precision="auto")
-    rows = [
-        row for part in iter_predictions(predictor, images, preset_none(), execution(workers=workers)) for row in part
-    ]
+    settings = execution(workers=workers, batch_size=4)
+    rows = [row for part in iter_predictions(predictor, images, preset_none(), settings) for row in part]
     assert [row.image for row in rows] == list(images.names)
-    sampled = [
-        x
-        for batch in iter_inputs(dataclasses.replace(images, names=names), preset_none(), execution())
-        for _, x in batch.groups
-    ]
-    assert sorted(image.mean().item() for x in predictor.seen for image in x) == sorted(
-        image.mean().item() for x in sampled for image in x
-    )
+    names = [name for batch in predictor.seen for name in batch.names]
+    usable = [row.image for row in rows if row.error is None]
+    drawn = [name for name in sample_names(images) if name in usable]
+    assert 16 <= len(names) < len(drawn)  # no difference is settled at once
+    assert set(names) <= set(drawn)
+    for x, own in predictor.seen:
+        alone = dataclasses.replace(images, names=list(own))
+        expected = torch.cat([x for batch in iter_inputs(alone, preset_none(), execution()) for _, x in batch.groups])
+        assert torch.equal(x, expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -194,6 +202,22 @@ def test_low_precision_has_the_same_rows(folder: Path, precision: str, workers: 
     assert predictor.summary().images == 23
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_calibrated_images_go_through_once(folder: Path, workers: int) -> None:
+    """Each image has its two passes in low precision once, those that it was calibrated on among them."""
+    images, low = find_images(folder), Counting()
+    predictor = Predictor(
+        PerturbedClassifier(Brightness(), COUNTS, eps=0.05),
+        PerturbedClassifier(low, COUNTS, eps=0.05),
+        precision="auto",
+    )
+    batches = iter_predictions(predictor, images, preset_none(), execution(workers=workers))
+    rows = [row for batch in batches for row in batch]
+    assert rows == predict(images)
+    assert low.images == 2 * sum(row.error is None for row in rows)
+    assert predictor.summary().sampled >= 16
+
+
 def test_slices_of_a_list_are_what_the_whole_is(folder: Path) -> None:
     """Slices predicted apart, calibrated alike, have the rows of one run, and their tallies add up to its own."""
     images = find_images(folder)
@@ -201,11 +225,11 @@ def test_slices_of_a_list_are_what_the_whole_is(folder: Path) -> None:
     whole = Predictor(debiased, debiased, precision="auto")
     rows = [row for part in iter_predictions(whole, images, preset_none(), execution()) for row in part]
     calibrated = Predictor(debiased, debiased, precision="auto")
-    engine.calibrate(calibrated, images, preset_none(), execution())
-    parts, sums = [], Tally()
+    engine.calibrate(calibrated, images, preset_none(), execution(), whole=True)
+    parts, sums = [], calibrated.state().tally
     for start in (16, 0):
         predictor = Predictor(debiased, debiased, precision="auto")
-        predictor.restore(calibrated.state())
+        predictor.restore(dataclasses.replace(calibrated.state(), tally=Tally()))
         part = dataclasses.replace(images, names=images.names[start : start + 16])
         found = iter_predictions(predictor, part, preset_none(), execution(), start=start)
         parts[:0] = [row for batch in found for row in batch]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from imbalance_perturb import ClassCounts, PerturbedClassifier
 from imbalance_perturb.errors import ModelGradientError, SettingsError
-from imbalance_perturb.inference.predictor import FEWEST_CALIBRATED, Predicted, Predictor
+from imbalance_perturb.inference.calibration import FEWEST_CALIBRATED, BothWays, Sampled, Shortcuts, settle
+from imbalance_perturb.inference.predicted import Predicted
+from imbalance_perturb.inference.predictor import Predictor
 from imbalance_perturb.inference.sampling import START
 from imbalance_perturb.inference.stopwatch import Stopwatch
+from imbalance_perturb.predictions.run_state import Tally
 
 COUNTS = ClassCounts(("a", "b", "c", "d"), (900, 300, 90, 10))
 FEATURES = 12
@@ -64,9 +67,14 @@ def corrected(network: nn.Module, *, eps: float = 0.02, tau: float = 0.0) -> Per
     return PerturbedClassifier(network, COUNTS, eps=eps, tau=tau)
 
 
+def others(x: Tensor) -> list[Sampled]:
+    """Images to calibrate on that are none of the run."""
+    return [Sampled(part, [None] * len(part)) for part in x.split(16)]
+
+
 def predict(predictor: Predictor, x: Tensor, batch: int = 32) -> Predicted:
     if predictor.needs_calibration:
-        predictor.calibrate(inputs(64, seed=99).split(16))
+        predictor.calibrate(others(inputs(64, seed=99)), fewest=32)
     parts = [predictor.predict(part) for part in x.split(batch)]
     return Predicted(*(torch.cat(found) for found in zip(*parts, strict=True)))
 
@@ -105,7 +113,7 @@ def test_auto_gives_the_references_labels(tau: float) -> None:
     summary = predictor.summary()
     assert 0.01 < summary.share_recomputed < 0.2
     assert summary.recomputed == int(found.refined.sum())
-    assert (summary.calibrated_on, summary.corrected) == (64, 4000)
+    assert (summary.calibrated_on, summary.corrected) == (32, 4000)  # of 64: the bounds are settled then
     # What was recomputed is the reference's own answer, both halves of it.
     base, logits = reference.predict_both(x[found.refined])
     torch.testing.assert_close(found.base[found.refined], base)
@@ -182,7 +190,7 @@ def test_close_calls_only_gives_the_labels_of_correcting_all(precision: str, tau
     assert summary.corrected == int(found.corrected.sum())
     left = ~found.corrected
     torch.testing.assert_close(found.logits[left], reference.adjust(found.base[left]))
-    assert summary.sampled > 50
+    assert summary.sampled > 40
     assert summary.agreed >= summary.sampled - 1
     if precision == "bf16":
         # 64 and the sample besides: the plain pass of all, a gradient pass and a final one of the close calls.
@@ -242,8 +250,107 @@ def test_calibration_passes_over_what_fails() -> None:
     xs = inputs(64, seed=99)
     xs[:, 0] = (2 * xs[:, 0]).round() / 2 + 0.25  # no step crosses a limit
     predictor = Predictor(corrected(NanFor(network, 1.5)), corrected(NanFor(network, 1.0)), precision="auto")
-    predictor.calibrate([xs])
+    predictor.calibrate([Sampled(xs, [None] * 64)])
     assert predictor.summary().calibrated_on == int((xs[:, 0] <= 1.0).sum())
+
+
+NAMES = [f"{index}.png" for index in range(320)]
+
+
+def run_of_320(predictor: Predictor, x: Tensor, names: list[str] | None) -> Predicted:
+    """Calibrated on 64 of its own images, and predicted with batches of 32."""
+    order = torch.randperm(320, generator=torch.Generator().manual_seed(1))[:64].tolist()
+    predictor.compared = frozenset(NAMES[index] for index in order)
+    drawn = [order[start : start + 16] for start in range(0, 64, 16)]
+    predictor.calibrate(
+        (Sampled(x[part], [NAMES[index] if names else None for index in part]) for part in drawn), fewest=32
+    )
+    parts = [
+        predictor.predict(x[start : start + 32], names=names and names[start : start + 32])
+        for start in range(0, 320, 32)
+    ]
+    return Predicted(*(torch.cat(found) for found in zip(*parts, strict=True)))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.7])
+def test_calibrated_images_are_rows(tau: float) -> None:
+    """What is computed to calibrate is computed once, and rows are those of a run that was calibrated on others."""
+    network, x = Smooth(), inputs(320)
+    full, low = Noisy(network, 0.0), Noisy(network, 0.01)
+    first = Predictor(corrected(full, tau=tau), corrected(low, tau=tau), precision="auto")
+    expected = run_of_320(first, x, None)
+    before, full.images, low.images = (full.images, low.images), 0, 0
+    predictor = Predictor(corrected(full, tau=tau), corrected(low, tau=tau), precision="auto")
+    found = run_of_320(predictor, x, NAMES)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    summary, other = predictor.summary(), first.summary()
+    calibrated = summary.calibrated_on
+    assert 32 <= calibrated <= 64
+    # An image's two passes in low precision once, and those in full of the calibrated and of close calls alone.
+    assert low.images == 2 * 320
+    close = int(found.refined.sum())
+    assert summary.recomputed == other.recomputed == close > 0
+    assert full.images <= 2 * (calibrated + close + 320 // 32)
+    assert before[1] - low.images == 2 * calibrated
+    assert (summary.images, summary.corrected) == (other.images, other.corrected) == (320, 320)
+    # Those of the calibrated that are no close calls were compared; the others are no images of that run.
+    assert summary.sampled - other.sampled == pytest.approx(calibrated * (1 - summary.share_recomputed), abs=6)
+    assert summary.agreed == summary.sampled
+
+
+def test_a_precision_that_is_given_up_has_its_rows() -> None:
+    """Where low precision is no use, the calibrated images' rows are those of the full computation, computed once."""
+    network, x = Smooth(), inputs(320)
+    full = Noisy(network, 0.0)
+    reference = corrected(full, eps=0.5)
+    predictor = Predictor(reference, corrected(Noisy(network, 2.0), eps=0.5), precision="auto")
+    found = run_of_320(predictor, x, NAMES)
+    assert full.images == 2 * 320
+    torch.testing.assert_close(found.logits, reference.predict_both(x)[1])
+    assert (predictor.summary().sampled, predictor.summary().recomputed) == (0, 0)
+
+
+def test_calibration_ends_when_bounds_are_settled() -> None:
+    """Errors alike end it with the fewest; where few images have most of the error, it goes on to the last."""
+    network = Smooth()
+
+    class Rarely(Noisy):
+        def forward(self, x: Tensor) -> Tensor:
+            found = super().forward(x)
+            hit = (1e4 * x.detach().sum(1, keepdim=True)).cos() > 0.99  # some 5 in 100
+            return found + 100 * self.size * hit * torch.tensor([1.0, -1.0, 0.5, -0.5])
+
+    taken = []
+    for low in (Noisy(network, 0.001), Rarely(network, 0.001)):
+        predictor = Predictor(corrected(network), corrected(low), precision="auto")
+        batches = iter(others(inputs(256, seed=5)))
+        predictor.calibrate(batches, fewest=64)
+        taken.append(256 - 16 * len(list(batches)))
+        assert predictor.summary().calibrated_on == taken[-1]
+    assert taken == [64, 256]
+
+
+def test_what_calibrated_images_tell_is_the_truth() -> None:
+    """Over many calibrations the share of labels missed that they tell is about that of all other images."""
+    network, x = Smooth(), inputs(20_000)
+    reference, low = corrected(network), corrected(Noisy(network, 0.1))
+    both = BothWays(*reference.predict_both(x), *low.predict_both(x))
+    shortcuts = Shortcuts(reference, "bf16", close_calls_only=False)
+    everything = torch.ones(len(x), dtype=torch.bool)
+    missed = (both.base.argmax(1) != both.full_base.argmax(1)) | (both.logits.argmax(1) != both.full.argmax(1))
+    taken, same = shortcuts.compare(both)
+    assert torch.equal(~same.all(1), missed)
+    assert taken.all()
+    # With bounds: those of others decide, whose close calls are not counted.
+    careful = replace(shortcuts, precision="auto")
+    taken, same = careful.compare(both)
+    doubtful = careful.doubtful(careful.measure(both), both.base, both.logits)
+    assert (taken != ~doubtful).double().mean() < 0.005
+    assert torch.equal(same.all(1), ~missed)
+    _, _, tally = settle(both, everything, careful)
+    assert (tally.sampled, tally.agreed) == (int(taken.sum()), int((taken & ~missed).sum()))
+    assert settle(both, ~everything, careful)[2] == Tally()
 
 
 @pytest.mark.parametrize("images", [0, FEWEST_CALIBRATED - 1])
@@ -252,7 +359,7 @@ def test_too_few_to_calibrate_on_means_the_reference(images: int) -> None:
     network, x = Smooth(), inputs(100)
     reference = corrected(network)
     predictor = Predictor(reference, corrected(Noisy(network, 0.5)), precision="auto", close_calls_only=True)
-    predictor.calibrate([inputs(images)] if images else [])
+    predictor.calibrate(others(inputs(images)) if images else [])
     found = predictor.predict(x)
     assert torch.equal(found.logits, reference.predict_both(x)[1])
     summary = predictor.summary()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from imbalance_perturb.config.settings import DebiasSettings, ModelSettings, PreprocessSettings, RunSettings, Settings
 from imbalance_perturb.data.image_files import ImageList, find_images
 from imbalance_perturb.errors import OutputFileError, SettingsError
-from imbalance_perturb.inference.engine import iter_inputs
+from imbalance_perturb.inference.input_stream import iter_inputs
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.selection import sweep as sweep_module

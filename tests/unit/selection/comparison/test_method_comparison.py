@@ -14,7 +14,7 @@ from imbalance_perturb.config.settings import ModelSettings, PreprocessSettings,
 from imbalance_perturb.data.demo_files import write_demo
 from imbalance_perturb.data.labels import find_labelled_images
 from imbalance_perturb.errors import LabelsError, SettingsError
-from imbalance_perturb.inference.engine import iter_inputs
+from imbalance_perturb.inference.input_stream import iter_inputs
 from imbalance_perturb.inference.pipeline import load_pipeline
 from imbalance_perturb.method.perturbation import LossSpec
 from imbalance_perturb.models.last_layer import LastLayer, find_last_layer
