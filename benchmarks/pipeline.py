@@ -78,6 +78,7 @@ class FromMemory:
         *,
         takes_turns: bool,
         image_timeout: float = IMAGE_TIMEOUT,
+        pinned: bool = False,
     ) -> Iterator[DecodedBatch]:
         """A batch for each slice; stacked the first time, kept from then on."""
         for names in slices:

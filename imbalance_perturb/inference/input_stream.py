@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from imbalance_perturb.data.image_files import ImageList
@@ -67,6 +66,7 @@ def decode(
         execution.workers,
         takes_turns=execution.takes_turns,
         image_timeout=execution.image_timeout,
+        pinned=execution.device.type == "cuda",
     )
 
 
@@ -88,14 +88,8 @@ def iter_normalised(
             deep.add(*peak)
         with stopwatch.timing("normalise", execution.device):
             groups = [
-                InputGroup(positions, preprocessing.normalise(_sent(pixels, execution.device)))
+                # A copy that is waited for would keep a GPU from its other work: it is made from pinned memory.
+                InputGroup(positions, preprocessing.normalise(pixels.to(execution.device, non_blocking=True)))
                 for positions, pixels in decoded.groups
             ]
         yield InputBatch(decoded.names, decoded.errors, groups)
-
-
-def _sent(pixels: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return pixels.to(device)
-    # Only from pinned memory does a copy to the GPU overlap other work. One layout, whoever decoded.
-    return pixels.contiguous().pin_memory().to(device, non_blocking=True)

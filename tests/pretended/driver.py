@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pretend_cuda
 import torch
@@ -46,6 +47,20 @@ class _Event:
     def elapsed_time(self, other: _Event) -> float:
         """Milliseconds."""
         return 1000 * (other.at - self.at)
+
+
+def _have_pinned_memory() -> None:
+    """``torch.empty(..., pin_memory=True)``, which asks the driver."""
+    empty = torch.empty
+
+    def pinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        made: torch.Tensor = empty(*args, **kwargs)
+        if pin_memory:
+            pretend_cuda.note("pinned")
+            made._pinned = True  # type: ignore[attr-defined]
+        return made
+
+    torch.empty = pinned  # type: ignore[assignment]
 
 
 def _move_what_scripts_hold() -> None:
@@ -82,6 +97,7 @@ def main() -> None:
     # Awake from the first tensor on.
     torch.cuda.is_initialized = lambda: bool(pretend_cuda.seen)  # type: ignore[assignment]
     atexit.register(lambda: seen.write_text(json.dumps(pretend_cuda.seen)))
+    _have_pinned_memory()
     _move_what_scripts_hold()
     sys.argv = ["imbperturb", *rest]
     from imbalance_perturb.cli.app import main as run

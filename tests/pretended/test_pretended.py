@@ -107,8 +107,10 @@ def test_the_rows_are_the_cpus_with_one_wait_for_a_group(place: Place) -> None:
     assert place.labels() == place.labels("cpu.csv")
     assert "on Pretended H100 (cuda), fp32" in ended.err
     assert ended.count("host waits", "inference/predictor.py") == GROUPS
-    assert ended.count("host waits", "inference/engine.py") == 0
-    assert ended.count("beside other work", "inference/engine.py") == GROUPS
+    assert ended.count("host waits", "inference/input_stream.py") == 0
+    assert ended.count("beside other work", "inference/input_stream.py") == GROUPS
+    # Pixels are copied once before they go over: from where workers wrote them into pinned memory.
+    assert ended.count("pinned", "inference/decoding/reused_memory.py") == GROUPS
     # Mean and std, p* and eps: once for the run.
     assert ended.count("copy to the GPU that the host waits for", "data/preprocessing.py") == 2
     assert ended.count("copy to the GPU that the host waits for", "method/classifier.py") == 2
@@ -121,7 +123,7 @@ def test_in_low_precision_a_group_is_waited_for_twice(place: Place) -> None:
     assert ended.code == 0, ended.err
     assert "fp16" in ended.err
     assert GROUPS <= ended.count("host waits", "inference/predictor.py") <= 2 * GROUPS
-    assert ended.count("host waits", "inference/engine.py") == 0
+    assert ended.count("host waits", "inference/input_stream.py") == 0
 
 
 def test_the_second_of_two_gpus_has_both_halves(place: Place) -> None:

@@ -23,17 +23,23 @@ _CALLS = 3
 
 
 class Compiled(nn.Module):
-    """Two compilations of one network: with the input's gradient recorded, and without, parameters frozen in."""
+    """Two compilations of one network: with the input's gradient recorded, and without, parameters frozen in.
 
-    def __init__(self, network: nn.Module) -> None:
+    They are for batches of one shape. Others, of which a run has one at its end, are computed by the network itself: to
+    compile once more takes longer, and may fail.
+    """
+
+    def __init__(self, network: nn.Module, shape: torch.Size) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.shape = network, shape
         # One compilation each: a graph made for autograd keeps what the plain pass has no use for.
         self._recorded = torch.compile(network)
         self._plain = torch.compile(network, options={"freezing": True})
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output."""
+        if x.shape != self.shape:
+            return self.network(x)  # type: ignore[no-any-return]
         recorded = torch.is_grad_enabled() and x.requires_grad
         return (self._recorded if recorded else self._plain)(x)  # type: ignore[no-any-return]
 
@@ -51,7 +57,7 @@ def compile_network(
         least_cosine: between the gradients, down to which they count as the same.
     """
     try:
-        compiled = Compiled(source)
+        compiled = Compiled(source, x.shape)
         with full_precision(x.device), frozen_eval(network):
             expected, found = _passes(network, x), _passes(compiled, x)
             for mine, other in zip(found[0], expected[0], strict=True):

@@ -20,9 +20,14 @@ _KEPT = 3
 
 
 class ReusedMemory:
-    """Stacks arrays into tensors, in memory that nobody uses any more."""
+    """Stacks arrays into tensors, in memory that nobody uses any more.
 
-    def __init__(self) -> None:
+    Args:
+        pinned: whether it is memory that a GPU reads by itself, which torch uses again once that is done.
+    """
+
+    def __init__(self, *, pinned: bool = False) -> None:
+        self._pinned = pinned
         self._free: list[Array] = []
 
     def stack(self, arrays: Sequence[Array]) -> Tensor:
@@ -30,7 +35,12 @@ class ReusedMemory:
 
         Large ones' memory is used again once nobody has the tensor, or a part of it, any more.
         """
-        size = len(arrays) * arrays[0].nbytes
+        size, shape = len(arrays) * arrays[0].nbytes, (len(arrays), *arrays[0].shape)
+        # By numpy, whose one thread takes no core from the workers.
+        if self._pinned:
+            found = torch.empty(shape, dtype=torch.from_numpy(arrays[0]).dtype, pin_memory=True)
+            np.stack(arrays, out=found.numpy())
+            return found
         if size < _LARGE:
             return torch.from_numpy(np.stack(arrays))
         block = next((block for block in self._free if size <= block.nbytes <= 2 * size), None)
@@ -38,9 +48,8 @@ class ReusedMemory:
             block = np.empty(size, np.uint8)
         else:
             self._free = [other for other in self._free if other is not block]
-        found = block[:size].view(arrays[0].dtype).reshape(len(arrays), *arrays[0].shape)
         # Tensors hold this object, and not the block; a part of an array would hold the block alone.
-        lent = found.view()
+        lent = block[:size].view(arrays[0].dtype).reshape(shape).view()
         weakref.finalize(lent, self._give_back, block)
         return torch.from_numpy(np.stack(arrays, out=lent))
 

@@ -101,6 +101,7 @@ class Decoders:
             the image has an error.
         start_method: of the processes, as ``multiprocessing`` names it; ``None`` for the fastest that is safe in a
             process of one's own.
+        pinned: whether pixels are for a GPU, which reads them from memory of this kind while it does other work.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Decoders:
         takes_turns: bool = False,
         image_timeout: float = IMAGE_TIMEOUT,
         start_method: str | None = None,
+        pinned: bool = False,
     ) -> None:
         make_decoder = partial(_Decoder, root, preprocessing)
         if isinstance(root, RemotePath):
@@ -121,7 +123,7 @@ class Decoders:
         size = preprocessing.size
         shape = None if size is None else (preprocessing.channels, *size)
         self._pool = DecoderPool(make_decoder, workers, image_timeout, start_method, shape) if workers else None
-        self._takes_turns, self._memory = takes_turns, ReusedMemory()
+        self._takes_turns, self._memory = takes_turns, ReusedMemory(pinned=pinned)
 
     def iter_decoded(self, slices: Iterator[list[str]]) -> Iterator[DecodedBatch]:
         """Decode images, a batch for each slice, in order.
@@ -152,9 +154,12 @@ def iter_decoded(
     *,
     takes_turns: bool = False,
     image_timeout: float = IMAGE_TIMEOUT,
+    pinned: bool = False,
 ) -> Generator[DecodedBatch]:
     """Decode one list of images, a batch for each slice, in order; arguments as for :class:`Decoders`."""
-    decoders = Decoders(root, preprocessing, workers, takes_turns=takes_turns, image_timeout=image_timeout)
+    decoders = Decoders(
+        root, preprocessing, workers, takes_turns=takes_turns, image_timeout=image_timeout, pinned=pinned
+    )
     try:
         yield from decoders.iter_decoded(slices)
     finally:

@@ -66,6 +66,7 @@ class Computing:
             takes_turns=execution.takes_turns,
             image_timeout=execution.image_timeout,
             start_method=BESIDE_THREADS,  # Ray's, which run in this process
+            pinned=execution.device.type == "cuda",
         )
 
     def scout(self) -> Scouted:

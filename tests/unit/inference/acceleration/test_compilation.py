@@ -22,12 +22,14 @@ def small_network() -> nn.Module:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_compiled_passes_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits and the input's gradient of the compiled network are those of the plain one, at other batch sizes too."""
+    """Logits and the input's gradient of the compiled network are those of the plain one; others are not compiled."""
     monkeypatch.setattr(compilation, "_time", lambda call, x: 1.0)  # whether it is faster is not asked here
     network, x = small_network(), torch.randn(4, 3, 16, 16)
     compiled, reason = compile_network(network, network, x, 1e-4, 0.99)
     assert reason is None
     assert isinstance(compiled, Compiled)
+    compilations = dict(torch._dynamo.utils.counters["stats"])
+    assert compilations["unique_graphs"] >= 2
     for batch in (x, x[:1]):
         with torch.no_grad():
             torch.testing.assert_close(compiled(batch), network(batch))
@@ -36,12 +38,13 @@ def test_compiled_passes_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> No
             leaf = batch.clone().requires_grad_(True)
             gradients += torch.autograd.grad(module(leaf)[:, 1].sum(), leaf)
         torch.testing.assert_close(*gradients)
+    assert dict(torch._dynamo.utils.counters["stats"]) == compilations
 
 
 class Unstable(nn.Module):
     """Computes something else once it has been called a few times, as a wrongly compiled network might."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, _: torch.Size) -> None:
         super().__init__()
         self.network = network
 
@@ -52,7 +55,7 @@ class Unstable(nn.Module):
 class WrongBackward(nn.Module):
     """Has the network's logits, and half of their gradient lost on the way back."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, _: torch.Size) -> None:
         super().__init__()
         self.network = network
 
@@ -67,7 +70,7 @@ class WrongBackward(nn.Module):
         (Unstable, [1.0, 1.0], "its logits differ by 0.5"),
         (WrongBackward, [1.0, 1.0], "its gradient differs"),
         (nn.Identity, [1.0, 1.0], "not compiled: "),
-        (lambda network: nn.Sequential(network), [2.5, 1.0], "it takes 2.5 times as long"),
+        (lambda network, _: nn.Sequential(network), [2.5, 1.0], "it takes 2.5 times as long"),
     ],
     ids=["differs", "wrong gradient", "fails", "slower"],
 )
