@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imbalance_perturb.data.image_samples import ONE_IN
 from imbalance_perturb.inference.acceleration.optimisation import lower, optimise
 from imbalance_perturb.inference.allocator import keep_freed_memory
 from imbalance_perturb.inference.batching import usual_batch_size
@@ -82,5 +83,7 @@ def prepare(
         batch_size=batch_size,
     )
     if predictor.needs_calibration:
-        predictor.calibrate((Sampled(x, [None] * len(x)) for x in calibration.split(16)), fewest=len(calibration) // 2)
+        predictor.calibrate(
+            (Sampled(x, [None] * len(x)) for x in calibration.split(16)), ahead=len(calibration) * ONE_IN
+        )
     return Ours(predictor, path, [f"{name}: {note}" for note in predictor.summary().notes], batch_size)

@@ -129,16 +129,17 @@ class Outcome(NamedTuple):
     told: float
 
 
-def outcome(everything: BothWays, order: Tensor, shortcuts: Shortcuts) -> Outcome:
+def outcome(everything: BothWays, order: Tensor, shortcuts: Shortcuts, ahead: int) -> Outcome:
     """Calibrate on images in this order, as `predict` does, and decide on all others.
 
     Args:
         everything: the logits of all images.
         order: indices of those that may be calibrated on.
         shortcuts: of `auto`.
+        ahead: images of the run.
     """
-    taken = len(order) // 2
-    while taken < len(order) and not shortcuts.settled(_at(everything, order[:taken])):
+    taken = _LOOK
+    while taken < len(order) and not shortcuts.settled(_at(everything, order[:taken]), ahead, _LOOK):
         taken += _LOOK
     found = _at(everything, order[:taken])
     bounds = shortcuts.measure(found)
@@ -178,7 +179,7 @@ def rows(folder: Path, counts: ClassCounts, draws: int) -> Iterator[list[str]]:
             for _ in range(draws):
                 for everything in sets:
                     drawn = rng.permutation(len(everything.full))[: len(calibration_positions(run))]
-                    found.append(outcome(everything, torch.from_numpy(drawn), shortcuts))
+                    found.append(outcome(everything, torch.from_numpy(drawn), shortcuts, run))
             images, recomputed, missed, told = (np.mean(values) for values in zip(*found, strict=True))
             worst = max(one.missed for one in found)
             yield [

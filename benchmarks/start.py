@@ -2,9 +2,10 @@
 
     python benchmarks/start.py [--networks resnet50,mobilenet_v2,resnet18] [--images 1,320] [--rounds 5] [--write]
 
-For each network and number of images four commands run in turns, each a process of its own:
+For each network and number of images these commands run in turns, each a process of its own:
 
-- ``imbperturb predict``: plain and corrected predictions; and the same with ``--perturb-at auto``;
+- ``imbperturb predict``: plain and corrected predictions; the same with ``--perturb-at auto``; and, of more than one
+  image, as one process of one thread for each core, by ``--shard``, and then ``merge``;
 - an eager script: the plain prediction as most people write it, torchvision's transforms, a DataLoader, batches of 16;
 - a tuned script: the same with batch norm folded, channels-last, and bfloat16 where the CPU has it.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,8 @@ from imbalance_perturb.inference.execution import fast_dtype
 
 #: Images that differ; more are links to these.
 DISTINCT = 320
+
+SHARDS = "a process for each core"
 
 SCRIPT = """
 import sys
@@ -77,14 +81,22 @@ for path, label in zip(paths, labels):
 
 
 def commands(network: str, folder: Path, images: Path) -> dict[str, list[str]]:
-    """The four, by what they are called."""
+    """Those for more than one image, by what they are called."""
     state, script = str(folder / f"{network}.pth"), str(folder / "script.py")
     low = "fp32" if fast_dtype(torch.device("cpu")) is None else "bf16"
     ours = ["-m", "imbalance_perturb", "predict", state, str(folder / "counts.json"), str(images), "--arch", network]
-    predict = [sys.executable, *ours, "-o", str(folder / "out.csv"), "--quiet"]
+    program = [sys.executable, *ours, "--quiet", "-o"]
+    predict, cores = [*program, str(folder / "out.csv")], os.cpu_count() or 1
+    parts = [str(folder / f"out{number}.csv") for number in range(1, cores + 1)]
+    apart = [
+        f"OMP_NUM_THREADS=1 {shlex.join([*program, part, '--shard', f'{number}/{cores}'])} & "
+        for number, part in enumerate(parts, 1)
+    ]
+    merge = shlex.join([*program[:3], "merge", *parts, "-o", str(folder / "out.csv"), "--quiet"])
     return {
         "imbperturb predict": predict,
         "--perturb-at auto": [*predict, "--perturb-at", "auto"],
+        SHARDS: ["sh", "-ec", f"{''.join(apart)}wait; {merge}"],
         "eager script": [sys.executable, script, network, state, str(images), "eager", "fp32"],
         "tuned script": [sys.executable, script, network, state, str(images), "tuned", low],
     }
@@ -92,7 +104,7 @@ def commands(network: str, folder: Path, images: Path) -> dict[str, list[str]]:
 
 def run(command: list[str], folder: Path) -> float:
     """Run one to its end; returns the seconds of the processor that it and its children took."""
-    for left in folder.glob("out.*"):
+    for left in folder.glob("out*.*"):
         left.unlink()
     before = os.times()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -121,6 +133,8 @@ def main() -> None:
             for network in options.networks.split(","):
                 progress(f"{network}, {n} images")
                 ways = commands(network, folder, images)
+                if n == 1:
+                    del ways[SHARDS]
                 contenders: dict[str, Callable[[], float]] = {
                     name: partial(run, command, folder) for name, command in ways.items()
                 }
@@ -131,16 +145,19 @@ def main() -> None:
                 progress(f"{time.perf_counter() - began:.0f} s")
                 walls = [measured[name].median for name in ways]
                 processor = [sorted(measured[name].found)[options.rounds // 2] for name in ways]
-                ours, hidden, eager, tuned = walls
+                ours, hidden, eager, tuned = *walls[:2], *walls[-2:]
                 seconds = [f"{wall:.1f} ({cpu:.1f})" for wall, cpu in zip(walls, processor, strict=True)]
+                if n == 1:
+                    seconds.insert(2, "-")
                 shares = [f"{mine / theirs:.2f}" for theirs in (eager, tuned) for mine in (ours, hidden)]
                 rows.append([f"{network}, {n}", *seconds, *shares])
                 print(rows[-1], flush=True)
-    took = [f"{name}, s (of the processor)" for name in ways]
+    took = [f"{name}, s (of the processor)" for name in commands("", Path(), Path())]
     head = ["network, images", *took, "predict / eager", "hidden / eager", "predict / tuned", "hidden / tuned"]
     log.say(*table(head, rows))
     if options.write:
-        write_section("start", "Whole runs", log.lines)
+        sizes = " and ".join(options.images.split(","))
+        write_section(f"start {options.images}", f"Whole runs of {sizes} images", log.lines)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from imbalance_perturb.errors import ImageFolderError
 
 #: Images that a predictor is calibrated on at most: one in so many, between two bounds.
-ONE_IN, CALIBRATED = 32, (64, 256)
+ONE_IN, CALIBRATED = 8, (64, 256)
 
 #: Images that eps is settled on, where it is ``auto``.
 MEASURED = 64
@@ -26,7 +26,7 @@ _TOLD_OF = 50
 def calibration_positions(total: int) -> list[int]:
     """Draw at random the positions of the images that a predictor may be calibrated on, of ``total`` images.
 
-    They are taken in this order, until there are enough: at least half of them.
+    They are taken in this order, until there are enough.
     """
     fewest, most = CALIBRATED
     return random.Random(0).sample(range(total), min(total, max(fewest, min(most, total // ONE_IN))))

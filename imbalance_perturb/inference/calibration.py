@@ -6,6 +6,7 @@ the run are by what all of them do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imbalance_perturb.inference.close_calls import Reach, are_doubtful, close_bound, fit_reach, is_settled
+from imbalance_perturb.inference.close_calls import Reach, are_doubtful, close_bound, fit_reach, uncertain_share
 from imbalance_perturb.method.classifier import PerturbedClassifier
 from imbalance_perturb.predictions.run_state import Bounds, Tally
 
@@ -102,15 +103,26 @@ class Shortcuts:
             bounds.reach = fit_reach(self.reference.adjust(found.base), found.full, self.reference.target)
         return bounds
 
-    def settled(self, found: BothWays) -> bool:
-        """Whether more images would hardly move the bounds that these give."""
+    def settled(self, found: BothWays, ahead: int, more: int) -> bool:
+        """Whether bounds from these images will do.
+
+        That is, whether ``more`` images cost more to compute in full than they save: the uncertainty of the bounds,
+        for which they are wider and more of the ``ahead`` images of the run are close calls, shrinks with the root of
+        the number of images.
+        """
         found = found.some(found.finite)
-        return (
-            not self.close_calls_only
-            and len(found.full) >= FEWEST_CALIBRATED
-            and is_settled(found.base, found.full_base)
-            and is_settled(found.logits, found.full)
-        )
+        if self.close_calls_only or len(found.full) < FEWEST_CALIBRATED:
+            return False
+        # Of a few images none may be a close call where one in a hundred is.
+        known, doubtful = len(found.full), self.doubtful(self.measure(found), found.base, found.logits)
+        share = (int(doubtful.sum()) + 0.5) / (known + 1)
+        if abs(share - WORTHWHILE) < 2 * math.sqrt(share * (1 - share) / known):
+            return False  # whether it is worth while may depend on which images were drawn
+        if share > WORTHWHILE:
+            return True
+        pairs = ((found.base, found.full_base), (found.logits, found.full))
+        saved = share * max(uncertain_share(*pair) for pair in pairs) * (1 - math.sqrt(known / (known + more)))
+        return saved * ahead <= more
 
     def compare(self, found: BothWays) -> tuple[Tensor, Tensor]:
         """Compare the labels of images with those of the full computation, where the shortcuts are taken.

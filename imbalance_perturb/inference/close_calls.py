@@ -18,9 +18,6 @@ from imbalance_perturb.predictions.run_state import SAFETY, Bounds
 #: Classes behind the first that say how the correction moves logits; of a thousand classes the rest says nothing.
 NEAREST = 8
 
-#: A bound is settled once the standard error of what it is measured by is at most this share of that.
-SETTLED = 0.2
-
 
 def margins(logits: Tensor) -> Tensor:
     """Compute (N,) by how much the highest of (N, C) logits exceeds the second, at least 0; NaN where a logit is."""
@@ -31,9 +28,9 @@ def margins(logits: Tensor) -> Tensor:
 def close_bound(logits: Tensor, reference: Tensor) -> float:
     """Measure the margin of ``logits`` up to which their label may differ from that of the ``reference``.
 
-    :data:`SAFETY` times the typical error of the difference between the two top classes, plus its standard error: of
-    few images, or where few of them have most of the error, the bound is wider, and no label pays for that. The largest
-    error would do as well, but depends more on which images were drawn.
+    :data:`SAFETY` times the typical error of the difference between the two top classes and two standard errors of
+    that: where images are few, or few of them have most of the error, the bound is wider, and no label pays for that.
+    The largest error would do as well, but depends more on which images were drawn.
 
     Args:
         logits: (N, C), finite, as the cheaper computation has them.
@@ -42,13 +39,14 @@ def close_bound(logits: Tensor, reference: Tensor) -> float:
     Returns:
         At least 0, in units of a logit.
     """
-    return SAFETY * sum(_typical(_errors(logits, reference)))
-
-
-def is_settled(logits: Tensor, reference: Tensor) -> bool:
-    """Whether :func:`close_bound` of (N, C) logits would hardly be moved by more images."""
     size, error = _typical(_errors(logits, reference))
-    return error <= SETTLED * size
+    return SAFETY * (size + 2 * error)
+
+
+def uncertain_share(logits: Tensor, reference: Tensor) -> float:
+    """Of :func:`close_bound`, the share in [0, 1] by which it is wider for the standard errors."""
+    size, error = _typical(_errors(logits, reference))
+    return 2 * error / (size + 2 * error) if size else 0.0
 
 
 def _errors(logits: Tensor, reference: Tensor) -> Tensor:

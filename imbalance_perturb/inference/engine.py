@@ -45,7 +45,7 @@ class _Slices:
 
     def __init__(self, sample: Sequence[str], own: Iterator[list[str]], execution: Execution) -> None:
         self.sample = list(in_slices(sample, min(execution.batch_size, _CALIBRATION_BATCH)))
-        self.images, self.enough, self.started = len(sample), False, 0
+        self.enough, self.started = False, 0
         self._own = own
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -66,7 +66,8 @@ def calibrate(
         sample = sample_names(images)
         slices = _Slices(sample, iter(()), execution)
         with closing(decode(images, iter(slices), preprocessing, execution)) as decoded:
-            _calibrate(predictor, slices, decoded, frozenset(sample if whole else ()), preprocessing, execution)
+            own = frozenset(sample if whole else ())
+            _calibrate(predictor, slices, decoded, own, len(images.everything), preprocessing, execution)
 
 
 def _calibrate(
@@ -74,10 +75,14 @@ def _calibrate(
     slices: _Slices,
     decoded: Iterator[DecodedBatch],
     own: Collection[str],
+    ahead: int,
     preprocessing: Preprocessing,
     execution: Execution,
 ) -> None:
-    """Calibrate on the first of what is decoded; ``own``: those names of the sample that are images of the run."""
+    """Calibrate on the first of what is decoded.
+
+    ``own``: those names of the sample that are images of the run; ``ahead``: images of the list.
+    """
     taken = 0
 
     def batches() -> Iterator[Sampled]:
@@ -88,7 +93,7 @@ def _calibrate(
             for positions, x in batch.groups:
                 yield Sampled(x, [name if name in own else None for name in batch.names_of(positions)])
 
-    predictor.calibrate(batches(), fewest=slices.images // 2)
+    predictor.calibrate(batches(), ahead=ahead)
     slices.enough = True
     for _ in range(slices.started - taken):  # were decoded ahead
         next(decoded)
@@ -124,7 +129,7 @@ def iter_predictions(
     if predictor.needs_calibration:
         own = frozenset(name for name in images.names if name in predictor.compared)
         with stopwatch.timing("calibration", execution.device):
-            _calibrate(predictor, slices, decoded, own, preprocessing, execution)
+            _calibrate(predictor, slices, decoded, own, len(images.everything), preprocessing, execution)
     # A GPU computes one batch while the rows of the one before are made.
     ahead = execution.device.type == "cuda"
     waiting: list[Callable[[], list[PredictionRow]]] = []

@@ -19,7 +19,7 @@ from torch import Tensor
 from imbalance_perturb.config.settings import PRECISIONS
 from imbalance_perturb.errors import SettingsError
 from imbalance_perturb.inference.batching import Passes
-from imbalance_perturb.inference.calibration import FEWEST_CALIBRATED, BothWays, Sampled, Shortcuts, settle
+from imbalance_perturb.inference.calibration import BothWays, Sampled, Shortcuts, settle
 from imbalance_perturb.inference.predicted import Predicted, put_together
 from imbalance_perturb.inference.sampling import sample
 from imbalance_perturb.inference.stopwatch import Stopwatch
@@ -101,7 +101,7 @@ class Predictor:
         """Of the classes, in class-index order."""
         return self._reference.counts
 
-    def calibrate(self, batches: Iterable[Sampled], *, fewest: int = FEWEST_CALIBRATED) -> None:
+    def calibrate(self, batches: Iterable[Sampled], *, ahead: int) -> None:
         """Measure the bounds on images like those to come, until they are settled or no image is left.
 
         What is computed of images of the run is kept, so that their rows cost nothing more. Images that either
@@ -110,18 +110,16 @@ class Predictor:
 
         Args:
             batches: in an order that tells nothing of the images; no more are taken than are needed.
-            fewest: images that are taken in any case, usable or not.
+            ahead: images of the run.
         """
         self.needs_calibration = False
         found = BothWays(*[torch.empty(0, len(self.counts))] * 4)
         names: list[str | None] = []
-        taken = 0
         for batch in batches:
-            taken += len(batch.x)
             both, usable = self._run_both(batch.x)
             found = BothWays.joined([found, both]) if names else both
             names += [name for name, one in zip(batch.names, usable.tolist(), strict=True) if one]
-            if taken >= fewest and self._shortcuts.settled(found):
+            if self._shortcuts.settled(found, ahead, len(batch.x)):
                 break
         own = torch.tensor([name is not None for name in names], dtype=torch.bool)
         self._shortcuts, self._bounds, tally = settle(found, own, self._shortcuts)

@@ -10,9 +10,9 @@ from imbalance_perturb.files.typed_json import Count, write_typed
 from imbalance_perturb.predictions.deep_images import DeepImages
 from imbalance_perturb.predictions.rows import PredictionRow
 
-#: Bounds are this many times the typical (root mean square) difference and its standard error. On Skin7 that left 1
-#: label in 8,000 of bf16 different from fp32's at eps 0.005 in runs of 320 images, 1 in 500 at worst, and fewer in
-#: longer runs and at 0.001 (``benchmarks/rounding.py``).
+#: Bounds are this many times the typical (root mean square) difference and two standard errors of it. On Skin7 that
+#: left 1 label in 9,000 of bf16 different from fp32's at eps 0.005 in runs of 320 images, 1 in 30,000 in runs of 4,000,
+#: and a fifth of that at 0.001 (``benchmarks/rounding.py``).
 SAFETY = 3.0
 
 #: Errors that a summary holds.
