@@ -17,7 +17,7 @@ from torch import fx
 
 import imbalance_perturb
 from imbalance_perturb.config.settings import PreprocessSettings, RunSettings, Settings
-from imbalance_perturb.deployment.functional_network import make_functional
+from imbalance_perturb.deployment.functional_network import make_functional, make_plain
 from imbalance_perturb.deployment.onnx_files import NEEDED, check_packages, onnx_bytes, open_onnx, run_once
 from imbalance_perturb.deployment.program_files import make_program, program_bytes, read_program
 from imbalance_perturb.deployment.proof import Proof, TrialBatch, make_trials, prove
@@ -27,6 +27,7 @@ from imbalance_perturb.files.writing import check_output, write_whole
 from imbalance_perturb.inference.pipeline import Pipeline, load_pipeline
 from imbalance_perturb.inference.progress import LoadedPipeline, ProgressLike, as_progress
 from imbalance_perturb.method.module_state import full_precision
+from imbalance_perturb.models import LoadedClassifier
 from imbalance_perturb.models.corrected_file import SCHEMA, CardClass, CardInput, CardSource, CorrectedCard
 
 SUFFIXES = (".pt2", ".onnx")
@@ -112,11 +113,6 @@ def load_for_export(settings: Settings) -> Pipeline:
         ImbperturbError: whatever is wrong with model or counts.
     """
     debias, run = settings.debias, settings.run
-    if debias.hidden:
-        raise SettingsError(
-            f"perturb_at is {debias.perturb_at}; an exported file takes its step at the input alone: perturb_at input,"
-            " with an eps of its own"
-        )
     if debias.moves_input and isinstance(debias.eps, str):
         raise SettingsError(
             f"eps is {debias.eps}, which is found on images, and an export has none: give the number that predict says"
@@ -152,13 +148,17 @@ def trace_pipeline(pipeline: Pipeline, *, pixels: bool = False) -> Traced:
     Raises:
         ModelFileError: naming what cannot be in such a graph.
     """
-    model, preprocessing = pipeline.model, pipeline.preprocessing
+    model, preprocessing, debiased = pipeline.model, pipeline.preprocessing, pipeline.debiased
     with_pixels = preprocessing if pixels else None
     any_size = preprocessing.size is None and model.info.fixed_size is None
     trials = make_trials(pipeline.input_shape, with_pixels, any_size=any_size)
     x = trials[0]  # the largest of the usual size
     with _naming(pipeline):
-        correction = Correction(make_functional(model, x.x), pipeline.debiased, with_pixels)
+        # Where the step is at a hidden layer, of whose output the classifier is.
+        front = None if debiased.front is None else make_plain(debiased.front, x.x)
+        assert isinstance(debiased.model, LoadedClassifier)
+        logits = make_functional(debiased.model, debiased.to_stage(x.x))
+        correction = Correction(logits, debiased, with_pixels, front)
         graph = trace(correction, x.given, any_size=any_size)
         program = make_program(select_outputs(graph, len(OUTPUTS)), x.given, any_size=any_size)
     return Traced(pipeline, graph, program, trials, pixels, any_size)

@@ -49,16 +49,30 @@ def make_functional(model: LoadedClassifier, x: Tensor) -> Logits:
             f"the program in this file takes batches of {model.info.fixed_batch} alone, and an exported file takes any:"
             " export the model again with a batch size that is free, or give its state_dict"
         )
-    network = model.network
+    with torch.no_grad():
+        path = find_logits(model.network(x), len(x)).path
+    return Logits(make_plain(model.network, x, path), path, probabilities=model.info.outputs == "probabilities")
+
+
+def make_plain(network: nn.Module, x: Tensor, path: tuple[Any, ...] = ()) -> nn.Module:
+    """Make a frozen copy of a network, or of a part of one, with batch norm folded where it can be.
+
+    Args:
+        network: on the CPU; it is not changed.
+        x: a trial batch (N, ...).
+        path: to the tensor in what it returns.
+
+    Raises:
+        ModelFileError: for TorchScript that is no flat list of operations.
+    """
     with torch.no_grad():
         expected = network(x)
-        path = find_logits(expected, len(x)).path
         try:
             folded, _ = fold_batch_norm(network)
             found = folded(x)
             moved = (follow(found, path) - follow(expected, path)).abs().max()
             if not moved <= TOLERANCE * follow(expected, path).abs().max():
-                raise ValueError(f"its logits move by {moved:.2g}")
+                raise ValueError(f"its output moves by {moved:.2g}")
         except Exception as error:  # tracers run a network's own code, on symbols, which raises anything
             pass_on_device_errors(error)
             # Batch norm has a place in the graph, too; TorchScript has none but as layers.
@@ -72,4 +86,4 @@ def make_functional(model: LoadedClassifier, x: Tensor) -> Logits:
     network = network.requires_grad_(False)
     for module in network.modules():
         module.training = False
-    return Logits(network, path, probabilities=model.info.outputs == "probabilities")
+    return network

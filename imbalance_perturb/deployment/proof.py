@@ -128,9 +128,9 @@ def _compare(
         logits, base, *gradients = graph(trial.given)
         written, written_base = file(trial.given)
     what = f"batch of {len(trial.x)}"
-    plain, moved, agreed = debiased.predict_plain(trial.x), trial.x, None
+    plain, moved, agreed = debiased.predict_plain(trial.x), debiased.to_stage(trial.x), None
     if debiased.active:
-        moved, agreed = _follow(gradients, debiased, exact, trial.x, f"the graph, {what}")
+        moved, agreed = _follow(gradients, debiased, exact, moved, f"the graph, {what}")
     corrected = debiased.predict_perturbed(moved)
     scale, tolerance = float(plain.abs().max().clamp_min(1e-6)), TOLERANCE
     if exact is not None:
@@ -162,7 +162,7 @@ class _Limits(NamedTuple):
 def _follow(
     gradients: Sequence[Tensor], debiased: PerturbedClassifier, exact: PerturbedClassifier | None, x: Tensor, what: str
 ) -> tuple[Tensor, float]:
-    """Move images by the signs of the gradients, each held against autograd's where it was taken."""
+    """Move images, or what a hidden layer makes of them, by signs that are held against autograd's, step by step."""
     if len(gradients) != debiased.steps:
         own = (
             "; a network that takes signs of its own can be written as a .pt2"
@@ -207,7 +207,7 @@ def _in_float64(debiased: PerturbedClassifier, x: Tensor) -> PerturbedClassifier
     """The same correction in float64, or ``None``: a program with numbers of its own need not compute in it."""
     try:
         exact = copy.deepcopy(debiased)
-        exact.model.double()
+        exact.double()
         exact.predict_both(x.double())
     except Exception as error:  # noqa: BLE001 - whatever a network raises for a dtype
         pass_on_device_errors(error)

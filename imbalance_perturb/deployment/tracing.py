@@ -40,6 +40,7 @@ class Correction(nn.Module):
         logits: the network as a module that returns (N, C) logits.
         debiased: what is to be done with it.
         preprocessing: where pixels (N, C, H, W) are to be taken, uint8, in the place of normalised images.
+        front: where the step is at a hidden layer, the network up to there, of whose output ``logits`` are.
     """
 
     target: Tensor
@@ -52,10 +53,14 @@ class Correction(nn.Module):
     std: Tensor
 
     def __init__(
-        self, logits: nn.Module, debiased: PerturbedClassifier, preprocessing: Preprocessing | None = None
+        self,
+        logits: nn.Module,
+        debiased: PerturbedClassifier,
+        preprocessing: Preprocessing | None = None,
+        front: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.logits = logits
+        self.front, self.logits = front, logits
         self.spec = LossSpec(debiased.loss, debiased.temperature)
         self.steps = debiased.steps if debiased.active else 0
         self.clipped = debiased.clip is not None
@@ -76,10 +81,13 @@ class Correction(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return logits and base logits, (N, C) each, then the gradient (N, C, H, W) of each step."""
+        """Return logits and base logits, (N, C) each, then the gradient of each step, (N, ...) as what is moved."""
         x = images
         if self.takes_pixels:
             x = (images.to(torch.float32) / 255 - self.mean) / self.std
+        if self.front is not None:
+            with torch.no_grad():
+                x = self.front(x)
         base, gradients = None, []
         for _ in range(self.steps):
             with torch.enable_grad():

@@ -127,7 +127,9 @@ def iter_predictions(
     wanted = iter(slices)
     decoded = decode(images, wanted, preprocessing, execution) if decoders is None else decoders.iter_decoded(wanted)
     if predictor.needs_calibration:
-        own = frozenset(name for name in images.names if name in predictor.compared)
+        own = predictor.compared
+        if images.whole is not None:
+            own = frozenset(name for name in images.names if name in own)
         with stopwatch.timing("calibration", execution.device):
             _calibrate(predictor, slices, decoded, own, len(images.everything), preprocessing, execution)
     # A GPU computes one batch while the rows of the one before are made.

@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.models import get_model
 from torchvision.transforms import v2
 
+import imbalance_perturb as ip
 from tests.functional.conftest import SMALL, Workplace
 
 PREDICT = ("predict", "model.pth", "counts.json", "images", *SMALL, "--precision", "fp32")
@@ -164,12 +165,37 @@ def test_compare_has_it_as_a_method_that_predict_carries_out(workplace: Workplac
     assert "this network has no such layer" in refused
 
 
-def test_an_export_and_a_gallery_say_what_they_have(workplace: Workplace, labels: str) -> None:
-    """An exported file steps at the input alone; a gallery shows the images, of which no pixel moved."""
-    refused = workplace.fails(
-        "export", "model.pth", "counts.json", *SMALL, "--perturb-at", "stage3", "-o", "a.pt2", code=2
-    )
-    assert "an exported file takes its step at the input alone" in refused
+def test_an_exported_file_steps_there(workplace: Workplace) -> None:
+    """Its rows are those of ``predict``, it says where its step is, and what lies before is in it once."""
+    options = ("--perturb-at", "auto", "--eps", "0.05")
+    assert workplace.run(*PREDICT, *options, "-o", "own.csv").code == 0
+    ended = workplace.run("export", "model.pth", "counts.json", *SMALL, *options, "-o", "a.pt2")
+    assert ended.code == 0, ended.err
+    layer = recorded("own.csv")["settings"]["debias"]["perturb_at"]
+    assert layer not in ("auto", "input")
+    assert f"eps 0.05 in units of the output of {layer}" in ended.err
+    card = ip.read_card("a.pt2")
+    assert (card.correction.perturb_at, card.correction.eps) == (layer, 0.05)
+    module = torch.export.load("a.pt2").module()
+    made = [node for node in module.graph.nodes if "conv" in str(node.target)]
+    plain = sum(isinstance(one, torch.nn.Conv2d) for one in get_model("shufflenet_v2_x0_5", weights=None).modules())
+    assert plain < len(made) < 1.5 * plain
+    assert workplace.run("predict", "a.pt2", "counts.json", "images", "-o", "again.csv").code == 0
+    found = []
+    for name in ("own.csv", "again.csv"):
+        with Path(name).open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        labels = [(row["image"], row["base_pred"], row["pred"]) for row in rows]
+        confidences = [float(row[kind]) for row in rows for kind in ("base_confidence", "confidence")]
+        found.append((labels, confidences))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-4)
+    assert found[0][1][::2] != found[0][1][1::2]
+    assert workplace.run("verify", "again.run.json").code == 0
+
+
+def test_a_gallery_says_what_it_has(workplace: Workplace, labels: str) -> None:
+    """A gallery shows the images, of which no pixel moved."""
     shown = workplace.run("evaluate", "strong.csv", "--labels", labels, "--gallery", "2", "--report", "page.html")
     assert shown.code == 0, shown.err
     assert "moves no pixel" in Path("page.html").read_text()
