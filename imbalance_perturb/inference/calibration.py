@@ -21,6 +21,9 @@ from imbalance_perturb.predictions.run_state import Bounds, Tally
 #: Fewest images that bounds can be measured on.
 FEWEST_CALIBRATED = 16
 
+#: Images that are enough to fit how far the correction reaches, whatever the run.
+_FOR_REACH = 64
+
 #: Share of close calls from which a shortcut is given up: it would cost as much as it saves, and a few images do not
 #: describe well by how much logits move where that is much beside the margins.
 WORTHWHILE = 0.4
@@ -111,10 +114,11 @@ class Shortcuts:
         the number of images.
         """
         found = found.some(found.finite)
-        if self.close_calls_only or len(found.full) < FEWEST_CALIBRATED:
-            return False
+        known = len(found.full)
+        if self.close_calls_only or known < FEWEST_CALIBRATED:
+            return self.close_calls_only and known >= _FOR_REACH
         # Of a few images none may be a close call where one in a hundred is.
-        known, doubtful = len(found.full), self.doubtful(self.measure(found), found.base, found.logits)
+        doubtful = self.doubtful(self.measure(found), found.base, found.logits)
         share = (int(doubtful.sum()) + 0.5) / (known + 1)
         if abs(share - WORTHWHILE) < 2 * math.sqrt(share * (1 - share) / known):
             return False  # whether it is worth while may depend on which images were drawn

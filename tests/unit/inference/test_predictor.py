@@ -335,6 +335,15 @@ def test_calibration_ends_where_more_would_cost_more_than_it_saves() -> None:
     assert taken(Rarely(network, 0.003), 5_000) > taken(Noisy(network, 0.003), 5_000)
 
 
+def test_close_calls_are_told_by_64_images() -> None:
+    """However long the run is: none of them is a row."""
+    predictor = Predictor(corrected(Smooth()), close_calls_only=True)
+    batches = iter(others(inputs(256, seed=5)))
+    predictor.calibrate(batches, ahead=50_000)
+    assert predictor.summary().calibrated_on == 64
+    assert len(list(batches)) == 12
+
+
 def test_a_precision_is_not_given_up_by_chance() -> None:
     """Where some two in five images are close calls more of them decide; where few or nearly all are, the first do."""
     network, taken = Smooth(), []
