@@ -139,9 +139,9 @@ def outcome(everything: BothWays, order: Tensor, shortcuts: Shortcuts, ahead: in
         ahead: images of the run.
     """
     taken = _LOOK
-    while taken < len(order) and not shortcuts.settled(_at(everything, order[:taken]), ahead, _LOOK):
+    while taken < len(order) and not shortcuts.settled(everything.some(order[:taken]), ahead, _LOOK):
         taken += _LOOK
-    found = _at(everything, order[:taken])
+    found = everything.some(order[:taken])
     bounds = shortcuts.measure(found)
     others = torch.ones(len(everything.full), dtype=torch.bool)
     others[order[:taken]] = False
@@ -153,10 +153,6 @@ def outcome(everything: BothWays, order: Tensor, shortcuts: Shortcuts, ahead: in
         float((_differ(everything) & ~doubtful)[others].double().mean()),
         float((kept & ~same.all(1)).double().mean()),
     )
-
-
-def _at(found: BothWays, indices: Tensor) -> BothWays:
-    return BothWays(*(logits[indices] for logits in found))
 
 
 def _differ(found: BothWays) -> Tensor:

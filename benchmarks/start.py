@@ -35,7 +35,8 @@ from imbalance_perturb.inference.execution import fast_dtype
 #: Images that differ; more are links to these.
 DISTINCT = 320
 
-SHARDS = "a process for each core"
+OURS, HIDDEN, SHARDS = "imbperturb predict", "--perturb-at auto", "a process for each core"
+EAGER, TUNED = "eager script", "tuned script"
 
 SCRIPT = """
 import sys
@@ -94,11 +95,11 @@ def commands(network: str, folder: Path, images: Path) -> dict[str, list[str]]:
     ]
     merge = shlex.join([*program[:3], "merge", *parts, "-o", str(folder / "out.csv"), "--quiet"])
     return {
-        "imbperturb predict": predict,
-        "--perturb-at auto": [*predict, "--perturb-at", "auto"],
+        OURS: predict,
+        HIDDEN: [*predict, "--perturb-at", "auto"],
         SHARDS: ["sh", "-ec", f"{''.join(apart)}wait; {merge}"],
-        "eager script": [sys.executable, script, network, state, str(images), "eager", "fp32"],
-        "tuned script": [sys.executable, script, network, state, str(images), "tuned", low],
+        EAGER: [sys.executable, script, network, state, str(images), "eager", "fp32"],
+        TUNED: [sys.executable, script, network, state, str(images), "tuned", low],
     }
 
 
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="put the figures into RESULTS.md")
     options = parser.parse_args()
-    log, rows = Log(), []
+    log, rows, names = Log(), [], list(commands("", Path(), Path()))
     log.say(f"`{command_line()}`", "", describe_machine(torch.device("cpu")), "")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -143,17 +144,24 @@ def main() -> None:
                     contender()  # files in the machine's memory
                 measured = alternate(contenders, options.rounds, torch.device("cpu"))
                 progress(f"{time.perf_counter() - began:.0f} s")
-                walls = [measured[name].median for name in ways]
-                processor = [sorted(measured[name].found)[options.rounds // 2] for name in ways]
-                ours, hidden, eager, tuned = *walls[:2], *walls[-2:]
-                seconds = [f"{wall:.1f} ({cpu:.1f})" for wall, cpu in zip(walls, processor, strict=True)]
-                if n == 1:
-                    seconds.insert(2, "-")
-                shares = [f"{mine / theirs:.2f}" for theirs in (eager, tuned) for mine in (ours, hidden)]
-                rows.append([f"{network}, {n}", *seconds, *shares])
+                took = dict.fromkeys(names, "-")
+                for name, found in measured.items():
+                    took[name] = f"{found.median:.1f} ({sorted(found.found)[options.rounds // 2]:.1f})"
+                shares = [
+                    f"{measured[mine].median / measured[theirs].median:.2f}"
+                    for theirs in (EAGER, TUNED)
+                    for mine in (OURS, HIDDEN)
+                ]
+                rows.append([f"{network}, {n}", *took.values(), *shares])
                 print(rows[-1], flush=True)
-    took = [f"{name}, s (of the processor)" for name in commands("", Path(), Path())]
-    head = ["network, images", *took, "predict / eager", "hidden / eager", "predict / tuned", "hidden / tuned"]
+    head = [
+        "network, images",
+        *(f"{name}, s (of the processor)" for name in names),
+        "predict / eager",
+        "hidden / eager",
+        "predict / tuned",
+        "hidden / tuned",
+    ]
     log.say(*table(head, rows))
     if options.write:
         sizes = " and ".join(options.images.split(","))

@@ -154,11 +154,11 @@ def trace_pipeline(pipeline: Pipeline, *, pixels: bool = False) -> Traced:
     trials = make_trials(pipeline.input_shape, with_pixels, any_size=any_size)
     x = trials[0]  # the largest of the usual size
     with _naming(pipeline):
-        # Where the step is at a hidden layer, of whose output the classifier is.
-        front = None if debiased.front is None else make_plain(debiased.front, x.x)
+        # Where the step is at a hidden layer, the classifier is of its output.
+        h = debiased.to_stage(x.x)
+        front = None if debiased.front is None else make_plain(debiased.front, x.x, h)
         assert isinstance(debiased.model, LoadedClassifier)
-        logits = make_functional(debiased.model, debiased.to_stage(x.x))
-        correction = Correction(logits, debiased, with_pixels, front)
+        correction = Correction(make_functional(debiased.model, h), debiased, with_pixels, front)
         graph = trace(correction, x.given, any_size=any_size)
         program = make_program(select_outputs(graph, len(OUTPUTS)), x.given, any_size=any_size)
     return Traced(pipeline, graph, program, trials, pixels, any_size)

@@ -50,23 +50,25 @@ def make_functional(model: LoadedClassifier, x: Tensor) -> Logits:
             " export the model again with a batch size that is free, or give its state_dict"
         )
     with torch.no_grad():
-        path = find_logits(model.network(x), len(x)).path
-    return Logits(make_plain(model.network, x, path), path, probabilities=model.info.outputs == "probabilities")
+        expected = model.network(x)
+    path = find_logits(expected, len(x)).path
+    network = make_plain(model.network, x, expected, path)
+    return Logits(network, path, probabilities=model.info.outputs == "probabilities")
 
 
-def make_plain(network: nn.Module, x: Tensor, path: tuple[Any, ...] = ()) -> nn.Module:
+def make_plain(network: nn.Module, x: Tensor, expected: Any, path: tuple[Any, ...] = ()) -> nn.Module:
     """Make a frozen copy of a network, or of a part of one, with batch norm folded where it can be.
 
     Args:
         network: on the CPU; it is not changed.
         x: a trial batch (N, ...).
+        expected: what the network returns for it.
         path: to the tensor in what it returns.
 
     Raises:
         ModelFileError: for TorchScript that is no flat list of operations.
     """
     with torch.no_grad():
-        expected = network(x)
         try:
             folded, _ = fold_batch_norm(network)
             found = folded(x)

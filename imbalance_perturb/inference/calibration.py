@@ -48,7 +48,7 @@ class BothWays(NamedTuple):
     logits: Tensor
 
     def some(self, chosen: Tensor) -> BothWays:
-        """Those of the images that are true in (n,)."""
+        """Those of the images that are true in (n,), or have these indices."""
         return BothWays(*(logits[chosen] for logits in self))
 
     @property
@@ -98,7 +98,7 @@ class Shortcuts:
 
     def measure(self, found: BothWays) -> Bounds:
         """Measure the bounds, on images that have numbers."""
-        bounds = Bounds(calibrated_on=len(found.full))
+        bounds = Bounds()
         if self.precision == "auto":
             bounds.base = close_bound(found.base, found.full_base)
             bounds.corrected = close_bound(found.logits, found.full)

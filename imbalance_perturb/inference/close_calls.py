@@ -39,14 +39,13 @@ def close_bound(logits: Tensor, reference: Tensor) -> float:
     Returns:
         At least 0, in units of a logit.
     """
-    size, error = _typical(_errors(logits, reference))
-    return SAFETY * (size + 2 * error)
+    return SAFETY * sum(_typical(_errors(logits, reference)))
 
 
 def uncertain_share(logits: Tensor, reference: Tensor) -> float:
     """Of :func:`close_bound`, the share in [0, 1] by which it is wider for the standard errors."""
-    size, error = _typical(_errors(logits, reference))
-    return 2 * error / (size + 2 * error) if size else 0.0
+    size, wider = _typical(_errors(logits, reference))
+    return wider / (size + wider) if size else 0.0
 
 
 def _errors(logits: Tensor, reference: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ def _narrow_half(margin: Tensor) -> Tensor:
 
 
 def _typical(values: Tensor) -> tuple[float, float]:
-    """Root mean square of (n,) values, n at least 2, and its standard error by the delta method."""
+    """Root mean square of (n,) values, n at least 2, and two of its standard errors (by the delta method)."""
     squares = values.double().square()
     size = float(squares.mean().sqrt())
-    return size, float(squares.std()) / len(squares) ** 0.5 / (2 * size) if size else 0.0
+    return size, float(squares.std()) / len(squares) ** 0.5 / size if size else 0.0

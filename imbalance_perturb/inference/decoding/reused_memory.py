@@ -49,7 +49,7 @@ class ReusedMemory:
         else:
             self._free = [other for other in self._free if other is not block]
         # Tensors hold this object, and not the block; a part of an array would hold the block alone.
-        lent = block[:size].view(arrays[0].dtype).reshape(shape).view()
+        lent = block[:size].view(arrays[0].dtype).reshape(shape)
         weakref.finalize(lent, self._give_back, block)
         return torch.from_numpy(np.stack(arrays, out=lent))
 
